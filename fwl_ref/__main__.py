@@ -1,0 +1,142 @@
+"""The command line: ``python -m fwl_ref demo | train | evaluate | generate | golden``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import __version__, golden
+
+DATA_HELP = "'stdlib' (default), 'topics', or a UTF-8 file or folder of yours"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 if a check failed, 2 on bad input (one line says what, and how to mend it)."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+        print(f"fwl_ref: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nfwl_ref: interrupted; demo and train go on from their last checkpoint when run again", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="fwl_ref", description="Fast weight layers and dynamic evaluation, every gradient by hand.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="train a plain and a fast model on real text and compare seven ways of reading")
+    demo.add_argument("--quick", action="store_true", help="a minute's version: same output, figures that mean little")
+    demo.add_argument("--data", default="stdlib", help=DATA_HELP)
+    demo.add_argument("--out", type=Path, default=Path("results"), help="folder for table, figure and models")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser("train", help="train a model on your text; run again to resume")
+    train.add_argument("--data", default="stdlib", help=DATA_HELP)
+    train.add_argument("--out", type=Path, default=Path("results/model.npz"), help="checkpoint to write, and to resume from")
+    train.add_argument("--plain", action="store_true", help="without fast weights")
+    train.add_argument("--dialect", choices=("tf", "jax"), default="tf", help="which published program's block")
+    train.add_argument("--first-order", action="store_true", help="stop the outer gradient at the memory's values")
+    for name, default in (("steps", 600), ("batch", 4), ("window", 256), ("width", 128), ("layers", 3), ("heads", 2), ("seed", 0)):
+        train.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    train.add_argument("--rate", type=float, default=2e-3, help="peak learning rate, default 0.002")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="read documents with a trained model: static or adapting")
+    evaluate.add_argument("checkpoint", type=Path)
+    evaluate.add_argument("--data", default=None, help=f"{DATA_HELP}; left out: what the model was trained on, its test documents")
+    evaluate.add_argument("--bytes", type=int, default=None, help="read at most this much of each document")
+    evaluate.set_defaults(run=_evaluate)
+
+    generate = commands.add_parser("generate", help="sample text after a prompt, adapting to it")
+    generate.add_argument("checkpoint", type=Path)
+    generate.add_argument("--prompt", default="def ", help="text to start from, or @FILE to read it from a file")
+    generate.add_argument("--count", type=int, default=300, help="bytes to write")
+    generate.add_argument("--temperature", type=float, default=0.7)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--no-adapt", action="store_true", help="do not write sampled bytes to the fast weights")
+    generate.set_defaults(run=_generate)
+
+    cases = commands.add_parser("golden", help="cases of the block to check another implementation against")
+    golden.add_arguments(cases)
+    cases.set_defaults(run=golden.main)
+    return top
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(args.out, args.data, args.quick)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from .data import load_corpus
+    from .model import Config, check_config
+    from .train import Progress, TrainSettings, train
+
+    config = Config(
+        width=args.width, layers=args.layers, heads=args.heads, fast=not args.plain, dialect=args.dialect, first_order=args.first_order
+    )
+    settings = TrainSettings(steps=args.steps, batch=args.batch, window=args.window, rate=args.rate, seed=args.seed)
+    check_config(config)
+    start = None
+    if args.out.exists():
+        found = load_checkpoint(args.out)
+        if (found.config, found.settings, found.corpus) != (config, settings, args.data):
+            raise ValueError(f"{args.out} was trained with other settings ({found.config}, {found.settings}): give another --out")
+        start = found.progress
+        print(f"resuming {args.out} at step {start.adam.step} of {settings.steps}")
+
+    def save(progress: Progress) -> None:
+        save_checkpoint(args.out, Checkpoint(config, settings, args.data, progress))
+
+    train(load_corpus(args.data), config, settings, start=start, save=save)
+    print(f"written: {args.out}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from . import evaluate
+    from .checkpoint import load_checkpoint
+    from .data import load_corpus, load_documents
+
+    found = load_checkpoint(args.checkpoint)
+    documents = load_corpus(found.corpus).test if args.data is None else load_documents(args.data)
+    params, config, window = found.progress.params, found.config, found.settings.window
+    ways = {"static": evaluate.static(params, config, window, args.bytes)}
+    if config.fast:
+        ways = {
+            "slow weights alone": ways["static"],
+            "fast, reset every window": evaluate.fast_weights(params, config, window, args.bytes),
+            "fast, carried": evaluate.fast_weights(params, config, window, args.bytes, carried=True),
+        }
+    evaluate.print_table(documents, ways)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from .checkpoint import load_checkpoint
+    from .generate import generate
+
+    found = load_checkpoint(args.checkpoint)
+    prompt = Path(args.prompt[1:]).read_bytes() if args.prompt.startswith("@") else args.prompt.encode()
+    text = generate(
+        found.progress.params,
+        found.config,
+        prompt,
+        args.count,
+        window=found.settings.window,
+        temperature=args.temperature,
+        seed=args.seed,
+        adapt=not args.no_adapt,
+        quiet=False,
+    )
+    print((prompt[-200:] + text).decode("utf-8", "replace"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Dynamic evaluation, literally: score a segment, then take a gradient step on it (Krause et al., arXiv 1709.07432, 1904.08378).
+
+    SGD   theta_i = theta_{i-1} - eta grad L(segment_i; theta_{i-1})  +  lambda (theta_0 - theta_{i-1})
+    RMS   theta_i = theta_{i-1} - eta grad / (sqrt(MS) + eps)  +  lambda (theta_0 - theta_{i-1}) RMSnorm
+
+Loops, first-order gradients, parameters that really change. No fast weight code is imported: this is the baseline that fast weights are
+compared with, and the oracle that they are checked against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from .backend import Array, Tree, namespace
+from .checks import check_block_data, check_segment
+from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
+from .tree import add, leaves, size, tree_map
+
+
+class Rule(NamedTuple):
+    """How parameters move after a segment. A rate of 0 and a decay of 0 is static evaluation."""
+
+    rate: Tree  # eta: one float for all parameters, or a tree of step sizes
+    decay: float = 0.0  # lambda, towards theta_0
+    scale: RmsScale | None = None  # the RMS rule's frozen statistics; None = SGD
+    subset: Tree | None = None  # tree of bool: which parameters move; None = all
+
+
+class RmsScale(NamedTuple):
+    """Frozen statistics of the RMS rule, one tree entry per parameter."""
+
+    divisor: Tree  # sqrt(MS) + eps
+    norm: Tree  # RMSnorm = sqrt(MS) / mean(sqrt(MS)), unclipped
+
+
+def rms_scale(mean_square: Tree, eps: float = 0.1) -> RmsScale:
+    """The RMS rule's statistics from MS, the mean of squared gradients over training batches.   (Y.3)
+
+    ``eps`` is in units of mean(sqrt(MS)), so that it means the same for any model. Raises ValueError if no gradient was ever non-zero.
+    """
+    root = tree_map(lambda m: namespace(m).sqrt(m), mean_square)
+    mean = sum(float(namespace(r).sum(r)) for r in leaves(root)) / size(root)
+    if not mean > 0:
+        raise ValueError("the RMS rule needs squared gradients of some training batches, got all zeros: collect them first")
+    return RmsScale(tree_map(lambda r: r + eps * mean, root), tree_map(lambda r: r / mean, root))
+
+
+def mean_square(gradients: Iterable[Tree]) -> Tree:
+    """MS, the mean of squared gradients over training batches, collected beforehand and then frozen.   (Y.3)"""
+    total, count = None, 0
+    for gradient in gradients:
+        squared = tree_map(lambda g: g * g, gradient)
+        total = squared if total is None else add(total, squared)
+        count += 1
+    if total is None:
+        raise ValueError("mean_square needs the gradients of at least one training batch, got none")
+    return tree_map(lambda t: t / count, total)
+
+
+def update(theta: Tree, gradient: Tree, theta0: Tree, rule: Rule) -> Tree:
+    """theta after one segment: the SGD rule   (Y.1), or with ``rule.scale`` the RMS rule   (Y.2)."""
+
+    def sgd(p: Array, g: Array, p0: Array, rate: Any) -> Array:
+        return p - rate * g + rule.decay * (p0 - p)
+
+    def rms(p: Array, g: Array, p0: Array, rate: Any, divisor: Array, norm: Array) -> Array:
+        xp = namespace(p, norm)
+        pull = xp.where(norm * rule.decay < 1, norm * rule.decay, xp.ones_like(norm))  # RMSnorm clipped to 1 / lambda
+        return p - rate * g / divisor + pull * (p0 - p)
+
+    rates = rule.rate if isinstance(rule.rate, tuple) else tree_map(lambda _: rule.rate, theta)
+    if rule.scale is None:
+        moved = tree_map(sgd, theta, gradient, theta0, rates)
+    else:
+        moved = tree_map(rms, theta, gradient, theta0, rates, rule.scale.divisor, rule.scale.norm)
+    return moved if rule.subset is None else tree_map(lambda m, p, free: m if free else p, moved, theta, rule.subset)
+
+
+def dynamic_evaluation(theta0: Tree, segments: Iterable[Any], score: Callable, rule: Rule, theta: Tree | None = None) -> Iterator[tuple]:
+    """Score each segment with the parameters of before it, then update on it.
+
+    Parameters
+    ----------
+    score : ``score(theta, segment) -> result, gradient``, the gradient of the segment's loss at theta.
+    theta : where to start; None = theta0. Start each document at theta0 unless you mean to carry on.
+
+    Yields
+    ------
+    (result, theta) : what was scored, and the parameters after the update on it.
+    """
+    theta = theta0 if theta is None else theta
+    for segment in segments:
+        result, gradient = score(theta, segment)
+        theta = update(theta, gradient, theta0, rule)
+        yield result, theta
+
+
+def evaluate_block(
+    x: Array,
+    labels: Array,
+    weights: Array,
+    slow: SlowParameters,
+    eta: FastParameters,
+    *,
+    segment: int,
+    decay: float = 0.0,
+    n: Array | float = 1.0,
+    eps: float = 1e-6,
+    stale: bool = False,
+) -> tuple[Array, FastParameters]:
+    """Dynamic evaluation of the block alone, on given features, one set of parameters per sequence.   (Y.4)
+
+    Parameters
+    ----------
+    x, labels, weights : (B,T,D), (B,T), (B,T)
+    segment : tokens per update, L
+    n : the normalizer N, a number or one per sequence (B,)
+    stale : take every gradient at theta_0 instead of at the current parameters. With ``segment`` 1 this is what fast weights compute.
+
+    Returns
+    -------
+    logits (B,T,V), each scored before the update on its segment, and the final fast parameters with a leading batch axis.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If ``segment`` is below 1, labels are out of range, weights negative or not finite, shapes do not fit, or arrays are mixed.
+    """
+    check_segment(segment)
+    check_block_data(x, labels, weights, slow)
+    xp = namespace(x, weights, *slow)
+    fast_only = SlowParameters(*(name in FastParameters._fields for name in SlowParameters._fields))
+    rates = SlowParameters(*eta, 0.0, 0.0)
+    rule = Rule(rates, decay, subset=fast_only)
+    all_logits, finals = [], []
+    for b in range(x.shape[0]):
+        share = weights[b, ...] / (n if isinstance(n, int | float) or n.ndim == 0 else n[b])  # (T,)
+
+        def score(theta: SlowParameters, part: slice, b: int = b, share: Array = share):
+            (_, logits), res = slow_block_fwd(x[b, part, :], labels[b, part], theta, eps)
+            if stale:
+                _, res = slow_block_fwd(x[b, part, :], labels[b, part], slow, eps)
+            _, gradient = slow_block_bwd(share[part], res)
+            return logits, gradient
+
+        parts = [slice(s, min(s + segment, x.shape[1])) for s in range(0, x.shape[1], segment)]
+        rows, theta = [xp.zeros((0, slow.U.shape[1]), dtype=x.dtype, device=x.device)], slow
+        for logits, theta in dynamic_evaluation(slow, parts, score, rule):  # noqa: B007 the last theta is the answer
+            rows.append(logits)
+        all_logits.append(xp.concat(rows, axis=0))  # (T,V)
+        finals.append(theta[: len(FastParameters._fields)])
+    return xp.stack(all_logits), FastParameters(*(xp.stack(list(column)) for column in zip(*finals, strict=True)))

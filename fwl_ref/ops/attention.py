@@ -1,0 +1,86 @@
+"""Causal softmax attention, one block of queries at a time.
+
+Only the rows' log-sum-exp is kept; the backward pass recomputes the probabilities block by block, so memory grows with T and
+not with T^2 (the idea of Dao et al., arXiv 2205.14135). Keys may start earlier than queries (``P`` earlier keys of a cache), and an
+optional sliding window lets token t see the last ``window`` keys only, its own included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..backend import Array, namespace
+
+BLOCK = 128  # queries per block: 128 x 512 float32 scores of a few heads fit in a second-level cache
+
+
+class AttentionResidual(NamedTuple):
+    q: Array  # (B,H,T,K)
+    k: Array  # (B,H,P+T,K)
+    v: Array  # (B,H,P+T,K)
+    out: Array  # (B,H,T,K) gives the row sums of p dp without forming them
+    lse: Array  # (B,H,T,1) log-sum-exp of each row of scores
+    window: int | None
+
+
+def attention_fwd(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Array, AttentionResidual]:
+    """(B,H,T,K),(B,H,S,K),(B,H,S,K)->(B,H,T,K)   o_t = sum_s p_ts v_s,  p_t = softmax(q_t . k_s / sqrt K)   (A.1)"""
+    xp = namespace(q, k, v)
+    if q.shape[2] == 0:  # no rows, and with no keys either there is no largest score
+        return q, AttentionResidual(q, k, v, q, q[..., :1], window)
+    outs, lses = [], []
+    for rows, cols in _blocks(q.shape[2], k.shape[2], window):
+        scores = _scores(q, k, rows, cols, window)  # (B,H,R,C)
+        top = xp.max(scores, axis=-1, keepdims=True)  # (B,H,R,1)
+        scores -= top
+        p = xp.exp(scores)  # (B,H,R,C)
+        total = xp.sum(p, axis=-1, keepdims=True)  # (B,H,R,1)
+        outs.append(xp.matmul(p, v[:, :, cols, :]) / total)  # (B,H,R,K)
+        lses.append(top + xp.log(total))  # (B,H,R,1)
+    out, lse = xp.concat(outs, axis=2), xp.concat(lses, axis=2)
+    return out, AttentionResidual(q, k, v, out, lse, window)
+
+
+def attention_bwd(dout: Array, res: AttentionResidual) -> tuple[Array, Array, Array]:
+    """Adjoint of attention_fwd.   (A.2)"""
+    xp = namespace(dout, res.q)
+    q, k, v, out, lse, window = res
+    scale = q.shape[-1] ** -0.5
+    dqs, dk, dv = [], xp.zeros_like(k), xp.zeros_like(v)
+    for rows, cols in _blocks(q.shape[2], k.shape[2], window):
+        # forward: p = exp(scores - lse)
+        p = _scores(q, k, rows, cols, window)  # (B,H,R,C)
+        p -= lse[:, :, rows, :]
+        p = xp.exp(p)
+        do = dout[:, :, rows, :]  # (B,H,R,K)
+        # forward: out = p v
+        dv[:, :, cols, :] += xp.matmul(xp.matrix_transpose(p), do)  # (B,H,C,K)
+        dp = xp.matmul(do, xp.matrix_transpose(v[:, :, cols, :]))  # (B,H,R,C)
+        # forward: p = softmax(scores); its Jacobian diag(p) - p p^T is symmetric, and p . dp = out . dout
+        dp -= xp.sum(do * out[:, :, rows, :], axis=-1, keepdims=True)
+        dp *= p  # becomes dscores
+        # forward: scores = q k^T / sqrt(K)
+        dqs.append(xp.matmul(dp, k[:, :, cols, :]) * scale)  # (B,H,R,K)
+        dk[:, :, cols, :] += xp.matmul(xp.matrix_transpose(dp), q[:, :, rows, :] * scale)  # (B,H,C,K)
+    return xp.concat(dqs, axis=2), dk, dv
+
+
+def _blocks(length: int, keys: int, window: int | None) -> Iterator[tuple[slice, slice]]:
+    """Query rows and the key columns that any of them may see: blocks above the diagonal are never formed."""
+    past = keys - length
+    for start in range(0, max(length, 1), BLOCK):
+        stop = min(start + BLOCK, length)
+        first = 0 if window is None else max(0, past + start - window + 1)
+        yield slice(start, stop), slice(first, past + stop)
+
+
+def _scores(q: Array, k: Array, rows: slice, cols: slice, window: int | None) -> Array:
+    """(B,H,R,C) q . k / sqrt(K), minus infinity where the query may not look"""
+    xp = namespace(q, k)
+    scores = xp.matmul(q[:, :, rows, :] * q.shape[-1] ** -0.5, xp.matrix_transpose(k[:, :, cols, :]))  # (B,H,R,C)
+    past = k.shape[2] - q.shape[2]
+    t = xp.arange(past + rows.start, past + rows.stop, device=q.device)[:, None]  # (R,1)
+    s = xp.arange(cols.start, cols.stop, device=q.device)[None, :]  # (1,C)
+    seen = s <= t if window is None else (s <= t) & (s > t - window)  # (R,C)
+    return xp.where(seen, scores, -xp.inf)

@@ -1,0 +1,28 @@
+"""Token embedding. The adjoint of a gather is a scatter-add, written as a one-hot product: deterministic on every backend."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backend import Array, namespace
+
+
+class EmbeddingResidual(NamedTuple):
+    tokens: Array  # (...) integers
+    vocabulary: int
+
+
+def embedding_fwd(table: Array, tokens: Array) -> tuple[Array, EmbeddingResidual]:
+    """(V,D),(...)->(...,D)   y = table[token]   (E.1)"""
+    xp = namespace(table)
+    y = xp.take(table, xp.reshape(tokens, (-1,)), axis=0)  # (N,D)
+    return xp.reshape(y, (*tokens.shape, table.shape[1])), EmbeddingResidual(tokens, table.shape[0])
+
+
+def embedding_bwd(dy: Array, res: EmbeddingResidual) -> Array:
+    """Adjoint of embedding_fwd with respect to the table.   (E.2)"""
+    xp = namespace(dy)
+    # forward: y = onehot(token) table
+    index = xp.arange(res.vocabulary, dtype=res.tokens.dtype, device=res.tokens.device)  # (V,)
+    onehot = index[:, None] == xp.reshape(res.tokens, (1, -1))  # (V,N)
+    return xp.matmul(xp.astype(onehot, dy.dtype), xp.reshape(dy, (onehot.shape[1], dy.shape[-1])))  # (V,D)

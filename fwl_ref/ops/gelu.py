@@ -1,0 +1,48 @@
+"""GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415), the activation of the transformer's MLP.
+
+The slow pass stops at the features, so the trunk is differentiated once and this op needs no second backward.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backend import Array, namespace
+
+_SLOPE = 0.7978845608028654  # sqrt(2 / pi)
+_CUBIC = 0.044715
+
+
+class GeluResidual(NamedTuple):
+    x: Array  # (...)
+    t: Array  # (...) tanh(...), the expensive part
+
+
+def gelu_fwd(x: Array) -> tuple[Array, GeluResidual]:
+    """(...)->(...)   y = x (1 + t) / 2,  t = tanh(sqrt(2/pi) (x + 0.044715 x^3))   (G.1)"""
+    xp = namespace(x)
+    u = x * x  # (...)
+    u *= _SLOPE * _CUBIC
+    u += _SLOPE
+    u *= x
+    t = xp.tanh(u)  # (...)
+    y = t + 1  # (...)
+    y *= x
+    y *= 0.5
+    return y, GeluResidual(x, t)
+
+
+def gelu_bwd(dy: Array, res: GeluResidual) -> Array:
+    """Adjoint of gelu_fwd.   (G.2)"""
+    x, t = res
+    # forward: y = x (1 + t) / 2,  t = tanh(u),  u = sqrt(2/pi) (x + 0.044715 x^3)
+    slope = x * x  # (...) becomes dy/dx, one buffer: this line is hot
+    slope *= 3 * _SLOPE * _CUBIC
+    slope += _SLOPE  # du/dx
+    slope *= x
+    slope *= 1 - t * t  # x dt/dx
+    slope += t
+    slope += 1
+    slope *= 0.5
+    slope *= dy
+    return slope

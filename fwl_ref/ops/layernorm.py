@@ -1,0 +1,79 @@
+"""Layer normalisation (Ba, Kiros and Hinton, arXiv 1607.06450), differentiated twice.
+
+With the normalised input ``n = (z - mean z) rstd`` the Jacobian of ``n`` is
+
+    L(v) = rstd (v - mean v - n mean(n v))
+
+which is symmetric. So one function serves the backward pass, and the same function serves the second backward pass. It also gives the
+derivative of everything L depends on: ``d rstd = -rstd^2 mean(n dz)`` and ``d n = L(dz)``.
+
+``gain`` and ``bias`` may be shared, (D), or one per token, (...,D): per token their gradients are per token too, which is what
+the fast weight block writes to its memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backend import Array, namespace
+
+
+class LayerNormResidual(NamedTuple):
+    n: Array  # (...,D) normalised input
+    rstd: Array  # (...,1) one over the standard deviation
+    gain: Array  # (D) or (...,D)
+
+
+def layernorm_fwd(z: Array, gain: Array, bias: Array, eps: float = 1e-5) -> tuple[Array, LayerNormResidual]:
+    """(...,D),(D),(D)->(...,D)   y = n gain + bias,  n = (z - mean z) rstd   (N.1)"""
+    xp = namespace(z, gain, bias)
+    centred = z - xp.mean(z, axis=-1, keepdims=True)  # (...,D)
+    rstd = 1 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps)  # (...,1)
+    n = centred * rstd  # (...,D)
+    return n * gain + bias, LayerNormResidual(n, rstd, gain)
+
+
+def layernorm_bwd(dy: Array, res: LayerNormResidual) -> tuple[Array, Array, Array]:
+    """Adjoint of layernorm_fwd.   (N.2)"""
+    # forward: y = n gain + bias
+    dbias = _sum_to(dy, res.gain)  # as gain
+    dgain = _sum_to(dy * res.n, res.gain)  # as gain
+    # forward: n = (z - mean z) rstd
+    dz = _jacobian(dy * res.gain, res)  # (...,D)
+    return dz, dgain, dbias
+
+
+def layernorm_bwd_bwd(g_dz: Array, g_dgain: Array, g_dbias: Array, dy: Array, res: LayerNormResidual):
+    """Adjoint of layernorm_bwd as a function of (dy, z, gain, bias).   (N.3)"""
+    xp = namespace(g_dz, dy)
+    n, rstd, gain = res
+    # backward: dbias = dy  (summed to bias's shape)
+    g_dy = g_dbias + xp.zeros_like(dy)  # (...,D)
+    # backward: dgain = dy n  (summed to gain's shape)
+    g_dy = g_dy + g_dgain * n  # (...,D)
+    g_n = g_dgain * dy  # (...,D)
+    # backward: dz = L(v),  v = dy gain;  L is symmetric, so its adjoint is L
+    v = dy * gain  # (...,D)
+    dz, lu = _jacobian(v, res), _jacobian(g_dz, res)  # (...,D)
+    g_dy = g_dy + lu * gain  # (...,D)
+    g_gain = _sum_to(lu * dy, gain)  # as gain
+    # L depends on z through rstd and n:  d rstd = -rstd^2 mean(n dz),  d n = L(dz)
+    g_z = -rstd * (n * _mean(g_dz * dz) + dz * _mean(n * g_dz) + lu * _mean(n * v))  # (...,D)
+    g_z = g_z + _jacobian(g_n, res)  # (...,D)
+    return g_dy, g_z, g_gain, None  # the bias does not enter the backward pass
+
+
+def _jacobian(v: Array, res: LayerNormResidual) -> Array:
+    """(...,D)->(...,D)   L(v) = rstd (v - mean v - n mean(n v)), symmetric in the sense <u, L(v)> = <L(u), v>"""
+    return res.rstd * (v - _mean(v) - res.n * _mean(res.n * v))
+
+
+def _mean(x: Array) -> Array:
+    """(...,D)->(...,1)"""
+    return namespace(x).mean(x, axis=-1, keepdims=True)
+
+
+def _sum_to(x: Array, target: Array) -> Array:
+    """Sum the leading axes of x (...,D) away if ``target`` is (D): the adjoint of broadcasting."""
+    extra = x.ndim - target.ndim
+    return namespace(x).sum(x, axis=tuple(range(extra))) if extra else x

@@ -1,0 +1,70 @@
+"""The block before any fast weights: the slow pass as an ordinary layer, first-order gradients only.
+
+The plain model and dynamic evaluation use it. It knows nothing of writing and reading, so it can serve as the literal side of the
+equivalence that the fast weight block claims.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .backend import Array
+from .ops.cross_entropy import CrossEntropyResidual, cross_entropy_bwd, cross_entropy_fwd
+from .ops.dense import DenseResidual, dense_bwd, dense_fwd
+from .ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
+from .ops.squared_relu import SquaredReluResidual, squared_relu_bwd, squared_relu_fwd
+
+
+class SlowParameters(NamedTuple):
+    """Parameters of the block, and (same type) their gradients."""
+
+    W1: Array  # (D,F)
+    b1: Array  # (F,)
+    W2: Array  # (F,D)
+    b2: Array  # (D,)
+    gain: Array  # (D,)
+    bias: Array  # (D,)
+    U: Array  # (D,V) unembedding, always slow
+    c: Array  # (V,)  always slow
+
+
+class FastParameters(NamedTuple):
+    """One entry per fast parameter: step sizes (scalars), accumulated gradients (state), or the parameters themselves."""
+
+    W1: Array
+    b1: Array
+    W2: Array
+    b2: Array
+    gain: Array
+    bias: Array
+
+
+class SlowBlockResidual(NamedTuple):
+    dense1: DenseResidual
+    act: SquaredReluResidual
+    dense2: DenseResidual
+    norm: LayerNormResidual
+    unembed: DenseResidual
+    loss: CrossEntropyResidual
+
+
+def slow_block_fwd(x: Array, labels: Array, p: SlowParameters, eps: float) -> tuple[tuple[Array, Array], SlowBlockResidual]:
+    """(...,D),(...)->(...),(...,V)   cross-entropy per token, and the logits   (B.1)"""
+    h, dense1 = dense_fwd(x, p.W1, p.b1)  # (...,F)
+    a, act = squared_relu_fwd(h)  # (...,F)
+    z, dense2 = dense_fwd(a, p.W2, p.b2)  # (...,D)
+    n, norm = layernorm_fwd(z, p.gain, p.bias, eps)  # (...,D)
+    logits, unembed = dense_fwd(n, p.U, p.c)  # (...,V)
+    nll, loss = cross_entropy_fwd(logits, labels)  # (...)
+    return (nll, logits), SlowBlockResidual(dense1, act, dense2, norm, unembed, loss)
+
+
+def slow_block_bwd(dnll: Array, res: SlowBlockResidual) -> tuple[Array, SlowParameters]:
+    """Adjoint of slow_block_fwd with respect to x and the parameters, gradients summed over tokens.   (B.2)"""
+    dlogits = cross_entropy_bwd(dnll, res.loss)  # (...,V)
+    dn, dU, dc = dense_bwd(dlogits, res.unembed)  # (...,D)
+    dz, dgain, dbias = layernorm_bwd(dn, res.norm)  # (...,D)
+    da, dW2, db2 = dense_bwd(dz, res.dense2)  # (...,F)
+    dh = squared_relu_bwd(da, res.act)  # (...,F)
+    dx, dW1, db1 = dense_bwd(dh, res.dense1)  # (...,D)
+    return dx, SlowParameters(dW1, db1, dW2, db2, dgain, dbias, dU, dc)

@@ -1,0 +1,78 @@
+"""The fast weight block one token at a time: predict, then reveal.
+
+    stream = stream_start(batch, slow)
+    logits, stream = stream_predict(stream, x, slow, eta, settings)         # score first ...
+    stream = stream_reveal(stream, labels, weights, slow, decay, settings)  # ... then learn what the token was
+
+The state is the sum of past gradients (faded by the decay), one entry per fast parameter and sequence, so the fast parameters are
+simply p - eta state. Nothing here uses linear attention: it is the recurrent reading of the same mathematics.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .backend import Array, namespace
+from .checks import check_labels, check_like, check_settings, check_state, check_streamable, check_weights
+from .fwl import FastSettings, write_fwd
+from .ops.dense import dense_fwd
+from .ops.layernorm import layernorm_fwd
+from .ops.squared_relu import squared_relu_fwd
+from .slow_block import FastParameters, SlowParameters
+
+
+class Stream(NamedTuple):
+    """Between tokens ``pending`` is None; between predict and reveal it holds the features that were predicted from."""
+
+    state: FastParameters  # sums of past gradients, each with a leading batch axis
+    pending: Array | None  # (B,D)
+
+
+def stream_start(batch: int, slow: SlowParameters) -> Stream:
+    """An empty memory for ``batch`` sequences."""
+    xp = namespace(*slow)
+    shapes = ((name, getattr(slow, name)) for name in FastParameters._fields)
+    return Stream(FastParameters(**{n: xp.zeros((batch, *p.shape), dtype=p.dtype, device=p.device) for n, p in shapes}), None)
+
+
+def stream_predict(stream: Stream, x: Array, slow: SlowParameters, eta: FastParameters, settings: FastSettings) -> tuple[Array, Stream]:
+    """(B,D)->(B,V)   logits for the next token from the features of this one   (F.8)
+
+    Raises ValueError without the constant normalizer, if the previous token was never revealed, or for another number of sequences than
+    the stream was started with.
+    """
+    check_settings(settings)
+    check_streamable(settings)
+    check_state(stream.state, x.shape[0], slow)
+    if stream.pending is not None:
+        raise ValueError("predict after predict: reveal the previous token's label first (weight 0 if it must not be written)")
+    xp = namespace(x, *stream.state)
+    fast = FastParameters(*(getattr(slow, n) - e * s for n, e, s in zip(FastParameters._fields, eta, stream.state, strict=True)))
+    h = xp.matmul(x[:, None, :], fast.W1)[:, 0, :] + fast.b1  # (B,F)
+    a, _ = squared_relu_fwd(h)  # (B,F)
+    z = xp.matmul(a[:, None, :], fast.W2)[:, 0, :] + fast.b2  # (B,D)
+    n, _ = layernorm_fwd(z, fast.gain, fast.bias, settings.eps)  # (B,D)
+    logits, _ = dense_fwd(n, slow.U, slow.c)  # (B,V)
+    return logits, Stream(stream.state, x)
+
+
+def stream_reveal(stream: Stream, labels: Array, weights: Array, slow: SlowParameters, decay: Array, settings: FastSettings) -> Stream:
+    """(B,),(B,)   learn what the predicted tokens were   (F.9)
+
+    Raises ValueError if nothing was predicted, if labels are out of range, weights negative, or either not one per sequence; and without
+    the constant normalizer.
+    """
+    check_settings(settings)
+    check_streamable(settings)
+    if stream.pending is None:
+        raise ValueError("reveal before predict: a token must be scored before its label is shown, or the score is not a prediction")
+    check_like(labels, stream.pending.shape[:1], "labels", "(B,)")
+    check_like(weights, stream.pending.shape[:1], "weights", "(B,)")
+    check_labels(labels, slow.U.shape[1])
+    check_weights(weights)
+    xp = namespace(stream.pending, weights)
+    (m, _), _ = write_fwd(stream.pending[:, None, :], labels[:, None], weights[:, None], slow, settings)
+    outer1 = xp.matmul(xp.matrix_transpose(m.x), m.dh)  # (B,D,F)
+    outer2 = xp.matmul(xp.matrix_transpose(m.a), m.dz)  # (B,F,D)
+    new = FastParameters(outer1, m.dh[:, 0, :], outer2, m.dz[:, 0, :], m.dgain[:, 0, :], m.dbias[:, 0, :])
+    return Stream(FastParameters(*((1 - decay) * s + g for s, g in zip(stream.state, new, strict=True))), None)

@@ -1,0 +1,384 @@
+"""The laws every op obeys, over one table of ops. A new op is one new row.
+
+y, res = fwd(*x);   d_x = bwd(dy, res) = (df/dx)^T dy;   g_dy, *g_x = bwd_bwd(*g_d_x, dy, res) = (d bwd/d(dy, x))^T g_d_x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fwl_ref.gradcheck import check_adjoint
+from fwl_ref.ops.attention import BLOCK, attention_bwd, attention_fwd
+from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
+from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_dx, dense_fwd
+from fwl_ref.ops.embedding import embedding_bwd, embedding_fwd
+from fwl_ref.ops.gelu import gelu_bwd, gelu_fwd
+from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
+from fwl_ref.ops.linear_attention import (
+    linear_attention_bwd,
+    linear_attention_chunked_bwd,
+    linear_attention_chunked_fwd,
+    linear_attention_fwd,
+    linear_attention_recurrent_bwd,
+    linear_attention_recurrent_fwd,
+)
+from fwl_ref.ops.rotary import rotary_bwd, rotary_fwd
+from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
+from fwl_ref.tree import leaves, tree_map
+from tests.strategies import generator, seeds
+from tests.tolerances import assert_bitwise, assert_close, float32_bound
+
+
+class Shape(NamedTuple):
+    batch: int
+    length: int
+    width: int
+    values: int
+
+
+class Op(NamedTuple):
+    """One row: the triple, and arguments in float64 from a shape and a seed."""
+
+    name: str
+    fwd: Callable
+    bwd: Callable  # (d_output, residual) -> one gradient per floating-point argument
+    bwd_bwd: Callable | None
+    arguments: Callable[[Shape, int], tuple]
+
+
+def _dense(n: Shape, seed: int) -> tuple:
+    draw = generator(seed)
+    return draw(n.batch, n.length, n.width), draw(n.width, n.values), draw(n.values)
+
+
+def _layernorm(per_token: bool, eps: float) -> Callable:
+    def arguments(n: Shape, seed: int) -> tuple:
+        draw, width = generator(seed), n.width + 2
+        z = draw(n.batch, n.length, width, scale=0.2) + draw(1, 1, 1) + np.arange(width) % 3  # never nearly constant
+        shape = z.shape if per_token else (width,)
+        return z, 1 + draw(*shape, scale=0.3), draw(*shape), eps
+
+    return arguments
+
+
+def _off_zero(n: Shape, seed: int) -> tuple:
+    x = generator(seed)(n.batch, n.length, n.width)
+    return (x + 0.1 * np.sign(x),)  # the squared ReLU's second derivative jumps at 0
+
+
+def _logits(n: Shape, seed: int) -> tuple:
+    labels = np.random.default_rng(seed + 1).integers(0, n.values, (n.batch, n.length))
+    return generator(seed)(n.batch, n.length, n.values, scale=2.0), labels
+
+
+def _table(n: Shape, seed: int) -> tuple:
+    tokens = np.random.default_rng(seed + 1).integers(0, n.values, (n.batch, n.length))
+    return generator(seed)(n.values, n.width), tokens
+
+
+def _heads(past: int, window: int | None, scale: float = 1.0) -> Callable:
+    def arguments(n: Shape, seed: int) -> tuple:
+        draw, keys = generator(seed), (n.batch, 2, past + n.length, n.width)
+        return draw(n.batch, 2, n.length, n.width, scale=scale), draw(*keys), draw(*keys), window
+
+    return arguments
+
+
+def _memory(keep: float, carried: bool, *chunk: int | None) -> Callable:
+    def arguments(n: Shape, seed: int) -> tuple:
+        draw = generator(seed)
+        q, k, v = (draw(n.batch, n.length, size) for size in (n.width, n.width, n.values))
+        state = draw(n.batch, n.width, n.values) if carried else None
+        return q, k, v, np.asarray(keep), state, *chunk
+
+    return arguments
+
+
+def _state_gradient(bwd: Callable, carried: bool) -> Callable:
+    """The memory's backward passes take the gradients of both outputs; without a state there is no gradient for it."""
+
+    def linear_attention_adjoint(d_output: tuple, res: Any) -> tuple:
+        gradients = bwd(*d_output, res)
+        assert carried or gradients[-1] is None
+        return gradients if carried else gradients[:-1]
+
+    return linear_attention_adjoint
+
+
+PARALLEL, CHUNKED, RECURRENT = (
+    (linear_attention_fwd, linear_attention_bwd),
+    (linear_attention_chunked_fwd, linear_attention_chunked_bwd),
+    (linear_attention_recurrent_fwd, linear_attention_recurrent_bwd),
+)
+
+
+def _linear(name: str, form: tuple, keep: float, carried: bool, *chunk: int | None) -> Op:
+    return Op(name, form[0], _state_gradient(form[1], carried), None, _memory(keep, carried, *chunk))
+
+
+OPS = [
+    Op("dense", dense_fwd, dense_bwd, dense_bwd_bwd, _dense),
+    Op("squared_relu", squared_relu_fwd, squared_relu_bwd, squared_relu_bwd_bwd, _off_zero),
+    Op("gelu", gelu_fwd, gelu_bwd, None, _off_zero),
+    Op("layernorm", layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, _layernorm(per_token=False, eps=1e-5)),
+    Op("layernorm, no epsilon", layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, _layernorm(per_token=False, eps=0.0)),
+    Op("layernorm, gain per token", layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, _layernorm(per_token=True, eps=0.3)),
+    Op("cross_entropy", cross_entropy_fwd, cross_entropy_bwd, cross_entropy_bwd_bwd, _logits),
+    Op("embedding", embedding_fwd, embedding_bwd, None, _table),
+    Op("rotary", rotary_fwd, rotary_bwd, None, lambda n, seed: (generator(seed)(n.batch, n.length, 2 * n.width), 3)),
+    Op("attention", attention_fwd, attention_bwd, None, _heads(past=0, window=None)),
+    Op("attention, window", attention_fwd, attention_bwd, None, _heads(past=0, window=2)),
+    Op("attention, cache", attention_fwd, attention_bwd, None, _heads(past=3, window=None)),
+    Op("attention, cache and window", attention_fwd, attention_bwd, None, _heads(past=3, window=2)),
+    _linear("linear attention, parallel", PARALLEL, 0.8, False),
+    _linear("linear attention, parallel, state", PARALLEL, 0.8, True),
+    _linear("linear attention, chunked", CHUNKED, 0.8, False, 2),
+    _linear("linear attention, chunked, state", CHUNKED, 1.0, True, 3),
+    _linear("linear attention, recurrent", RECURRENT, 0.8, False),
+    _linear("linear attention, recurrent, state", RECURRENT, 0.8, True),
+]
+
+every_op = pytest.mark.parametrize("op", OPS, ids=[op.name for op in OPS])
+shapes = st.builds(Shape, *(st.integers(1, high) for high in (2, 5, 4, 4)))
+small = Shape(2, 4, 3, 2)
+
+
+def run(op: Op, args: tuple, seed: int = 0) -> tuple[Any, Any, tuple, Any, tuple | None, tuple | None]:
+    """Forward, backward and second backward on random cotangents, which are moved to wherever the output lives."""
+    draw = generator(seed + 99)
+    output, res = op.fwd(*args)
+
+    def cotangent(y: Any) -> Any:
+        return _move_like(draw(*y.shape), y)
+
+    d_output = tree_map(cotangent, output)
+    gradients = op.bwd(d_output, res)
+    gradients = gradients if type(gradients) is tuple else (gradients,)
+    if op.bwd_bwd is None:
+        return output, res, gradients, d_output, None, None
+    g_gradients = tuple(cotangent(g) for g in gradients)
+    return output, res, gradients, d_output, g_gradients, op.bwd_bwd(*g_gradients, d_output, res)
+
+
+def _host(a: Any) -> np.ndarray:
+    return np.asarray(a if isinstance(a, np.ndarray | np.generic) else a.to_device(array_api_strict.Device("CPU_DEVICE")))
+
+
+def _move_like(a: np.ndarray, target: Any) -> Any:
+    if isinstance(target, np.ndarray | np.generic):
+        return np.asarray(a, dtype=target.dtype)
+    return array_api_strict.asarray(a).to_device(target.device)
+
+
+def _arrays(tree: Any) -> list:
+    return [a for a in leaves(tree) if hasattr(a, "dtype")]
+
+
+def _map_floats(f: Callable, args: tuple) -> tuple:
+    return tuple(f(a) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in args)
+
+
+@every_op
+@given(shape=shapes, seed=seeds)
+def test_backward_is_the_adjoint_of_forward_and_second_backward_of_backward(op: Op, shape: Shape, seed: int) -> None:
+    """<u, J v> = <J^T u, v>, both orders: theorem 16 for (D.1) to (D.3), (R.1) to (R.3), (N.1) to (N.3), (C.1) to (C.3), (A.1), (A.2)."""
+    check_adjoint(op.fwd, op.bwd, op.arguments(shape, seed), op.bwd_bwd, seed=seed)
+
+
+def _complex_step(f: Callable[..., Any], args: tuple, u: Any) -> list[np.ndarray]:
+    """d <u, f(args)> / d arg = Im <u, f(args + i h e)> / h, entry by entry: no subtraction, so h = 1e-30 and the error is rounding."""
+    lifted = _map_floats(lambda a: a.astype("complex128"), args)
+    gradients = []
+    for i, arg in enumerate(args):
+        if not (isinstance(arg, np.ndarray) and arg.dtype.kind == "f"):
+            continue
+        gradient = np.zeros(arg.shape)
+        for entry in np.ndindex(arg.shape):
+            moved = lifted[i].copy()
+            moved[entry] += 1e-30j
+            output = f(*lifted[:i], moved, *lifted[i + 1 :])
+            pairs = zip(_arrays(u), _arrays(output), strict=True)
+            gradient[entry] = sum(np.sum(a * np.imag(b)) for a, b in pairs) / 1e-30
+        gradients.append(gradient)
+    return gradients
+
+
+@every_op
+@given(seed=seeds)
+def test_backward_is_the_gradient_by_complex_step(op: Op, seed: int) -> None:
+    """J^T u = Im <u, f(x + i h e)> / h: theorem 16 again by a witness that shares nothing with check_adjoint. (G.2), (E.2), (P.2)"""
+    args = op.arguments(small, seed)
+    _, _, gradients, d_output, _, _ = run(op, args, seed)
+    expected = _complex_step(lambda *a: op.fwd(*a)[0], args, d_output)
+    assert len(gradients) == len(expected)
+    for i, (actual, wanted) in enumerate(zip(gradients, expected, strict=True)):
+        assert_close(actual, wanted, what=f"{op.name}, argument {i}")
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.bwd_bwd], ids=[op.name for op in OPS if op.bwd_bwd])
+@given(seed=seeds)
+def test_second_backward_is_the_gradient_of_backward_by_complex_step(op: Op, seed: int) -> None:
+    """(d bwd / d(dy, x))^T g = Im <g, bwd(dy, x + i h e)> / h: theorem 16 for (D.3), (R.3), (N.3), (C.3), full Jacobians."""
+    args = op.arguments(small, seed)
+    _, _, _, d_output, g_gradients, actual = run(op, args, seed)
+
+    def backward(dy: np.ndarray, *inputs: Any) -> Any:
+        return op.bwd(dy, op.fwd(*inputs)[1])
+
+    expected = _complex_step(backward, (d_output, *args), g_gradients)
+    assert len(actual) == len(expected)
+    for i, (a, wanted) in enumerate(zip(actual, expected, strict=True)):
+        assert_close(np.zeros_like(wanted) if a is None else a, wanted, what=f"{op.name}, argument {i}")
+
+
+def test_dense_dx_is_the_input_half_of_dense_backward() -> None:
+    """dense_dx(dy) = dense_bwd(dy)[0], bitwise.   (D.2)"""
+    args = _dense(small, 0)
+    y, res = dense_fwd(*args)
+    assert_bitwise(dense_dx(y, res), dense_bwd(y, res)[0])
+
+
+@every_op
+@given(shape=shapes, seed=seeds)
+def test_ops_are_pure(op: Op, shape: Shape, seed: int) -> None:
+    """No input, residual or cotangent is modified, and a second call gives the same bits."""
+    args = op.arguments(shape, seed)
+    saved = [a.copy() for a in _arrays(args)]
+    output, res = op.fwd(*args)
+    kept = [a.copy() for a in (*_arrays(output), *_arrays(res))]
+    first = run(op, args, seed)
+    d_output = [a.copy() for a in _arrays(first[3])]
+    op.bwd(first[3], first[1])
+    again = run(op, args, seed)
+    for what, now, before in (
+        ("inputs", _arrays(args), saved),
+        ("output and residual", [*_arrays(output), *_arrays(res)], kept),
+        ("residual after backward", [*_arrays(first[0]), *_arrays(first[1])], kept),
+        ("cotangent", _arrays(first[3]), d_output),
+        ("second run", _arrays(again), _arrays(first)),
+    ):
+        for a, b in zip(now, before, strict=True):
+            assert_bitwise(a, b, f"{op.name}: {what}")
+
+
+@every_op
+@given(shape=shapes, seed=seeds)
+def test_dtype_is_preserved_and_float32_is_float64_rounded(op: Op, shape: Shape, seed: int) -> None:
+    """dtype(f(x)) = dtype(x) for every output, residual and gradient; |f32 - f64| <= c n 2^-24."""
+    exact_args = _map_floats(lambda a: a.astype("float32").astype("float64"), op.arguments(shape, seed))
+    rounded_args = _map_floats(lambda a: a.astype("float32"), exact_args)
+    exact, rounded = run(op, exact_args, seed), run(op, rounded_args, seed)
+    for results, dtype in ((exact, "float64"), (rounded, "float32")):
+        for a in _arrays(results):
+            assert a.dtype.kind != "f" or a.dtype == dtype, f"{op.name}: {a.dtype} from {dtype}"
+    for i in (0, 2, 5):  # output, gradients, second gradients
+        for a, b in zip(_arrays(rounded[i]), _arrays(exact[i]), strict=True):
+            assert_close(a, b, float32_bound(terms=64, stages=32), op.name, scale=1.0)
+
+
+def _strided(a: np.ndarray) -> np.ndarray:
+    """The same values with gaps between them, a negative stride and the axes in Fortran order."""
+    if not a.ndim:
+        return a
+    base = np.full(tuple(2 * n for n in a.shape), np.nan, dtype=a.dtype, order="F")
+    view = base[tuple(slice(None, None, 2) for _ in a.shape)][..., ::-1]
+    view[...] = a
+    return view
+
+
+@every_op
+@given(shape=shapes, seed=seeds)
+def test_ops_accept_non_contiguous_inputs(op: Op, shape: Shape, seed: int) -> None:
+    """f(strided view of x) = f(x), both directions."""
+    args = op.arguments(shape, seed)
+    strided = _map_floats(_strided, args)
+    for i in (0, 2, 5):
+        for a, b in zip(_arrays(run(op, strided, seed)[i]), _arrays(run(op, args, seed)[i]), strict=True):
+            assert_close(a, b, what=op.name, scale=1.0)
+
+
+@every_op
+@pytest.mark.parametrize("shape", [Shape(0, 3, 4, 5), Shape(2, 0, 4, 5), Shape(0, 0, 4, 5), Shape(2, 1, 4, 5)])
+def test_empty_batch_and_empty_sequence_work(op: Op, shape: Shape) -> None:
+    """B = 0, T = 0 and T = 1: shapes of outputs and gradients follow the inputs, nothing is NaN; theorem 9 at op level."""
+    args = op.arguments(shape, 0)
+    output, _, gradients, _, _, second = run(op, args)
+    assert all(np.all(np.isfinite(a)) for a in _arrays((output, gradients, second)))
+    floats = [a.shape for a in args if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+    assert [g.shape for g in gradients] == floats
+    if shape.length == 0 or shape.batch == 0:
+        shared = [a for a in gradients if a.ndim == 0 or a.shape[0] != shape.batch]
+        assert all(np.all(a == 0) for a in shared)  # nothing was seen, so parameters do not move
+
+
+@every_op
+def test_ops_run_on_any_array_library_and_device(op: Op) -> None:
+    """f on a strict array-API library, on a device that is not the host, equals f on NumPy: no op calls NumPy by accident."""
+    device = array_api_strict.Device("device1")
+    args = op.arguments(small, 0)
+    strict_args = tuple(array_api_strict.asarray(a).to_device(device) if isinstance(a, np.ndarray) else a for a in args)
+    expected, actual = run(op, args), run(op, strict_args)
+    for i in (0, 1, 2, 5):
+        for a, b in zip(_arrays(actual[i]), _arrays(expected[i]), strict=True):
+            assert a.device == device, f"{op.name}: a result left its device"
+            assert_close(_host(a), b, what=op.name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1])
+@pytest.mark.parametrize("window", [None, 5])
+def test_blocked_attention_is_attention(length: int, window: int | None, dtype: str) -> None:
+    """o = softmax(mask(q k^T / sqrt K)) v in one piece, across the boundary of a block of queries.   (A.1), (A.2)"""
+    draw, past = generator(length), 3
+    q, dout = draw(1, 1, length, 4).astype(dtype), draw(1, 1, length, 4).astype(dtype)
+    k, v = draw(1, 1, past + length, 4).astype(dtype), draw(1, 1, past + length, 4).astype(dtype)
+    t, s = np.arange(length)[:, None] + past, np.arange(past + length)[None, :]
+    seen = (s <= t) & (s > t - (window or past + length + 1))
+    weight = np.where(seen, np.exp(q[0, 0] @ k[0, 0].T / 2), 0)
+    p = weight / weight.sum(axis=1, keepdims=True)
+    dp = dout[0, 0] @ v[0, 0].T
+    dscores = p * (dp - np.sum(p * dp, axis=1, keepdims=True)) / 2
+    out, res = attention_fwd(q, k, v, window)
+    rtol = 1e-10 if dtype == "float64" else float32_bound(terms=length)
+    for a, b in zip((out, *attention_bwd(dout, res)), (p @ v[0, 0], dscores @ k[0, 0], dscores.T @ q[0, 0], p.T @ dout[0, 0]), strict=True):
+        assert_close(a[0, 0], b, rtol)
+
+
+def test_forward_values_are_the_textbook_formulas() -> None:
+    """(D.1), (R.1), (G.1), (N.1), (C.1), (E.1), (P.1) against the formula written with loops or scalars."""
+    draw = generator(5)
+    x, w, b = draw(3, 4), draw(4, 2), draw(2)
+    assert_close(dense_fwd(x, w, b)[0], np.asarray([[sum(x[n, d] * w[d, f] for d in range(4)) + b[f] for f in range(2)] for n in range(3)]))
+    assert_close(squared_relu_fwd(x)[0], np.vectorize(lambda u: u * u if u > 0 else 0.0)(x))
+    tanh_gelu = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    assert_close(gelu_fwd(x)[0], tanh_gelu)
+    n = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    assert_close(layernorm_fwd(x, w[:, 0], w[:, 1])[0], n * w[:, 0] + w[:, 1])
+    labels = np.asarray([3, 0, 2])
+    p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    assert_close(cross_entropy_fwd(x, labels)[0], -np.log(p[np.arange(3), labels]))
+    assert_bitwise(embedding_fwd(w, labels)[0], w[labels])
+    turned = rotary_fwd(x, start=2)[0]  # (T,K): channel i turns with channel i + K/2
+    for t in range(3):
+        for i in range(2):
+            z = complex(x[t, i], x[t, i + 2]) * np.exp(1j * (t + 2) * 10000.0 ** (-2 * i / 4))
+            assert_close(turned[t, [i, i + 2]], np.asarray([z.real, z.imag]))
+
+
+def test_cross_entropy_of_huge_logits_is_finite() -> None:
+    """l(x + c) = l(x): subtracting the largest logit keeps exp from overflowing.   (C.1)"""
+    logits, labels = generator(1)(4, 5), np.asarray([0, 1, 2, 3])
+    assert_close(cross_entropy_fwd(logits + 1e5, labels)[0], cross_entropy_fwd(logits, labels)[0])
+
+
+def test_rotary_refuses_an_odd_width() -> None:
+    """Channels turn in pairs.   (P.1)"""
+    with pytest.raises(ValueError, match="even, got 3"):
+        rotary_fwd(np.ones((2, 3)))

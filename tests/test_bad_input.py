@@ -1,0 +1,435 @@
+"""Bad input: each mistake gets an error that says what must hold, what was found and what to do, and nothing is lost."""
+
+import re
+
+import array_api_strict
+import numpy as np
+import pytest
+
+from fwl_ref import train as training
+from fwl_ref.data import Document, load_corpus, training_batch, windows
+from fwl_ref.dynamic_evaluation import Rule, evaluate_block, mean_square, rms_scale
+from fwl_ref.evaluate import dynamic, dynamic_block, fast_weights, static
+from fwl_ref.fwl import FastSettings, fast_block_fwd
+from fwl_ref.model import Config, check_config, initialize, loss_and_gradient, model_fwd
+from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd
+from fwl_ref.ops.rotary import rotary_fwd
+from fwl_ref.optim import NonFiniteError, adam_init
+from fwl_ref.slow_block import FastParameters, SlowParameters
+from fwl_ref.stream import stream_predict, stream_reveal, stream_start
+from fwl_ref.train import Progress, TrainSettings, train
+from fwl_ref.tree import leaves, tree_map
+
+B, T, D, F, V = 2, 5, 4, 6, 3
+RNG = np.random.default_rng(0)
+SHAPES = {"W1": (D, F), "b1": (F,), "W2": (F, D), "b2": (D,), "gain": (D,), "bias": (D,), "U": (D, V), "c": (V,)}
+SLOW = SlowParameters(**{n: RNG.standard_normal(s) for n, s in SHAPES.items()})
+X, LABELS, WEIGHTS = RNG.standard_normal((B, T, D)), RNG.integers(0, V, (B, T)), np.ones((B, T))
+ETA, DECAY, SETTINGS = FastParameters(*(np.asarray(0.1),) * 6), np.asarray(0.01), FastSettings()
+CONFIG = Config(width=8, layers=1, heads=2)
+
+
+def block(**changes):
+    """The fast weight block on good input but for ``changes``."""
+    good = {"x": X, "labels": LABELS, "weights": WEIGHTS, "slow": SLOW, "eta": ETA, "decay": DECAY, "settings": SETTINGS}
+    return fast_block_fwd(**{**good, **changes})
+
+
+def oracle(**changes):
+    """Dynamic evaluation of the block on good input but for ``changes``."""
+    good = {"x": X, "labels": LABELS, "weights": WEIGHTS, "slow": SLOW, "eta": ETA, "segment": 2}
+    return evaluate_block(**{**good, **changes})
+
+
+def at(array, index, value):
+    """A copy with one entry changed."""
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+def state(batch):
+    """An empty memory."""
+    return stream_start(batch, SLOW).state
+
+
+def refused(error, words, action, *args, **kwargs):
+    """``action`` raises ``error`` with all ``words`` in its message."""
+    with pytest.raises(error) as caught:
+        action(*args, **kwargs)
+    for word in words:
+        assert word in str(caught.value), f"{word!r} is missing in: {caught.value}"
+
+
+# --- the block
+
+
+@pytest.mark.parametrize("run", [block, oracle])
+@pytest.mark.parametrize(("index", "value"), [((0, 1), V), ((1, 4), -1), ((1, 0), 10**6)])
+def test_labels_out_of_range_are_refused(run, index, value):
+    """The range, the label, its place, and how to pad."""
+    refused(ValueError, [f"[0, {V})", f"got {value} at index {index}", "weight 0"], run, labels=at(LABELS, index, value))
+
+
+@pytest.mark.parametrize("run", [block, oracle])
+@pytest.mark.parametrize("value", [-0.5, np.nan, np.inf])
+def test_weights_that_are_negative_or_not_finite_are_refused(run, value):
+    """The bound, the weight, its place, and what 0 means."""
+    words = ["finite and >= 0", f"got {value} at index (1, 2)", "0 leaves it out"]
+    refused(ValueError, words, run, weights=at(WEIGHTS, (1, 2), value))
+
+
+@pytest.mark.parametrize("labels", [LABELS * 1.0, LABELS > 0])
+def test_labels_that_are_not_integers_are_refused(labels):
+    """The dtype that was found."""
+    refused(TypeError, ["labels must be integers", str(labels.dtype)], block, labels=labels)
+
+
+def single(tree):
+    """The same in float32."""
+    return tree_map(lambda p: p.astype("float32"), tree)
+
+
+MIXED = {"x": single(X), "weights": single(WEIGHTS), "slow": single(SLOW), "U": SLOW._replace(U=single(SLOW.U)), "eta": single(ETA)}
+
+
+@pytest.mark.parametrize("what", MIXED)
+def test_mixed_dtypes_are_refused(what):
+    """Nothing is upcast silently; the message names both dtypes."""
+    changes = {"slow" if what == "U" else what: MIXED[what]}
+    refused(TypeError, ["one dtype", "float32", "float64", "convert one of them"], block, **changes)
+
+
+FOREIGN = {
+    "x": {"x": array_api_strict.asarray(X)},
+    "labels": {"labels": array_api_strict.asarray(LABELS)},
+    "weights": {"weights": array_api_strict.asarray(WEIGHTS)},
+    "one parameter": {"slow": SLOW._replace(U=array_api_strict.asarray(SLOW.U))},
+    "step sizes": {"eta": tree_map(array_api_strict.asarray, ETA)},
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_mixed_libraries_are_refused(what):
+    """Arrays of two libraries never meet; the message names both."""
+    refused(TypeError, ["one library", "numpy", "array_api_strict", "like()"], block, **FOREIGN[what])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x": X[0]}, ["(B,T,D)", "(5, 4)"]),
+        ({"labels": LABELS[:, 1:]}, ["labels", "(2, 5)", "(2, 4)"]),
+        ({"weights": WEIGHTS[:1]}, ["weights", "(2, 5)", "(1, 5)"]),
+        ({"x": X[..., 1:]}, ["width 3", "W1", "(4, 6)"]),
+        ({"x": X[..., :1], "settings": SETTINGS._replace(eps=0.0), "slow": SLOW._replace(W1=SLOW.W1[:1])}, ["at least 2", "eps > 0"]),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(changes, words):
+    """What was expected and what was found."""
+    refused(ValueError, words, block, **changes)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("normalizer", "mean", ["constant, sequence, batch", "'mean'"]),
+        ("constant", 0.0, ["finite and > 0", "0.0"]),
+        ("constant", np.inf, ["finite and > 0", "inf"]),
+        ("eps", -1.0, ["finite and >= 0", "-1.0"]),
+        ("chunk", 0, ["at least 1 token", "None", "got 0"]),
+        ("chunk", -4, ["at least 1 token", "got -4"]),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(setting, value, words):
+    """The block, the configuration of a model and the stream refuse the same settings with the same words."""
+    settings = SETTINGS._replace(**{setting: value})
+    refused(ValueError, words, block, settings=settings)
+    refused(ValueError, words, stream_predict, stream_start(B, SLOW), X[:, 0], SLOW, ETA, settings)
+    if setting != "eps":
+        refused(ValueError, words, check_config, CONFIG._replace(**{setting: value}))
+
+
+def test_linear_attention_refuses_chunks_of_nothing():
+    """A chunk holds at least one token."""
+    refused(ValueError, ["at least 1 token", "got 0"], linear_attention_chunked_fwd, X, X, X, np.asarray(1.0), None, 0)
+
+
+@pytest.mark.parametrize("normalizer", ["batch", "sequence"])
+def test_a_carried_state_needs_the_constant_normalizer(normalizer):
+    """Carrying, streaming and carried evaluation say why and what to use."""
+    words = ["constant", f'"{normalizer}"', 'use normalizer="constant"']
+    settings = SETTINGS._replace(normalizer=normalizer)
+    refused(ValueError, words, block, state=state(B), settings=settings)
+    refused(ValueError, words, stream_predict, stream_start(B, SLOW), X[:, 0], SLOW, ETA, settings)
+    _, pending = stream_predict(stream_start(B, SLOW), X[:, 0], SLOW, ETA, SETTINGS)
+    refused(ValueError, words, stream_reveal, pending, LABELS[:, 0], WEIGHTS[:, 0], SLOW, DECAY, settings)
+    config = CONFIG._replace(normalizer=normalizer)
+    document = Document("d", np.arange(30, dtype="uint8"))
+    refused(ValueError, words, lambda: fast_weights(initialize(config), config, 8, carried=True)(document))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_state_of_another_batch_size_is_refused(batch):
+    """One matrix per sequence: neither broadcast nor cut."""
+    refused(ValueError, [f"({batch}, 4, 6)", "(2, 4, 6)", "per sequence"], block, state=state(batch))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_stream_refuses_another_batch_size(batch):
+    """Features, labels and weights must be of as many sequences as the stream was started with: a stream of one is not broadcast."""
+    refused(ValueError, [str(B), str(batch), "sequence"], stream_predict, stream_start(batch, SLOW), X[:, 0], SLOW, ETA, SETTINGS)
+    _, pending = stream_predict(stream_start(B, SLOW), X[:, 0], SLOW, ETA, SETTINGS)
+    labels, weights = np.zeros(batch, dtype="int64"), np.ones(batch)
+    refused(ValueError, [str(B), str(batch)], stream_reveal, pending, labels, WEIGHTS[:, 0], SLOW, DECAY, SETTINGS)
+    refused(ValueError, [str(B), str(batch)], stream_reveal, pending, LABELS[:, 0], weights, SLOW, DECAY, SETTINGS)
+
+
+def test_revealing_before_predicting_is_refused():
+    """A label may be seen once its token is scored, and every scored token is revealed before the next; the stream is as before."""
+    start = stream_start(B, SLOW)
+    now = X[:, 0], SLOW, ETA, SETTINGS
+    shown = LABELS[:, 0], WEIGHTS[:, 0], SLOW, DECAY, SETTINGS
+    refused(ValueError, ["reveal before predict", "scored before"], stream_reveal, start, *shown)
+    logits, pending = stream_predict(start, *now)
+    refused(ValueError, ["predict after predict", "reveal", "weight 0"], stream_predict, pending, *now)
+    again = stream_reveal(pending, *shown)
+    refused(ValueError, ["reveal before predict"], stream_reveal, again, *shown)
+    assert (stream_predict(start, *now)[0] == logits).all()
+
+
+def test_a_stream_refuses_what_the_block_refuses():
+    """Labels out of range and negative weights, token by token."""
+    _, pending = stream_predict(stream_start(B, SLOW), X[:, 0], SLOW, ETA, SETTINGS)
+    words = [f"[0, {V})", f"got {V} at index (1,)"]
+    refused(ValueError, words, stream_reveal, pending, np.array([0, V]), WEIGHTS[:, 0], SLOW, DECAY, SETTINGS)
+    words = ["finite and >= 0", "got -1.0"]
+    refused(ValueError, words, stream_reveal, pending, LABELS[:, 0], -WEIGHTS[:, 0], SLOW, DECAY, SETTINGS)
+
+
+def test_a_refused_call_changes_no_argument():
+    """Arrays that an error was raised about are as they were."""
+    labels, given = at(LABELS, (0, 0), 99), [X, WEIGHTS, *SLOW]
+    before = [a.copy() for a in (*given, labels)]
+    refused(ValueError, ["99"], block, labels=labels)
+    assert all((a == b).all() for a, b in zip(before, (*given, labels), strict=True))
+
+
+# --- the model
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("what", ["tokens", "labels"])
+@pytest.mark.parametrize("value", [-1, 256])
+def test_a_model_refuses_tokens_and_labels_out_of_range(fast, what, value):
+    """Fast and plain alike: the array's name, the range, the value and its place."""
+    config, good = CONFIG._replace(fast=fast), RNG.integers(0, 256, (2, 6))
+    arrays = {"tokens": good, "labels": good} | {what: at(good, (1, 3), value)}
+    refused(
+        ValueError, [what, "[0, 256)", f"got {value} at index (1, 3)"], model_fwd, initialize(config), **arrays, weights=None, config=config
+    )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_model_refuses_bad_weights_of_the_loss(fast):
+    """Fast and plain alike, so that the two are always compared on the same loss."""
+    config, tokens = CONFIG._replace(fast=fast), RNG.integers(0, 256, (2, 6))
+    for weights, words in (
+        (at(np.ones((2, 6), "float32"), (0, 2), -1), ["finite and >= 0", "got -1.0 at index (0, 2)"]),
+        (at(np.ones((2, 6), "float32"), (0, 2), np.nan), ["finite and >= 0", "got nan at index (0, 2)"]),
+        (np.ones((2, 1), "float32"), ["weights", "(2, 6)", "(2, 1)"]),
+    ):
+        refused(ValueError, words, loss_and_gradient, initialize(config), tokens, tokens, weights, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"width": 12, "heads": 4}, ["even head width", "12 / 4 = 3", "change the width"]),
+        ({"width": 10, "heads": 4}, ["multiple of the number of heads", "width 10", "4 heads"]),
+        ({"dialect": "torch"}, ["tf, jax", "'torch'"]),
+        ({"width": 0}, ["width", "at least 1", "got 0"]),
+        ({"layers": 0}, ["layers", "at least 1", "got 0"]),
+        ({"heads": -2}, ["heads", "at least 1", "got -2"]),
+        ({"vocabulary": 0}, ["vocabulary", "at least 1", "got 0"]),
+        ({"attention_window": 0}, ["attention window", "at least 1", "got 0"]),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(changes, words):
+    """Before anything is allocated; the first setting that cannot be is named."""
+    refused(ValueError, words, initialize, CONFIG._replace(**changes))
+
+
+def test_rotary_positions_refuse_an_odd_width():
+    """Channels are rotated in pairs."""
+    refused(ValueError, ["pairs", "even", "got 3"], rotary_fwd, np.ones((2, 3)))
+
+
+# --- text
+
+
+def test_a_path_that_is_not_there_is_refused(tmp_path):
+    """The path, and what may be given instead."""
+    refused(FileNotFoundError, ["absent.txt", "stdlib", "topics", "UTF-8"], load_corpus, str(tmp_path / "absent.txt"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 200])
+def test_an_empty_or_tiny_corpus_is_refused(tmp_path, size):
+    """An empty folder, an empty file, files too short: how much is there and how much is needed."""
+    (tmp_path / "empty").mkdir()
+    refused(ValueError, ["empty or tiny", "0 documents", "256 bytes", "give more text"], load_corpus, str(tmp_path / "empty"))
+    (tmp_path / "short.txt").write_bytes(b"x" * size)
+    refused(ValueError, ["empty or tiny", "1 documents", "256 bytes", "give more text"], load_corpus, str(tmp_path / "short.txt"))
+    refused(ValueError, ["empty or tiny", "1 documents"], load_corpus, str(tmp_path))
+
+
+def test_a_corpus_too_small_to_split_is_refused(tmp_path):
+    """One file of a few kilobytes, or two documents: the size found, and what would be enough."""
+    (tmp_path / "one.txt").write_bytes(b"x" * 3000)
+    refused(ValueError, ["one document of 3000 bytes", "10240"], load_corpus, str(tmp_path / "one.txt"))
+    (tmp_path / "two.txt").write_bytes(b"y" * 3000)
+    refused(ValueError, ["2 documents", "would be empty", "three documents"], load_corpus, str(tmp_path))
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    """The file, the byte, its offset, and what to do; a folder is refused for one such file."""
+    (tmp_path / "good.txt").write_text("ü" * 500, encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"a" * 400 + "ü".encode("latin-1") + b"a" * 400)
+    for path in (tmp_path, tmp_path / "latin.txt"):
+        refused(ValueError, ["latin.txt", "not UTF-8", "0xfc", "offset 400", "convert"], load_corpus, str(path))
+
+
+def test_windows_and_batches_of_nothing_are_refused():
+    """T and B are at least 1."""
+    document = Document("d", np.arange(40, dtype="uint8"))
+    refused(ValueError, ["at least 1", "T = 0"], lambda: list(windows(document, 0)))
+    refused(ValueError, ["at least 1", "B = 0"], training_batch, (document,), 0, 8, 0, 0)
+    refused(ValueError, ["at least 1", "T = -1"], training_batch, (document,), 2, -1, 0, 0)
+
+
+# --- dynamic evaluation
+
+
+def test_a_segment_of_nothing_is_refused():
+    """At least one token, said when the method is made and not when it has read half a corpus."""
+    p, words = initialize(CONFIG), ["at least 1 token", "got 0"]
+    refused(ValueError, words, oracle, segment=0)
+    refused(ValueError, words, dynamic, p, CONFIG, 8, rule=Rule(0.1), segment=0)
+    refused(ValueError, words, dynamic_block, p, CONFIG, 8, rate=0.1, decay=0.0, segment=0)
+
+
+def test_the_rms_rule_needs_gradients():
+    """No batches, or gradients that are all zero, leave nothing to divide by."""
+    refused(ValueError, ["at least one training batch", "none"], mean_square, [])
+    refused(ValueError, ["all zeros", "collect"], rms_scale, (np.zeros(3),))
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_document_without_a_second_byte_is_refused(length):
+    """The first byte is given and not predicted, so there is nothing to score."""
+    document, p = Document("d", np.zeros(length, dtype="uint8")), initialize(CONFIG)
+    refused(ValueError, ["2 bytes"], static(p, CONFIG, 8), document)
+    refused(ValueError, ["2 bytes"], dynamic(p, CONFIG, 8, rule=Rule(0.1), segment=4), document)
+    refused(ValueError, ["2 bytes"], dynamic_block(p, CONFIG, 8, rate=0.1, decay=0.0, segment=4), document)
+
+
+# --- training
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A few short documents."""
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(6):
+        (folder / f"{i}.txt").write_text(f"line {i} of text. " * 30)
+    return load_corpus(str(folder))
+
+
+SHORT = TrainSettings(steps=4, batch=2, window=6, warmup=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 0}, ["steps", "at least 1", "got 0"]),
+        ({"batch": 0}, ["batch", "at least 1", "got 0"]),
+        ({"window": 0}, ["window", "at least 1", "got 0"]),
+        ({"rate": 0.0}, ["rate", "> 0", "got 0.0"]),
+        ({"rate": np.nan}, ["rate", "finite", "got nan"]),
+        ({"clip": -1.0}, ["clip", "> 0", "got -1.0"]),
+        ({"decay": 1.0}, ["decay", "[0, 1)", "got 1.0"]),
+    ],
+)
+def test_training_that_cannot_be_is_refused(corpus, changes, words):
+    """Before the first step."""
+    refused(ValueError, words, train, corpus, CONFIG, SHORT._replace(**changes), quiet=True)
+
+
+@pytest.mark.parametrize("name", ["embedding", "blocks", "block", "eta", "decay"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_stops_training_by_name(corpus, monkeypatch, name, value):
+    """The step and the parameter; the last good progress is what was saved, and it is finite and can be resumed."""
+    original, saved = training.loss_and_gradient, []
+
+    def poisoned(*args):
+        loss, grads, output = original(*args)
+        if len(saved) == 2:
+            grads = grads._replace(**{name: tree_map(lambda g: g * 0 + value, getattr(grads, name))})
+        return loss, grads, output
+
+    monkeypatch.setattr(training, "loss_and_gradient", poisoned)
+    words = ["step 2", f"gradient of {name}", "not finite", "Lower the learning rate"]
+    with np.errstate(all="ignore"):
+        refused(NonFiniteError, words, train, corpus, CONFIG, SHORT, save=saved.append, save_every=1, quiet=True)
+    assert [p.adam.step for p in saved] == [1, 2]
+    assert all(np.isfinite(a).all() for a in leaves(saved[-1].params))
+    monkeypatch.setattr(training, "loss_and_gradient", original)
+    assert train(corpus, CONFIG, SHORT, start=saved[-1], quiet=True).adam.step == 4
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_parameter_that_is_not_a_number_stops_training(corpus, fast):
+    """NaN in one weight: an error in that very step, with its number and a parameter that it reached; nothing is saved."""
+    config = CONFIG._replace(fast=fast)
+    p, saved = initialize(config), []
+    p = p._replace(block=p.block._replace(W1=at(p.block.W1, (0, 0), np.nan)))
+    start = Progress(p, adam_init(p), ())
+    refused(
+        NonFiniteError,
+        ["step 0", "gradient of", "not finite"],
+        train,
+        corpus,
+        config,
+        SHORT,
+        start=start,
+        save=saved.append,
+        save_every=1,
+        quiet=True,
+    )
+    assert not saved and start.adam.step == 0
+
+
+def test_a_loss_that_is_not_finite_stops_training(corpus, monkeypatch):
+    """Even if every gradient happens to be finite."""
+    original = training.loss_and_gradient
+
+    def poisoned(*args):
+        loss, grads, output = original(*args)
+        return loss * np.inf, grads, output
+
+    monkeypatch.setattr(training, "loss_and_gradient", poisoned)
+    refused(NonFiniteError, ["step 0", "loss is inf", "learning rate"], train, corpus, CONFIG, SHORT, quiet=True)
+
+
+def test_messages_have_no_placeholders(corpus):
+    """No f-string lost its f: messages of a few errors carry no braces."""
+    for action in (
+        lambda: block(labels=LABELS + V),
+        lambda: block(settings=SETTINGS._replace(chunk=0)),
+        lambda: initialize(CONFIG._replace(heads=3)),
+        lambda: load_corpus("/does/not/exist"),
+        lambda: train(corpus, CONFIG, SHORT._replace(batch=0), quiet=True),
+    ):
+        with pytest.raises((ValueError, OSError)) as caught:
+            action()
+        assert not re.search(r"[{}]", str(caught.value))

@@ -1,0 +1,293 @@
+"""check_adjoint has teeth: it accepts what is right and rejects every mutant. Mutants wrap the real op, they never copy it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from fwl_ref.gradcheck import AdjointError, check_adjoint, directional_difference
+from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
+from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_fwd
+from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
+from fwl_ref.ops.linear_attention import linear_attention_bwd, linear_attention_fwd
+from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
+from tests.strategies import generator
+from tests.tolerances import assert_close
+
+_draw = generator(7)
+DENSE = (_draw(2, 3, 4), _draw(4, 4), _draw(4))
+NORM = (_draw(3, 5), 1 + _draw(5, scale=0.3), _draw(5))
+RELU = (np.asarray([[0.5, -0.7, 1.2], [-0.4, 0.9, 0.3]]),)
+LOSS = (_draw(3, 5), np.asarray([0, 4, 2]))
+MEMORY = (_draw(2, 5, 3), _draw(2, 5, 3), _draw(2, 5, 3), np.asarray(0.8), _draw(2, 3, 3))
+
+
+def mean(a: np.ndarray) -> np.ndarray:
+    return np.mean(a, axis=-1, keepdims=True)
+
+
+def memory_bwd(d_output: tuple, res: Any) -> tuple:
+    return linear_attention_bwd(*d_output, res)
+
+
+def changed(f: Callable, i: int, change: Callable) -> Callable:
+    """``f`` with its i-th result replaced by ``change(result, *f's arguments)``."""
+
+    def mutant(*args: Any) -> Any:
+        results = f(*args)
+        if type(results) is not tuple:
+            return change(results, *args)
+        return (*results[:i], change(results[i], *args), *results[i + 1 :])
+
+    return mutant
+
+
+def without(f: Callable, i: int) -> Callable:
+    """``f`` that takes its i-th argument for zero: every term that comes from it is forgotten."""
+    return lambda *args: f(*args[:i], 0 * args[i], *args[i + 1 :])
+
+
+def one_entry(g: np.ndarray, *_: Any) -> np.ndarray:
+    g = g.copy()
+    g[(-1,) * g.ndim] *= 1.01
+    return g
+
+
+ACCEPTED = {
+    "dense": (dense_fwd, dense_bwd, DENSE, dense_bwd_bwd),
+    "squared_relu": (squared_relu_fwd, squared_relu_bwd, RELU, squared_relu_bwd_bwd),
+    "layernorm": (layernorm_fwd, layernorm_bwd, NORM, layernorm_bwd_bwd),
+    "cross_entropy": (cross_entropy_fwd, cross_entropy_bwd, LOSS, cross_entropy_bwd_bwd),
+    "linear attention": (linear_attention_fwd, memory_bwd, MEMORY, None),
+}
+
+# name: (op, the mutated first-order backward)
+FIRST = {
+    "transposed weight gradient": ("dense", changed(dense_bwd, 1, lambda g, *_: g.T)),
+    "bias gradient averaged instead of summed": ("dense", changed(dense_bwd, 2, lambda g, *_: g / 6)),
+    "gradients of two inputs swapped": ("linear attention", lambda d, r: tuple(memory_bwd(d, r)[i] for i in (1, 0, 2, 3, 4))),
+    "missing factor 2": ("squared_relu", lambda dy, r: squared_relu_bwd(dy, r) / 2),
+    "wrong sign": ("cross_entropy", lambda dy, r: -cross_entropy_bwd(dy, r)),
+    "label forgotten": ("cross_entropy", lambda dy, r: cross_entropy_bwd(dy, r._replace(hit=np.zeros_like(r.hit)))),
+    "layernorm, mean term dropped": ("layernorm", changed(layernorm_bwd, 0, lambda g, dy, r: g + r.rstd * mean(dy * r.gain))),
+    "layernorm, variance term dropped": (
+        "layernorm",
+        changed(layernorm_bwd, 0, lambda g, dy, r: g + r.rstd * r.n * mean(r.n * dy * r.gain)),
+    ),
+    "layernorm, both terms dropped": ("layernorm", changed(layernorm_bwd, 0, lambda g, dy, r: r.rstd * dy * r.gain)),
+    "layernorm, rstd dropped": ("layernorm", changed(layernorm_bwd, 0, lambda g, dy, r: g / r.rstd)),
+    "layernorm, gain dropped": ("layernorm", changed(layernorm_bwd, 0, lambda g, dy, r: layernorm_bwd(dy / r.gain, r)[0])),
+    "layernorm, gain gradient without n": ("layernorm", changed(layernorm_bwd, 1, lambda g, dy, r: layernorm_bwd(dy, r)[2])),
+    "off by one token": ("linear attention", changed(memory_bwd, 2, lambda g, *_: np.roll(g, 1, axis=1))),
+    "own token included": ("linear attention", changed(memory_bwd, 2, lambda g, d, r: g + np.sum(r.q * r.k, -1, keepdims=True) * d[0])),
+    "decay forgotten": ("linear attention", lambda d, r: memory_bwd(d, r._replace(keep=np.asarray(1.0)))),
+    "final state's gradient forgotten": ("linear attention", lambda d, r: linear_attention_bwd(d[0], None, r)),
+    "None for a gradient that is not zero": ("dense", changed(dense_bwd, 2, lambda *_: None)),
+    "wrong shape that would broadcast": ("dense", changed(dense_bwd, 2, lambda g, *_: g[None])),
+    "one shape of a scalar": ("dense", changed(dense_bwd, 2, lambda g, *_: g[:1])),
+    "NaN gradient": ("dense", changed(dense_bwd, 0, lambda g, *_: g * np.nan)),
+    "one NaN among numbers": ("dense", changed(dense_bwd, 1, lambda g, *_: np.where(np.eye(4) * (g == g[0, 0]) > 0, np.nan, g))),
+    "infinite gradient": ("dense", changed(dense_bwd, 0, lambda g, *_: g + np.inf)),
+    "a missing entry": ("dense", lambda dy, r: dense_bwd(dy, r)[:2]),
+    "an entry too many": ("dense", lambda dy, r: (*dense_bwd(dy, r), None)),
+    "one entry wrong by a per cent": ("dense", changed(dense_bwd, 1, one_entry)),
+    "everything wrong by a millionth": ("layernorm", changed(layernorm_bwd, 0, lambda g, *_: g * (1 + 1e-6))),
+}
+
+# name: (op, the mutated second backward)
+SECOND = {
+    "dense, dx term forgotten": ("dense", without(dense_bwd_bwd, 0)),
+    "dense, dw term forgotten": ("dense", without(dense_bwd_bwd, 1)),
+    "dense, db term forgotten": ("dense", without(dense_bwd_bwd, 2)),
+    "dense, no gradient for x": ("dense", changed(dense_bwd_bwd, 1, lambda *_: None)),
+    "dense, gradient of w transposed": ("dense", changed(dense_bwd_bwd, 2, lambda g, *_: g.T)),
+    "squared relu, stopped gradient": ("squared_relu", changed(squared_relu_bwd_bwd, 1, lambda g, *_: None)),
+    "squared relu, missing factor 2": ("squared_relu", changed(squared_relu_bwd_bwd, 1, lambda g, *_: g / 2)),
+    "squared relu, no step at 0": ("squared_relu", changed(squared_relu_bwd_bwd, 1, lambda g, g_dx, dy, r: 2 * dy * g_dx)),
+    "cross entropy, stopped gradient": ("cross_entropy", changed(cross_entropy_bwd_bwd, 1, lambda g, *_: 0 * g)),
+    "cross entropy, rank-one term dropped": (
+        "cross_entropy",
+        changed(cross_entropy_bwd_bwd, 1, lambda g, gd, dy, r: g + dy[..., None] * r.p * np.sum(r.p * gd, -1, keepdims=True)),
+    ),
+    "cross entropy, label forgotten": (
+        "cross_entropy",
+        changed(cross_entropy_bwd_bwd, 0, lambda g, gd, dy, r: g + np.sum(np.where(r.hit, gd, 0), -1)),
+    ),
+    "layernorm, dz forgotten": ("layernorm", without(layernorm_bwd_bwd, 0)),
+    "layernorm, dgain forgotten": ("layernorm", without(layernorm_bwd_bwd, 1)),
+    "layernorm, dbias forgotten": ("layernorm", without(layernorm_bwd_bwd, 2)),
+    "layernorm, first term of g_z dropped": (
+        "layernorm",
+        changed(layernorm_bwd_bwd, 1, lambda g, gz, gg, gb, dy, r: g + r.rstd * r.n * mean(gz * layernorm_bwd(dy, r)[0])),
+    ),
+    "layernorm, second term of g_z dropped": (
+        "layernorm",
+        changed(layernorm_bwd_bwd, 1, lambda g, gz, gg, gb, dy, r: g + r.rstd * layernorm_bwd(dy, r)[0] * mean(r.n * gz)),
+    ),
+    "layernorm, third term of g_z dropped": (
+        "layernorm",
+        changed(
+            layernorm_bwd_bwd,
+            1,
+            lambda g, gz, gg, gb, dy, r: g + r.rstd * layernorm_bwd(gz / r.gain, r)[0] * mean(r.n * dy * r.gain),
+        ),
+    ),
+    "layernorm, last term of g_z dropped": (
+        "layernorm",
+        changed(layernorm_bwd_bwd, 1, lambda g, gz, gg, gb, dy, r: layernorm_bwd_bwd(gz, 0 * gg, gb, dy, r)[1]),
+    ),
+    "layernorm, gradient of the gain forgotten": ("layernorm", changed(layernorm_bwd_bwd, 2, lambda *_: None)),
+    "layernorm, NaN in the second backward": ("layernorm", changed(layernorm_bwd_bwd, 2, lambda g, *_: g * np.nan)),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_check_adjoint_accepts_the_real_ops(name: str, seed: int) -> None:
+    """<u, J v> = <J^T u, v> to 1e-8 of |J v|, and the report says how well."""
+    fwd, bwd, args, bwd_bwd = ACCEPTED[name]
+    report = check_adjoint(fwd, bwd, args, bwd_bwd, seed=seed)
+    leaves = sum(a.dtype.kind == "f" for a in args)
+    assert report.checked == (leaves if bwd_bwd is None else 2 * leaves + 1)
+    assert 0 < report.error < 1e-8 and report.where
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", FIRST)
+def test_check_adjoint_rejects_a_wrong_backward(name: str, seed: int) -> None:
+    """J^T u replaced by a mutant: rejected for every seed; theorem 19."""
+    op, mutant = FIRST[name]
+    fwd, _, args, _ = ACCEPTED[op]
+    with np.errstate(invalid="ignore"), pytest.raises(AdjointError):
+        check_adjoint(fwd, mutant, args, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SECOND)
+def test_check_adjoint_rejects_a_wrong_second_backward(name: str, seed: int) -> None:
+    """(d bwd)^T g replaced by a mutant while bwd is right: rejected for every seed; theorem 19."""
+    op, mutant = SECOND[name]
+    fwd, bwd, args, _ = ACCEPTED[op]
+    check_adjoint(fwd, bwd, args, seed=seed)
+    with pytest.raises(AdjointError):
+        check_adjoint(fwd, bwd, args, mutant, seed=seed)
+
+
+def test_a_wrong_second_backward_needs_the_second_order_check() -> None:
+    """Without bwd_bwd only the first order is checked: the mutants above are caught by order 2, not by luck."""
+    fwd, bwd, args, _ = ACCEPTED["layernorm"]
+    assert check_adjoint(fwd, bwd, args).checked == 3
+
+
+class Layer(NamedTuple):
+    loud: Any
+    quiet: Any
+    absent: Any = None
+
+
+def tree_fwd(x: np.ndarray, p: tuple) -> tuple:
+    """Two layers in a tree; the second is a thousand million times quieter."""
+    big, res_big = dense_fwd(x, p[0].loud, p[0].quiet)
+    small, res_small = dense_fwd(x, p[1].loud, p[1].quiet)
+    return Layer(big * 1e3, small * 1e-6), (res_big, res_small)
+
+
+def tree_bwd(d: Layer, res: tuple) -> tuple:
+    dx_big, *big = dense_bwd(d.loud * 1e3, res[0])
+    dx_small, *small = dense_bwd(d.quiet * 1e-6, res[1])
+    return dx_big + dx_small, (Layer(*big), Layer(*small))
+
+
+def quiet_fwd(x: np.ndarray, p: Layer) -> tuple:
+    """One output of size 1 to which the leaf ``quiet`` contributes a millionth."""
+    y, res = dense_fwd(x, p.loud, 1e-6 * p.quiet)
+    return y, res
+
+
+def quiet_bwd(factor: float) -> Callable:
+    def bwd(dy: np.ndarray, res: Any) -> tuple:
+        dx, dw, db = dense_bwd(dy, res)
+        return dx, Layer(dw, factor * 1e-6 * db)
+
+    return bwd
+
+
+def test_check_adjoint_walks_trees_of_arguments_and_outputs() -> None:
+    """Every leaf is checked on its own; absent leaves are skipped."""
+    x, w, b = DENSE
+    assert check_adjoint(tree_fwd, tree_bwd, (x, (Layer(w, b), Layer(w.T, -b)))).checked == 5
+    assert check_adjoint(quiet_fwd, quiet_bwd(1.0), (x, Layer(w, b))).checked == 3
+
+
+def test_a_bug_in_a_tiny_leaf_cannot_hide_behind_large_ones() -> None:
+    """A gradient of relative size 1e-6 that is wrong by one part in a thousand is rejected, and the leaf is named; theorem 19."""
+    x, w, b = DENSE
+    for factor in (1.001, 2.0, -1.0, 0.0):
+        with pytest.raises(AdjointError, match=r"argument 1 \(quiet\)"):
+            check_adjoint(quiet_fwd, quiet_bwd(factor), (x, Layer(w, b)))
+
+
+def test_a_missing_leaf_of_a_tree_is_rejected() -> None:
+    """None stands for zero: right for a leaf that does not matter, rejected for one that does; theorem 19."""
+    x, w, b = DENSE
+    with pytest.raises(AdjointError, match=r"argument 1 \(quiet\)"):
+        check_adjoint(quiet_fwd, lambda dy, r: (quiet_bwd(1)(dy, r)[0], quiet_bwd(1)(dy, r)[1]._replace(quiet=None)), (x, Layer(w, b)))
+    with pytest.raises(AdjointError, match=r"argument 1"):
+        check_adjoint(quiet_fwd, lambda dy, r: (quiet_bwd(1)(dy, r)[0], None), (x, Layer(w, b)))
+
+    def ignores_b(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> tuple:
+        return dense_fwd(x, w, 0 * b)
+
+    check_adjoint(ignores_b, changed(dense_bwd, 2, lambda *_: None), DENSE)
+
+
+def test_a_non_finite_forward_pass_is_rejected() -> None:
+    """NaN compares false with everything: the check must still say no; theorem 19."""
+    for bad in (np.nan, np.inf):
+
+        def fwd(x: np.ndarray, w: np.ndarray, b: np.ndarray, bad: float = bad) -> tuple:
+            y, res = dense_fwd(x, w, b)
+            return y * bad, res
+
+        with np.errstate(invalid="ignore"), pytest.raises(AdjointError):
+            check_adjoint(fwd, dense_bwd, DENSE)
+
+
+def test_a_function_that_is_identically_zero_is_accepted() -> None:
+    """With one class the cross-entropy and both its gradients are 0 = 0.   (C.1)"""
+    check_adjoint(cross_entropy_fwd, cross_entropy_bwd, (_draw(2, 1), np.asarray([0, 0])), cross_entropy_bwd_bwd)
+
+
+def test_the_message_names_the_function_the_argument_and_both_numbers() -> None:
+    """What a maintainer reads first when a gradient is wrong."""
+
+    def forgetful_bwd(dy: np.ndarray, res: Any) -> tuple:
+        dx, dw, db = dense_bwd(dy, res)
+        return dx, 2 * dw, db
+
+    with pytest.raises(AdjointError, match=r"forgetful_bwd, argument 1: <u, J v> = .* by differences, <J\^T u, v> = .* by the backward"):
+        check_adjoint(dense_fwd, forgetful_bwd, DENSE)
+    with pytest.raises(AdjointError, match=r"2 gradients for 3"):
+        check_adjoint(dense_fwd, FIRST["a missing entry"][1], DENSE)
+    with pytest.raises(AdjointError, match=r"shape \(1, 4\) for an input of shape \(4,\)"):
+        check_adjoint(dense_fwd, FIRST["wrong shape that would broadcast"][1], DENSE)
+
+
+def test_float32_gradients_are_checked_at_float32_accuracy() -> None:
+    """The tolerance grows with the machine epsilon, not to infinity: a sign error in float32 is still rejected."""
+    args = tuple(a.astype("float32") for a in DENSE)
+    check_adjoint(dense_fwd, dense_bwd, args, dense_bwd_bwd, step=1e-1)
+    with pytest.raises(AdjointError):
+        check_adjoint(dense_fwd, changed(dense_bwd, 1, lambda g, *_: -g), args, step=1e-1)
+
+
+def test_the_directional_difference_is_of_sixth_order() -> None:
+    """|D_h f - f'| = O(h^6): halving the step divides the error by 2^6."""
+    x, v = np.asarray([0.3]), np.asarray([1.0])
+    errors = [abs(float(directional_difference(np.exp, (x,), ([v],), h)[0]) - np.exp(0.3)) for h in (0.4, 0.2)]
+    assert 5.8 < np.log2(errors[0] / errors[1]) < 6.2
+    for power in range(7):  # exact, not only accurate, on polynomials up to degree 6
+        assert_close(directional_difference(lambda a, n=power: a**n, (x,), ([v],), 0.5), power * x ** max(power - 1, 0), scale=1.0)

@@ -1,0 +1,254 @@
+"""The shape of the code: who imports whom, signatures that run, equations that exist in docs, code and tests."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fwl_ref.tree import leaves
+from tests.strategies import generator, seeds
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fwl_ref"
+LABEL = re.compile(r"\(([A-Z]\.\d+)\)")
+
+# Each module may import only from the rows above its own. A module without a row is an application, above all of them.
+LAYERS = [
+    {"backend"},
+    {"tree", "checks"},
+    {"gradcheck", "ops.*"},
+    {"slow_block", "transformer"},
+    {"fwl", "dynamic_evaluation"},
+    {"stream"},
+    {"model"},
+    {"data", "optim"},
+]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {module_name(p): p for p in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+OPS = [name for name in SOURCES if name.startswith("ops.")]
+
+
+def imports(name: str) -> Iterator[tuple[str, list[str]]]:
+    """(absolute module, names) of every import statement, wherever in the file it stands."""
+    is_package = SOURCES[name].name == "__init__.py"
+    here = ["fwl_ref", *(name.split(".") if name != "__init__" else [])]
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            up = node.level - (1 if is_package and name != "__init__" else 0)
+            base = here[: len(here) - up] if node.level and name != "__init__" else (["fwl_ref"] if node.level else [])
+            yield ".".join([*base, *([node.module] if node.module else [])]), [alias.name for alias in node.names]
+
+
+@cache
+def inner_imports(name: str) -> set[str]:
+    """The modules of the package that a module imports."""
+    found = set()
+    for module, names in imports(name):
+        parts = module.split(".")
+        if parts[0] != "fwl_ref":
+            continue
+        inner = ".".join(parts[1:])
+        if inner in SOURCES:
+            found.add(inner)
+        found |= {f"{inner}.{n}".lstrip(".") for n in names if f"{inner}.{n}".lstrip(".") in SOURCES}
+    return found - {"ops", "__init__", name}
+
+
+def layer(name: str) -> int:
+    if name == "__main__":
+        return len(LAYERS) + 1
+    return next((i for i, row in enumerate(LAYERS) if name in row or (name.startswith("ops.") and "ops.*" in row)), len(LAYERS))
+
+
+@cache
+def reachable(name: str) -> set[str]:
+    seen, todo = set(), [name]
+    while todo:
+        for module in inner_imports(todo.pop()) - seen:
+            seen.add(module)
+            todo.append(module)
+    return seen
+
+
+def test_the_import_reader_sees_the_imports() -> None:
+    """The tests below would pass on an empty graph: here are four edges that exist."""
+    assert "backend" in inner_imports("ops.dense")
+    assert "ops.layernorm" in inner_imports("fwl")
+    assert "model" in reachable("__main__")
+    assert {module for module, _ in imports("backend")} >= {"numpy", "array_api_compat"}
+
+
+def test_only_the_backend_imports_an_array_library() -> None:
+    """import numpy, cupy or array_api_compat in backend.py and nowhere else, by statement or by name."""
+    libraries = {"numpy", "cupy", "array_api_compat", "array_api_strict", "scipy", "torch", "jax"}
+    for name in set(SOURCES) - {"backend"}:
+        taken = {module.split(".")[0] for module, _ in imports(name)} & libraries
+        assert not taken, f"fwl_ref/{name} imports {taken}: take namespace, host or like from backend"
+        calls = (n for n in ast.walk(TREES[name]) if isinstance(n, ast.Call))
+        dynamic = (n for n in calls if getattr(n.func, "id", getattr(n.func, "attr", "")) in ("__import__", "import_module"))
+        given_names = {str(a.value).split(".")[0] for n in dynamic for a in n.args if isinstance(a, ast.Constant)}
+        assert not given_names & libraries, f"fwl_ref/{name} imports {given_names} by name"
+
+
+def test_imports_point_down_only() -> None:
+    """backend <- tree, checks <- ops, gradcheck <- slow_block, transformer <- fwl, ... <- model <- applications <- __main__."""
+    for name in set(SOURCES) - {"__init__", "ops"}:
+        for module in inner_imports(name):
+            below = layer(module) < layer(name) or layer(name) == layer(module) == len(LAYERS)
+            assert below, f"fwl_ref/{name} imports {module}, which is not below it"
+            assert name not in reachable(module), f"fwl_ref/{name} and {module} import each other"
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_ops_import_nothing_but_the_backend(name: str) -> None:
+    """An op stands alone: no other op, no host arrays."""
+    assert inner_imports(name) == {"backend"}
+    taken = {n for module, names in imports(name) if module == "fwl_ref.backend" for n in names}
+    assert taken == {"Array", "namespace"}, f"{name} takes {taken}"
+
+
+def test_dynamic_evaluation_shares_no_code_with_fast_weights() -> None:
+    """The oracle reaches neither fwl nor linear attention, not even through others."""
+    assert not reachable("dynamic_evaluation") & {"fwl", "stream", "ops.linear_attention"}
+    assert "ops.linear_attention" in reachable("fwl")
+
+
+# Signatures
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Public functions and classes at the top level of every module."""
+    for name, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                yield name, node
+
+
+def first_line(node: ast.FunctionDef) -> str:
+    return (ast.get_docstring(node) or "").split("\n")[0]
+
+
+FORWARD = {(m, n.name): first_line(n) for m, n in functions() if m in OPS and n.name.endswith("_fwd")}
+INTEGERS = {"labels", "tokens"}
+SIGNATURE = re.compile(r"^((?:\([^()]*\),?)+)->((?:\([^()]*\),?)+)(?:\s|$)")
+
+
+def parse(signature: str) -> tuple[list[list[str]], list[list[str]]]:
+    match = SIGNATURE.match(signature)
+    assert match, f"not a signature such as (B,T),(T)->(B): {signature!r}"
+    return tuple([[d for d in dims.split(",") if d] for dims in re.findall(r"\(([^()]*)\)", side)] for side in match.groups())
+
+
+def test_every_op_has_a_signature_to_run() -> None:
+    """Nine ops, some in several forms; the parser reads all of them and refuses nonsense."""
+    assert {module for module, _ in FORWARD} == set(OPS)
+    assert len(OPS) >= 9
+    assert parse("(...,D),(D,F),()->(...,F)   y") == ([["...", "D"], ["D", "F"], []], [["...", "F"]])
+    for nonsense in ("Adjoint of f.", "(B,T)", "(B,T)-(B)", ""):
+        with pytest.raises(AssertionError):
+            parse(nonsense)
+
+
+@pytest.mark.parametrize(("module", "name"), FORWARD, ids=[name for _, name in FORWARD])
+@given(data=st.data(), seed=seeds)
+def test_the_signature_of_an_op_is_what_it_computes(module: str, name: str, data: st.DataObject, seed: int) -> None:
+    """Arrays of the shapes on the left of -> give arrays of the shapes on the right, for any sizes and any leading axes."""
+    inputs, outputs = parse(FORWARD[module, name])
+    sizes = {d: data.draw(st.integers(1, 5), label=d) for dims in (*inputs, *outputs) for d in dims if d != "..."}
+    if module == "ops.rotary":
+        sizes["K"] *= 2  # channels turn in pairs
+    if module == "ops.attention":
+        sizes["S"] += sizes["T"]  # keys: a cache, then one per query
+    leading = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2), label="..."))
+    if module == "ops.squared_relu" or module == "ops.gelu":
+        leading = leading or (2,)
+    shape = lambda dims: tuple(n for d in dims for n in (leading if d == "..." else (sizes[d],)))  # noqa: E731
+    node = next(n for m, n in functions() if (m, n.name) == (module, name))
+    parameters = [a.arg for a in node.args.args]
+    draw, rng = generator(seed), np.random.default_rng(seed)
+    arguments = [
+        rng.integers(0, sizes["V"], shape(dims)) if parameter in INTEGERS else np.asarray(draw(*shape(dims)) if dims else 0.9)
+        for parameter, dims in zip(parameters, inputs, strict=False)
+    ]
+    result, _ = getattr(importlib.import_module(f"fwl_ref.{module}"), name)(*arguments)
+    assert [np.shape(a) for a in leaves(result)] == [shape(dims) for dims in outputs]
+
+
+def test_backward_passes_say_whose_adjoint_they_are() -> None:
+    """f_bwd opens with 'Adjoint of f_fwd', f_bwd_bwd with 'Adjoint of f_bwd', and those functions exist."""
+    names = {n.name for _, n in functions()}
+    backward = [(m, n) for m, n in functions() if n.name.endswith("_bwd")]
+    assert len(backward) > 15
+    for module, node in backward:
+        base = node.name.removesuffix("_bwd")
+        forward = base if base.endswith("_bwd") else f"{base}_fwd"
+        forward = forward if forward in names else base
+        assert forward in names, f"{module}.{node.name}: there is no {forward}"
+        assert first_line(node).startswith(f"Adjoint of {forward}"), f"{module}.{node.name}: {first_line(node)!r}"
+
+
+# Equations
+
+
+def labels_in_code() -> dict[str, str]:
+    """Label -> the public function whose docstring cites it."""
+    return {label: f"{m}.{n.name}" for m, n in functions() for label in LABEL.findall(ast.get_docstring(n) or "")}
+
+
+def labels_in_docs() -> tuple[list[str], set[str]]:
+    r"""The labels that equations of docs/equations.md carry, \tag{...}, and those that its text refers to."""
+    text = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
+    return re.findall(r"\\tag\{([A-Z]\.\d+)\}", text), set(LABEL.findall(text))
+
+
+def labels_in_tests() -> set[str]:
+    """Labels in docstrings and comments of the tests; a range of labels, first "to" last, cites what lies between."""
+    found = set()
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        nodes = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef))
+        texts = [ast.get_docstring(n) or "" for n in nodes]
+        texts += [t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+        for text in texts:
+            found |= set(LABEL.findall(text))
+            for letter, low, high in re.findall(r"\(([A-Z])\.(\d+)\) to \(\1\.(\d+)\)", text):
+                found |= {f"{letter}.{i}" for i in range(int(low), int(high) + 1)}
+    return found
+
+
+def test_equations_in_docs_and_citations_in_code_are_the_same() -> None:
+    """labels(code) = labels(docs); the labels Q are theorems about the whole, which no single function computes."""
+    code, (tags, references) = labels_in_code(), labels_in_docs()
+    docs = {label for label in tags if not label.startswith("Q")}
+    assert len(code) > 30
+    assert len(tags) == len(set(tags)), f"labelled twice: {sorted(t for t in set(tags) if tags.count(t) > 1)}"
+    assert not references - set(tags), f"docs/equations.md refers to equations that it does not have: {sorted(references - set(tags))}"
+    absent = {label: code[label] for label in sorted(set(code) - docs)}
+    assert not absent, f"cited in code, absent from docs/equations.md: {absent}"
+    assert not docs - set(code), f"in docs/equations.md, cited by no public docstring: {sorted(docs - set(code))}"
+
+
+def test_every_equation_is_cited_by_a_test() -> None:
+    """labels(docs) = labels(tests): each equation is checked by something, and no test cites an equation that does not exist."""
+    docs, tests = set(labels_in_docs()[0]), labels_in_tests()
+    assert not docs - tests, f"no test cites {sorted(docs - tests)}"
+    assert not tests - docs, f"tests cite equations that docs/equations.md does not have: {sorted(tests - docs)}"
