@@ -75,16 +75,6 @@ def learning_rates(params: Parameters, config: Config, s: TrainSettings, factor:
     return rates, tree_map(lambda p: s.weight_decay if p.ndim == 2 else 0.0, params)
 
 
-def in_natural_units(grads: Parameters, s: TrainSettings) -> Parameters:
-    """Gradients with respect to eta / eta_start and lambda / lambda_start instead of eta and lambda.
-
-    The loss turns over within 0.01 of a step size, so its raw derivative is about a hundred times that of a weight matrix: unscaled, six
-    scalars are the gradient norm, and clipping by it starves the weights.
-    """
-    eta = tree_map(lambda g: g * s.step_size, grads.eta)
-    return grads._replace(eta=eta, decay=grads.decay * s.decay)
-
-
 def train_step(progress: Progress, corpus: Corpus, config: Config, s: TrainSettings) -> Progress:
     """One step: batch number ``adam.step`` of the corpus."""
     params, adam, history = progress
@@ -93,7 +83,7 @@ def train_step(progress: Progress, corpus: Corpus, config: Config, s: TrainSetti
     tokens, labels = (like(a, params.embedding) for a in host_batch[:2])
     weights = like(host_batch.weights, params.embedding, params.embedding.dtype)
     loss, grads, _ = loss_and_gradient(params, tokens, labels, weights, config)
-    norm, loss = global_norm(in_natural_units(grads, s)), float(loss)
+    norm, loss = global_norm(grads), float(loss)
     if not (math.isfinite(norm) and math.isfinite(loss)):
         check_finite(loss, grads, step)
     rates, decays = learning_rates(params, config, s, cosine(step, s.steps, s.warmup))
