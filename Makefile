@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE ?= 1
 
-.PHONY: help demo test quick lint format golden clean
+.PHONY: help demo check test notebooks docs lint format golden clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -19,9 +19,20 @@ help: ## list the targets
 demo: .venv/run ## train both models on real text and compare; QUICK=1 for a minute's version
 	$(BIN)/python -m fwl_ref demo $(if $(QUICK),--quick)
 
-test: .venv/dev ## the whole suite; QUICK=1 for fewer examples
+check: .venv/run ## is this installation sound? every theorem and the quick demo; BACKEND=cupy on a GPU
+	$(BIN)/python -m fwl_ref check $(if $(BACKEND),--backend $(BACKEND))
+
+test: .venv/dev ## the whole suite on every backend there is; QUICK=1 for fewer examples
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	HYPOTHESIS_PROFILE=$(if $(QUICK),quick,$(if $(CI),thorough,quick)) $(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=$(if $(QUICK),quick,$(if $(CI),thorough,quick)) $(BIN)/python -m tests.backends $(if $(QUICK),--quick)
+
+notebooks: .venv/dev ## execute the notebooks and write their outputs; CHECK=1 only compares; ONLY="03 05" picks
+	$(BIN)/python tools/notebooks.py $(if $(CHECK),--check) $(ONLY)
+
+docs: .venv/dev ## build the site and the handout into build/docs, strictly (the first time needs npm)
+	$(BIN)/python tools/equations.py
+	$(BIN)/python -m sphinx -n -W --keep-going -q -E -d build/docs/doctrees -b html docs build/docs/html
+	@echo "build/docs/html/index.html, build/docs/handout.pdf"
 
 lint: .venv/dev ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -29,7 +40,7 @@ lint: .venv/dev ## check style
 format: .venv/dev ## rewrite to style
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-golden: .venv/run ## write golden cases of the block to results/golden
+golden: .venv/run ## write golden cases of the block and of every rule to results/golden
 	$(BIN)/python -m fwl_ref golden make results/golden
 
 clean: ## remove what was built

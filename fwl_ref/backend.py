@@ -6,6 +6,10 @@ which precision. Nothing else in the package knows whether it runs on NumPy, on 
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import array_api_compat
@@ -14,7 +18,16 @@ import numpy as host  # arrays in host memory: text, printing, plotting, saving
 Array: TypeAlias = Any
 Tree: TypeAlias = Any
 
-__all__ = ["Array", "Tree", "host", "namespace", "library", "is_host", "to_numpy", "like", "as_dtype", "backend_versions"]
+__all__ = [
+    "Array", "Tree", "host", "namespace", "library", "is_host", "to_numpy", "like", "as_dtype",
+    "BACKENDS", "BackendError", "backend_target", "backend_versions", "wait", "waiting_refused", "peak_bytes",
+]  # fmt: skip
+
+BACKENDS = ("numpy", "cupy")  # by name, where a command asks for one; functions go by the arrays they are given
+
+
+class BackendError(RuntimeError):
+    """The array library or the device that was asked for is not there."""
 
 
 def namespace(*arrays: Array | None) -> Any:
@@ -65,7 +78,11 @@ def to_numpy(x: Array) -> host.ndarray:
 
 
 def like(x: Any, target: Array, dtype: Any = None) -> Array:
-    """Move the host array ``x`` to the library and device of ``target``; keep ``x``'s dtype unless one is given."""
+    """Move the host array ``x`` to the library and device of ``target``; keep ``x``'s dtype unless one is given.
+
+    On a GPU the copy goes through pinned memory on the current stream and nothing waits for it: CuPy does both by itself for an array in
+    pageable host memory, and has read ``x`` when this returns.
+    """
     x = host.asarray(x) if dtype is None else host.asarray(x, dtype=_host_dtype(dtype))
     if is_host(target):
         return x
@@ -83,8 +100,92 @@ def _host_dtype(dtype: Any) -> Any:
     return host.dtype(str(dtype).rsplit(".", 1)[-1])
 
 
-def backend_versions() -> dict[str, str]:
-    """Names and versions a result must be reported with."""
+def backend_target(backend: str) -> Array:
+    """An empty array in the library, and on the device, that ``backend`` ("numpy" or "cupy") names: a target for ``like``.
+
+    Raises BackendError if CuPy or a GPU is missing, saying what to install; ValueError for another name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"the backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return host.zeros(0) if backend == "numpy" else _cupy().zeros(0)
+
+
+def backend_versions(backend: str = "numpy") -> dict[str, str]:
+    """Names and versions a result must be reported with; for CuPy also the device. Raises as ``backend_target``."""
     import platform
 
-    return {"python": platform.python_version(), "numpy": host.__version__}
+    found = {"python": platform.python_version(), "numpy": host.__version__}
+    if backend == "numpy":
+        return found
+    cupy = _cupy()
+    device, runtime = cupy.cuda.Device(), cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(device.id)
+    return found | {
+        "cupy": cupy.__version__,
+        "device": properties["name"].decode(),
+        "compute capability": device.compute_capability,
+        "device memory": f"{properties['totalGlobalMem'] / 2**30:.1f} GiB",
+        "CUDA driver": _dotted(runtime.driverGetVersion()),
+        "CUDA runtime": _dotted(runtime.runtimeGetVersion()),
+        "devices": str(runtime.getDeviceCount()),
+        "TF32": os.environ.get("CUPY_TF32", "0"),  # 1 lets CuPy round float32 products to ten bits
+    }
+
+
+def wait(x: Array) -> None:
+    """Return when everything that was asked of the device of ``x`` is done: for clocks. Host arrays are always ready."""
+    if array_api_compat.is_cupy_array(x):
+        _cupy().cuda.Device(x.device.id).synchronize()
+
+
+@contextmanager
+def waiting_refused(x: Array) -> Iterator[type[Exception]]:
+    """Inside, whatever makes the host wait for the device of ``x``, a hidden transfer above all, raises the error that this yields.
+
+    For checks. It relies on CuPy's own detection, which the host has no need of and some versions of CuPy may lack: then nothing is raised.
+    """
+    detect = None
+    if array_api_compat.is_cupy_array(x):
+        import cupyx
+
+        detect = getattr(cupyx, "allow_synchronize", None)
+    if detect is None:
+        yield BackendError
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="cupyx.allow_synchronize")  # it is announced to go some day
+        with detect(False):
+            yield cupyx.DeviceSynchronized
+
+
+def peak_bytes(x: Array, reset: bool = False) -> int:
+    """The most device memory that arrays have taken since ``reset``, as held by CuPy's pool; 0 for host arrays."""
+    if not array_api_compat.is_cupy_array(x):
+        return 0
+    pool = _cupy().get_default_memory_pool()
+    if reset:
+        pool.free_all_blocks()
+    return pool.total_bytes()
+
+
+def _cupy() -> Any:
+    """CuPy, with a GPU to run on."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendError(
+            f"the cupy backend needs CuPy, and importing it failed ({error}): pip install 'fwl_ref[cuda13]' for a driver of CUDA 13, "
+            "'fwl_ref[cuda12]' for one of CUDA 12 (nvidia-smi says which), or use the numpy backend"
+        ) from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise BackendError(f"CuPy {cupy.__version__} finds no GPU ({error}): see nvidia-smi, or use the numpy backend") from None
+    if not count:
+        raise BackendError(f"CuPy {cupy.__version__} finds no GPU: see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the numpy backend")
+    return cupy
+
+
+def _dotted(version: int) -> str:
+    """13020 -> "13.2" """
+    return f"{version // 1000}.{version % 1000 // 10}"

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -39,21 +39,30 @@ def read(way: Way, documents: Iterable[Document]) -> list[Array]:
 
 def read_all(pool: Executor, ways: list[Way], documents: list[Document], title: str) -> list[list[Array]]:
     """Every way on every document, spread over the pool, with a progress bar; in the order given."""
-    jobs = [[pool.submit(read, way, [document]) for document in documents] for way in ways]
     with tqdm(total=len(ways) * len(documents), desc=title, unit="document") as bar:
-        for future in (future for row in jobs for future in row):
+
+        def submit(way: Way, document: Document) -> Future:
+            future = pool.submit(read, way, [document])
             future.add_done_callback(lambda _: bar.update())
+            return future
+
+        jobs = [[submit(way, document) for document in documents] for way in ways]
         return [[future.result()[0] for future in row] for row in jobs]
 
 
 def choose(pool: Executor, candidates: dict[str, list[Way]], documents: list[Document], title: str) -> tuple[dict[str, Way], dict]:
-    """For each name the candidate with the fewest bits per byte on ``documents``, and what every candidate had."""
+    """For each name the candidate with the fewest bits per byte on ``documents``, and what every candidate had.
+
+    Raises ValueError, naming them, if all candidates of a name diverged.
+    """
     flat = [way for ways in candidates.values() for way in ways]
     scores = iter([bits_per_byte(losses) for losses in read_all(pool, flat, documents, title)])
     table = {name: {way.label: next(scores) for way in ways} for name, ways in candidates.items()}
     chosen = {}
     for name, ways in candidates.items():
         finite = [way for way in ways if math.isfinite(table[name][way.label])]  # a diverged candidate never wins
+        if not finite:
+            raise ValueError(f"{name}: all of {', '.join(table[name])} diverged on the validation documents: try smaller step sizes")
         chosen[name] = min(finite, key=lambda way, name=name: table[name][way.label])
     return chosen, table
 

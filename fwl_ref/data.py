@@ -142,10 +142,12 @@ def _cut(document: Document, source: str) -> list[Document]:
 def windows(document: Document, length: int, limit: int | None = None) -> Iterator[Batch]:
     """Consecutive windows (B = 1) over the first ``limit`` bytes; the last one may be short. Every byte but the first is predicted once.
 
-    Raises ValueError if ``length`` is below 1, or if there are not 2 bytes: the first is given, the others are predicted.
+    Raises ValueError if ``length`` or ``limit`` is below 1, or if there are not 2 bytes: the first is given, the others are predicted.
     """
     if length < 1:
         raise ValueError(f"a window must hold at least 1 token, got T = {length}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"at least 1 byte of a document must be read, got a limit of {limit}")
     if len(document.data) < 2:
         raise ValueError(f"{document.name!r} has {len(document.data)} bytes, at least 2 bytes are needed: the first one is not predicted")
     data = document.data[: None if limit is None else limit + 1].astype(host.int64)

@@ -1,12 +1,14 @@
 """The demo: train a plain and a fast model on real text, then read documents neither has seen in seven ways.
 
-Both models have the same number of parameters, the same seed and the same order of data; each trains on a core of its own. Every step
-size that is not learned is chosen on validation documents. The table (JSON, Markdown), a figure and both models go to ``results/``.
+Both models have the same number of parameters, the same seed and the same order of data; each trains on a core of its own, or on a GPU
+one after the other in one process. Every step size that is not learned is chosen on validation documents. The table (JSON, Markdown), a
+figure and both models go to ``results/``.
 """
 
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 import time
@@ -16,18 +18,19 @@ from typing import Any, NamedTuple
 
 from threadpoolctl import threadpool_info
 
-from . import cost, evaluate
-from .backend import as_dtype, backend_versions, host
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from . import cost, evaluate, memory
+from .backend import Array, as_dtype, backend_target, backend_versions, host, to_numpy
+from .checkpoint import Checkpoint, check_writable, load_checkpoint, save_checkpoint
 from .compare import Way, choose, read_all, relative_times
 from .data import Corpus, Document, load_corpus, training_batch, windows
+from .device import batch_like
 from .dynamic_evaluation import Rule, evaluate_block, mean_square, rms_scale
 from .evaluate import bits_per_byte
 from .fwl import fast_block_fwd
 from .model import Config, Parameters, effective_step_sizes, fast_settings, features_fwd, loss_and_gradient
-from .parallel import worker_pool
-from .report import write_report
-from .train import Progress, TrainSettings, check_train_settings, train
+from .parallel import InTurn, worker_pool
+from .report import finite, write_report
+from .train import Progress, TrainSettings, begin, check_train_settings, on_backend, train
 from .tree import size, tree_map
 
 LABELS = {
@@ -64,19 +67,37 @@ QUICK = FULL._replace(
 )
 
 
-def run_demo(out: Path, source: str = "stdlib", quick: bool = False, settings: DemoSettings | None = None) -> dict[str, Any]:
-    """Train, choose, read, time, write the report; returns what ``demo.json`` holds."""
+def run_demo(
+    out: Path, source: str = "stdlib", quick: bool = False, settings: DemoSettings | None = None, backend: str = "numpy"
+) -> dict[str, Any]:
+    """Train, choose, read, time, write the report; returns what ``demo.json`` holds.
+
+    An interrupted demo goes on from the checkpoints in ``out``, trained or half trained. One that ended with a report starts anew.
+
+    Raises
+    ------
+    ValueError, OSError
+        Before training: settings that cannot be, too little text, an ``out`` that cannot be written to or whose ``plain.npz`` or
+        ``fast.npz`` is no checkpoint.
+    BackendError
+        ``backend`` is "cupy" and there is no CuPy or no GPU.
+    """
     s = settings or (QUICK if quick else FULL)
     check_train_settings(s.training)
-    begin = time.perf_counter()
-    print(f"fwl_ref demo: two models of {describe(s)}; about {'1 minute' if quick else '4 minutes'} on two cores", flush=True)
+    check_writable(out)
+    backend_target(backend)
+    clock, numpy = time.perf_counter(), backend == "numpy"
+    minutes = f"about {'1 minute' if quick else '4 minutes'} on two cores" if numpy else "on one GPU, one after the other"
+    print(f"fwl_ref demo: two models of {describe(s)}; {minutes}", flush=True)
+    need = memory.training(s.config, s.training.batch, s.training.window)
+    print(f"memory at the peak of a training step, about {memory.sentence(need)}{'; two at a time' if numpy else ''}", flush=True)
     corpus = load_corpus(source)
     validation = pick(corpus.validation, *s.validation)
     test = pick(corpus.test, *s.test)
     sizes = ", ".join(f"{len(part)} {name}" for name, part in zip(("train", "validation", "test"), corpus[1:], strict=True))
     print(f"corpus {source}: documents {sizes}; reading {len(test)} test documents, up to {s.test[1]:,} bytes of each", flush=True)
-    with worker_pool(min(2, os.cpu_count() or 1)) as pool:
-        plain, fast = train_both(pool, s, source, out)
+    with worker_pool(min(2, os.cpu_count() or 1)) if numpy else InTurn() as pool:
+        plain, fast = train_both(pool, s, source, out, backend)
         ways, tried = choose_ways(pool, s, plain.params, fast.params, corpus, validation)
         rows = read_all(pool, list(ways.values()), test, "test documents")
         losses = dict(zip(ways, rows, strict=True))
@@ -85,7 +106,7 @@ def run_demo(out: Path, source: str = "stdlib", quick: bool = False, settings: D
         times, microseconds = pool.submit(relative_times, ways, sample, s.timing[1]).result()
         error = pool.submit(equivalence_error, fast.params, s.config, test[0], s.training.window).result()
     bits = {name: bits_per_byte(rows) for name, rows in losses.items()}
-    results = {
+    found = {
         "bits_per_byte": bits,
         "relative_time": times,
         "relative_multiply_adds": relative_multiply_adds(s),
@@ -94,16 +115,18 @@ def run_demo(out: Path, source: str = "stdlib", quick: bool = False, settings: D
         "chosen": {name: way.label for name, way in ways.items()},
         "tried_on_validation": tried,
         "microseconds_per_token_static": microseconds,
-        "learned": {"eta": tree_map(float, fast.params.eta)._asdict(), "decay": float(fast.params.decay)},
+        "learned": {"eta": tree_map(_number, fast.params.eta)._asdict(), "decay": _number(fast.params.decay)},
         "settings": settings_of(s, source, quick),
         "documents": [document.name for document in test],
+        "validation_documents": [document.name for document in validation],
         "seed": s.training.seed,
         "parameters": size(plain.params),
-        "versions": backend_versions() | {"blas": "; ".join(sorted({str(i.get("architecture")) for i in threadpool_info()}))},
+        "versions": backend_versions(backend) | {"blas": "; ".join(sorted({str(i.get("architecture")) for i in threadpool_info()}))},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.date.today().isoformat(),
-        "seconds": round(time.perf_counter() - begin, 1),
+        "seconds": round(time.perf_counter() - clock, 1),
     }
+    results = finite(found)
     write_report(out, LABELS, results, {"plain": plain.history, "fast": fast.history}, losses, s.training.window)
     return results
 
@@ -121,35 +144,46 @@ def pick(documents: tuple[Document, ...], count: int, limit: int) -> list[Docume
     return [Document(d.name, d.data[: limit + 1]) for d in chosen]
 
 
-def train_both(pool: Executor, s: DemoSettings, source: str, out: Path) -> tuple[Progress, Progress]:
-    """The plain and the fast model, side by side; an interrupted demo goes on where it stopped."""
+def train_both(pool: Executor, s: DemoSettings, source: str, out: Path, backend: str = "numpy") -> tuple[Progress, Progress]:
+    """The plain and the fast model, side by side, each from its checkpoint if an interrupted demo left one."""
+    configs = {name: s.config._replace(fast=fast) for name, fast in (("plain", False), ("fast", True))}
+    starts = [unreported(out / f"{name}.npz", config, s.training, source) for name, config in configs.items()]
     jobs = [
-        pool.submit(train_one, s.config._replace(fast=fast), s.training, source, out / f"{name}.npz", name, row)
-        for row, (name, fast) in enumerate((("plain", False), ("fast", True)))
+        pool.submit(train_one, config, s.training, source, out / f"{name}.npz", start, name, row, backend)
+        for row, ((name, config), start) in enumerate(zip(configs.items(), starts, strict=True))
     ]
     plain, fast = (job.result() for job in jobs)
     return plain, fast
 
 
-def train_one(config: Config, training: TrainSettings, source: str, path: Path, name: str, row: int) -> Progress:
-    """Train one model, from its unfinished checkpoint if there is one with the same settings."""
-    start = None
-    if path.exists():
-        found = load_checkpoint(path)
-        same = (found.config, found.settings, found.corpus) == (config, training, source)
-        start = found.progress if same and found.progress.adam.step < training.steps else None
+def unreported(path: Path, config: Config, training: TrainSettings, source: str) -> Progress | None:
+    """Progress of the same settings that no report has followed: an interrupted demo left it. None if there is none."""
+    if not path.exists():
+        return None
+    found, report = load_checkpoint(path), path.with_name("demo.json")
+    reported = report.exists() and report.stat().st_mtime_ns >= path.stat().st_mtime_ns
+    return found.progress if (found.config, found.settings, found.corpus) == (config, training, source) and not reported else None
+
+
+def train_one(
+    config: Config, training: TrainSettings, source: str, path: Path, start: Progress | None, name: str, row: int, backend: str = "numpy"
+) -> Progress:
+    """Train one model from ``start`` (None = from scratch), with checkpoints at ``path``."""
+    start = begin(config, training, backend) if start is None else on_backend(start, backend)
 
     def save(progress: Progress) -> None:
         save_checkpoint(path, Checkpoint(config, training, source, progress))
 
-    return train(load_corpus(source), config, training, start=start, save=save, label=f"{name:>5} model", position=row)
+    need = memory.training(config, training.batch, training.window)
+    with memory.explained("a training step", need, config, training.window, training.batch):
+        return train(load_corpus(source), config, training, start=start, save=save, label=f"{name:>5} model", position=row)
 
 
 def choose_ways(pool: Executor, s: DemoSettings, plain: Parameters, fast: Parameters, corpus: Corpus, documents: list[Document]):
     """The seven ways to read, step sizes chosen on validation documents."""
     config, window = s.config._replace(fast=False), s.training.window
     batches = (training_batch(corpus.train, 1, s.segment, s.training.seed + 1, i) for i in range(s.statistics_batches))
-    squares = mean_square(loss_and_gradient(plain, *batch, config)[1] for batch in batches)
+    squares = mean_square(loss_and_gradient(plain, *batch_like(batch, plain.embedding), config)[1] for batch in batches)
     scale = rms_scale(squares)
 
     def dynamic(rate: float, decay: float, scale: Any = None) -> Way:
@@ -187,15 +221,14 @@ def equivalence_error(params: Parameters, config: Config, document: Document, wi
     The literal side moves the parameters and runs the slow block, token by token; it shares no code with the fast weights.
     """
     params = tree_map(lambda p: as_dtype(p, "float64"), params)
-    batch = next(windows(document, window))
-    weights = batch.weights.astype("float64")
-    (x, _), _ = features_fwd(params, batch.tokens, config)
+    tokens, labels, weights = batch_like(next(windows(document, window)), params.embedding)
+    (x, _), _ = features_fwd(params, tokens, config)
     eta, fixed = effective_step_sizes(params.eta, config.dialect), fast_settings(config)
-    (logits, _, _), _ = fast_block_fwd(x, batch.labels, weights, params.block, eta, params.decay, fixed)
+    (logits, _, _), _ = fast_block_fwd(x, labels, weights, params.block, eta, params.decay, fixed)
     literal, _ = evaluate_block(
-        x, batch.labels, weights, params.block, eta, segment=1, decay=float(params.decay), n=fixed.constant, eps=fixed.eps, stale=True
+        x, labels, weights, params.block, eta, segment=1, decay=_number(params.decay), n=fixed.constant, eps=fixed.eps, stale=True
     )
-    return float(host.max(host.abs(logits - literal)))
+    return float(host.max(host.abs(to_numpy(logits - literal))))
 
 
 def relative_multiply_adds(s: DemoSettings) -> dict[str, float]:
@@ -214,11 +247,16 @@ def relative_multiply_adds(s: DemoSettings) -> dict[str, float]:
 
 
 def change_standard_error(rows: list, base: list) -> float:
-    """Standard error, over documents, of the change in bits per byte against static, in percent."""
+    """Standard error, over documents, of the change in bits per byte against static, in percent. NaN for a single document."""
     if len(rows) < 2:
-        return float("nan")
+        return math.nan
     changes = [100 * (a.mean() - b.mean()) / b.mean() for a, b in zip(rows, base, strict=True)]
     return float(host.std(changes, ddof=1) / len(changes) ** 0.5)
+
+
+def _number(x: Array) -> float:
+    """A scalar of any library as a Python float."""
+    return float(to_numpy(x))
 
 
 def settings_of(s: DemoSettings, source: str, quick: bool) -> dict[str, Any]:

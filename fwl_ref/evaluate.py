@@ -1,6 +1,7 @@
 """Ways to read a document: static, dynamic evaluation, fast weights; each yields the loss of every byte.
 
 All see the text in the same windows of T bytes, so all have the same context. What differs is what they carry on from what they have read.
+One window is in memory at a time; its losses stay on the device until the document is read and come home together.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
-from .backend import Array, host, like, to_numpy
+from .backend import Array, host, like, namespace, to_numpy
 from .checks import check_segment
 from .data import Batch, Document, windows
+from .device import batch_like
 from .dynamic_evaluation import Rule, dynamic_evaluation
 from .model import DIALECTS, Config, Parameters, features_fwd, loss_and_gradient, model_fwd
+from .ops.linear_attention import chunk_slices
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from .tree import tree_map
 
@@ -30,14 +33,16 @@ def static(params: Parameters, config: Config, window: int, limit: int | None = 
 def fast_weights(params: Parameters, config: Config, window: int, limit: int | None = None, *, carried: bool = False) -> Method:
     """The fast weight block; its state is reset at every window, or ``carried`` through the document."""
 
+    def score(batch: Batch, state: FastParameters | None) -> tuple:
+        output, _ = model_fwd(params, *batch_like(batch, params.embedding), config, state)
+        return output.nll[0, :], output.state if carried else None  # all else is let go before the next window
+
     def read(document: Document) -> Array:
         state, losses = None, []
         for batch in windows(document, window, limit):
-            tokens, labels, weights = _move(batch, params)
-            output, _ = model_fwd(params, tokens, labels, weights, config, state)
-            state = output.state if carried else None
-            losses.append(to_numpy(output.nll)[0, :])
-        return host.concatenate(losses)
+            nll, state = score(batch, state)
+            losses.append(nll)
+        return _home(losses)
 
     return read
 
@@ -54,17 +59,17 @@ def dynamic(params: Parameters, config: Config, window: int, limit: int | None =
         tokens, labels, past = item
         _, gradient, output = loss_and_gradient(theta, tokens, labels, None, config, past[0] if past else None)
         past[:] = [output.caches]  # the next segment of this window sees these keys and values, and no gradient reaches them
-        return to_numpy(output.nll)[0, :], gradient
+        return output.nll[0, :], gradient
 
     def segments(document: Document) -> Iterator[tuple]:
         for batch in windows(document, window, limit):
-            tokens, labels, _ = _move(batch, params)
+            tokens, labels, _ = batch_like(batch, params.embedding)
             past: list = []
-            for s in range(0, tokens.shape[1], segment):
-                yield tokens[:, s : s + segment], labels[:, s : s + segment], past
+            for part in chunk_slices(tokens.shape[1], segment):
+                yield tokens[:, part], labels[:, part], past
 
     def read(document: Document) -> Array:
-        return host.concatenate([nll for nll, _ in dynamic_evaluation(params, segments(document), score, rule)])
+        return _home([nll for nll, _ in dynamic_evaluation(params, segments(document), score, rule)])
 
     return read
 
@@ -82,17 +87,17 @@ def dynamic_block(
         x, labels = item
         (nll, _), res = slow_block_fwd(x, labels, theta, eps)
         share = like(host.full(nll.shape, 1 / nll.shape[1]), nll, nll.dtype)
-        return to_numpy(nll)[0, :], slow_block_bwd(share, res)[1]
+        return nll[0, :], slow_block_bwd(share, res)[1]
 
     def segments(document: Document) -> Iterator[tuple]:
         for batch in windows(document, window, limit):
-            tokens, labels, _ = _move(batch, params)
+            tokens, labels, _ = batch_like(batch, params.embedding)
             (x, _), _ = features_fwd(params, tokens, config)
-            for s in range(0, tokens.shape[1], segment):
-                yield x[:, s : s + segment, :], labels[:, s : s + segment]
+            for part in chunk_slices(tokens.shape[1], segment):
+                yield x[:, part, :], labels[:, part]
 
     def read(document: Document) -> Array:
-        return host.concatenate([nll for nll, _ in dynamic_evaluation(params.block, segments(document), score, rule)])
+        return _home([nll for nll, _ in dynamic_evaluation(params.block, segments(document), score, rule)])
 
     return read
 
@@ -111,15 +116,17 @@ def bits_per_byte(losses: list[Array]) -> float:
     return float(host.concatenate(losses).astype("float64").mean() / LN2)
 
 
-def print_table(documents: Iterable[Document], ways: dict[str, Method]) -> None:
+def print_table(documents: Iterable[Document], ways: dict[str, Method], note: str = "") -> None:
     """Read every document in every way; print bits per byte of each document as it is done, and of all bytes together.
+
+    ``note`` stands behind the heading of the columns.
 
     Raises ValueError if no document has at least 2 bytes.
     """
     kept = [d for d in documents if len(d.data) > 1]
     if not kept:
         raise ValueError("no document of at least 2 bytes to read: the first byte is given, the others are predicted")
-    print("bytes".rjust(9), *(name.rjust(26) for name in ways), " document")
+    print("bytes".rjust(9), *(name.rjust(26) for name in ways), f" document  {note}".rstrip())
     total: dict[str, list[Array]] = {name: [] for name in ways}
     for document in tqdm(kept, desc="reading", unit="document", leave=False):
         for name, method in ways.items():
@@ -129,7 +136,6 @@ def print_table(documents: Iterable[Document], ways: dict[str, Method]) -> None:
     print(" ".join([" " * 9, *(f"{bits_per_byte(losses):26.3f}" for losses in total.values()), f" all {len(kept)} documents"]))
 
 
-def _move(batch: Batch, params: Parameters) -> Batch:
-    """The batch in the library, on the device and in the precision of the parameters."""
-    target = params.embedding
-    return Batch(like(batch.tokens, target), like(batch.labels, target), like(batch.weights, target, target.dtype))
+def _home(losses: list[Array]) -> Array:
+    """Losses of all windows as one host array."""
+    return to_numpy(namespace(*losses).concat(losses))

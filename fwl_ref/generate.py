@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tqdm import tqdm
 
 from .backend import Array, host, like, to_numpy
@@ -25,14 +27,19 @@ def generate(
 ) -> bytes:
     """``count`` bytes after ``prompt``; with ``adapt`` each sampled byte is written to the fast weights like a byte of text.
 
+    Without ``adapt`` only the prompt is written, and fades while sampling goes on. Every byte sees the ``window`` bytes before it.
     A temperature of 0 always takes the likeliest byte. A plain model has step sizes of zero, so for it nothing adapts.
 
-    Raises ValueError for an empty prompt, a negative count or temperature, a window below 1, or a normalizer that cannot stream.
+    Raises ValueError for an empty prompt, a negative count or seed, a temperature that is negative or not finite, a window below 1, or a
+    normalizer that cannot stream.
     """
     if not prompt:
         raise ValueError("the prompt must hold at least 1 byte: the first prediction needs something to look at")
-    if count < 0 or temperature < 0:
-        raise ValueError(f"count and temperature must be >= 0, got {count} and {temperature}")
+    for name, value, least in (("count", count, 0), ("temperature", temperature, 0), ("seed", seed, 0), ("window", window, 1)):
+        if not least <= value < math.inf:
+            raise ValueError(f"{name} must be finite and at least {least}, got {value}")
+    if not config.fast:
+        config = config._replace(normalizer="constant")  # nothing is divided by it, and any plain model can stream
     settings, eta = fast_settings(config), effective_step_sizes(params.eta, config.dialect)
     stream = read_prompt(params, config, prompt, window)
     rng, text = host.random.default_rng(seed), list(prompt)
@@ -76,6 +83,7 @@ def sample(logits: Array, temperature: float, rng: host.random.Generator) -> int
     """Draw from softmax(logits / temperature) on the host."""
     if temperature == 0:
         return int(logits.argmax())
-    scaled = logits.astype("float64") / temperature
-    p = host.exp(scaled - scaled.max())
+    wide = logits.astype("float64")
+    with host.errstate(over="ignore"):  # a tiny temperature: everything but the likeliest goes to -inf, probability 0
+        p = host.exp((wide - wide.max()) / temperature)
     return int(rng.choice(len(p), p=p / p.sum()))

@@ -1,13 +1,15 @@
-"""Golden cases: one fast weight block, one file, so that two implementations can be compared without sharing any code.
+"""Golden cases: one fast weight block or update rule, one file, so that two implementations can be compared without sharing any code.
 
     python -m fwl_ref golden make DIR [--count N] [--seed S]     write N varied cases with their answers
     python -m fwl_ref golden run CASE.npz OUT.npz                compute the answers to somebody's case
     python -m fwl_ref golden check DIR                           recompute a folder of cases and compare
 
+With ``--backend cupy`` the answers are computed on a GPU, in float64 like all others.
+
 A case is an ``.npz`` file without pickles; real numbers are float64. ``INPUTS`` says which arrays it holds and their shapes. Files written
 here hold inputs and answers together, so what ``run`` writes, ``check`` accepts. Dynamic evaluation ends with parameters that have the
 names of those it started from: next to answers, ``W1 ... bias`` are the final ones, (B,...), and the ones of the start are called
-``slow_W1 ... slow_bias``. A case without answers simply says ``W1 ... bias``.
+``slow_W1 ... slow_bias``. A case without answers simply says ``W1 ... bias``. ``golden_rules.py`` says what cases of update rules hold.
 
 An answer is compared by its largest error over its own largest magnitude, and ``TOLERANCE`` is allowed. Arrays whose entries are all below
 ``FLOOR`` are compared as if their magnitude were ``FLOOR``: they may be rounding errors of an exact zero.
@@ -17,23 +19,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .backend import Array, host
-from .checkpoint import save_arrays
+from .backend import BACKENDS, Array, BackendError, backend_target, host, like, namespace, to_numpy
+from .checkpoint import load_arrays, save_arrays
 from .checks import NORMALIZERS
 from .dynamic_evaluation import evaluate_block
 from .fwl import FastSettings, fast_block_bwd, fast_block_fwd, normalizer
+from .golden_rules import RULE_PLANS, RULES, RulePlan, check_rule_case, describe_rule_case, draw_rule_case, rule_answers
 from .ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from .ops.squared_relu import squared_relu_bwd
+from .rules.common import READS
 from .slow_block import FastParameters, SlowParameters
 
 TOLERANCE = 1e-9
 FLOOR = 1e-6
-KINDS = ("fwl", "dynamic_evaluation")
+BLOCKS = ("fwl", "dynamic_evaluation")
+KINDS = (*BLOCKS, *RULES)
 FAST, SLOW = FastParameters._fields, SlowParameters._fields
 
 REAL = {  # arrays of float64, with the letters of their shapes
@@ -45,16 +48,14 @@ COUNTS = ("first_order", "chunk")  # integers; chunk 0 = parallel form
 INPUTS = {
     "fwl": (*REAL, "labels", *NUMBERS, *COUNTS, "normalizer", "kind"),
     "dynamic_evaluation": (*REAL, "labels", *NUMBERS, *COUNTS, "segment", "normalizer", "kind"),
+    **{kind: (*rule.arrays, *rule.numbers, *rule.counts, "chunk", "read", "kind") for kind, rule in RULES.items()},
 }
 ANSWERS = {
     "fwl": ("logits_slow", "logits", "dh", "dz", "dn", "loss", "g_x")
     + (*(f"g_{name}" for name in SLOW), *(f"g_eta_{name}" for name in FAST), "g_decay"),
     "dynamic_evaluation": ("logits", *FAST),
+    **{kind: rule.answers for kind, rule in RULES.items()},
 }
-
-
-# what NumPy and zipfile raise for a file that is no archive, is damaged, is encrypted, or holds pickles
-UNREADABLE = (ValueError, EOFError, OSError, MemoryError, NotImplementedError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class Result(NamedTuple):
@@ -74,11 +75,12 @@ class Result(NamedTuple):
 # --- one case: arrays in, arrays out
 
 
-def run_case(case: dict[str, Any]) -> dict[str, Array]:
-    """The answers to a case, by their names (``ANSWERS``).
+def run_case(case: dict[str, Any], backend: str = "numpy") -> dict[str, Array]:
+    """The answers to a case, by their names (``ANSWERS``), computed on ``backend`` and brought home.
 
     fwl: ``logits_slow``, ``logits`` (B,T,V); ``dh`` (B,T,F), ``dz``, ``dn`` (B,T,D); ``loss`` (); ``g_NAME`` shaped like the input NAME.
     dynamic_evaluation: ``logits`` (B,T,V), ``W1`` (B,D,F) ... ``bias`` (B,D).
+    a rule: ``out``, ``state_out``, ``loss``, ``g_NAME``: see ``golden_rules.py``.
 
     Raises
     ------
@@ -86,9 +88,9 @@ def run_case(case: dict[str, Any]) -> dict[str, Array]:
         Naming the array, what was expected and what was found: see ``check_case``. Also if an answer is not finite.
     """
     p = check_case(case)
-    answer = _fast_weights if p["kind"] == "fwl" else _dynamic_evaluation
+    answer = {"fwl": _fast_weights, "dynamic_evaluation": _dynamic_evaluation}.get(p["kind"], rule_answers)
     with host.errstate(all="ignore"):  # found below, with a name
-        answers = {name: host.asarray(a) for name, a in answer(p).items()}
+        answers = {name: to_numpy(a) for name, a in answer(_on_device(p, backend)).items()}
     for name, array in answers.items():
         if not host.all(host.isfinite(array)):
             raise ValueError(
@@ -117,15 +119,13 @@ def check_case(arrays: dict[str, Any]) -> dict[str, Any]:
     known = {*where.values(), *ANSWERS[kind]}
     for name in sorted(arrays.keys() - known):
         raise ValueError(f"{name}: expected only the arrays of a {kind} case, found this one too: leave it out")
+    if kind in RULES:
+        return _rule_case(kind, arrays)
     case: dict[str, Any] = {"kind": kind, "normalizer": _choice(arrays, "normalizer", NORMALIZERS)}
 
     sizes: dict[str, int] = {}
     for name, letters in REAL.items():
-        array = _get(arrays, where[name])
-        _check_shape(where[name], array, letters, sizes)
-        _check_float64(where[name], array)
-        _check_finite(where[name], array)
-        case[name] = array.astype("float64")
+        case[name] = _real(arrays, where[name], letters, sizes)
     if (case["weights"] < 0).any():
         raise ValueError(f"weights: expected numbers >= 0, found {case['weights'].min()}; 0 leaves a token out")
     case["labels"] = _labels(arrays, sizes)
@@ -148,12 +148,30 @@ def check_case(arrays: dict[str, Any]) -> dict[str, Any]:
     return case
 
 
+def _rule_case(kind: str, arrays: dict[str, Array]) -> dict[str, Any]:
+    rule, sizes = RULES[kind], {}
+    case: dict[str, Any] = {"kind": kind, "read": _choice(arrays, "read", READS), "chunk": _count(arrays, "chunk", least=0)}
+    case |= {name: _count(arrays, name, least) for name, least in rule.counts.items()}
+    case |= {name: _number(arrays, name) for name in rule.numbers}
+    case |= {name: _real(arrays, name, letters, sizes) for name, letters in rule.arrays.items()}
+    check_rule_case(case)
+    return case
+
+
+def _on_device(p: dict[str, Any], backend: str) -> dict[str, Any]:
+    """The arrays of a case where ``backend`` computes."""
+    target = backend_target(backend)
+    return p | {name: like(a, target) for name, a in p.items() if isinstance(a, host.ndarray)}
+
+
 def _fast_weights(p: dict[str, Any]) -> dict[str, Array]:
-    slow, eta, decay = SlowParameters(*(p[n] for n in SLOW)), _step_sizes(p), host.asarray(p["decay"])
+    slow, eta, decay = SlowParameters(*(p[n] for n in SLOW)), _step_sizes(p), like(p["decay"], p["x"], "float64")
     labels, w = p["labels"], p["weights"]
+    xp = namespace(w)
     (logits, logits_slow, _), res = fast_block_fwd(p["x"], labels, w, slow, eta, decay, _settings(p))
     nll, loss = cross_entropy_fwd(logits, labels)  # (B,T)
-    share = w / max(float(host.sum(w)), 1e-8)  # (B,T)
+    total = xp.sum(w)  # ()
+    share = w / xp.where(total > 1e-8, total, 1e-8 * xp.ones_like(total))  # (B,T)
     g_x, g_slow, g_eta, g_decay, _ = fast_block_bwd(cross_entropy_bwd(share, loss), None, res)
     answers = {
         "logits_slow": logits_slow,
@@ -162,7 +180,7 @@ def _fast_weights(p: dict[str, Any]) -> dict[str, Array]:
         "dz": res.write.dz,
         "dn": res.write.dn,
     }
-    answers |= {"loss": host.sum(share * nll), "g_x": g_x}
+    answers |= {"loss": xp.sum(share * nll), "g_x": g_x}
     answers |= {f"g_{name}": g for name, g in zip(SLOW, g_slow, strict=True)}
     return answers | {f"g_eta_{name}": g for name, g in zip(FAST, g_eta, strict=True)} | {"g_decay": g_decay}
 
@@ -170,13 +188,14 @@ def _fast_weights(p: dict[str, Any]) -> dict[str, Array]:
 def _dynamic_evaluation(p: dict[str, Any]) -> dict[str, Array]:
     slow = SlowParameters(*(p[n] for n in SLOW))
     n = normalizer(p["weights"], _settings(p))  # () or (B,1)
+    n = n if n.ndim == 0 else n[:, 0]  # () or (B,)
     rule = {"segment": p["segment"], "decay": p["decay"], "n": n, "eps": p["eps"]}
     logits, final = evaluate_block(p["x"], p["labels"], p["weights"], slow, _step_sizes(p), **rule)
     return {"logits": logits} | final._asdict()
 
 
 def _step_sizes(p: dict[str, Any]) -> FastParameters:
-    return FastParameters(*(host.asarray(p[f"eta_{name}"]) for name in FAST))
+    return FastParameters(*(like(p[f"eta_{name}"], p["x"], "float64") for name in FAST))
 
 
 def _settings(p: dict[str, Any]) -> FastSettings:
@@ -215,6 +234,15 @@ def _check_finite(name: str, array: Array) -> None:
     if not host.all(host.isfinite(array)):
         bad = tuple(int(i) for i in host.argwhere(~host.isfinite(array))[0])
         raise ValueError(f"{name}: expected finite numbers, found {array[bad]}" + (f" at index {bad}" if bad else ""))
+
+
+def _real(arrays: dict[str, Array], name: str, letters: str, sizes: dict[str, int]) -> Array:
+    """Finite float64 numbers of the shape that the letters say."""
+    array = _get(arrays, name)
+    _check_shape(name, array, letters, sizes)
+    _check_float64(name, array)
+    _check_finite(name, array)
+    return array.astype("float64")
 
 
 def _labels(arrays: dict[str, Array], sizes: dict[str, int]) -> Array:
@@ -270,47 +298,27 @@ def _is_answered(arrays: dict[str, Array], kind: str) -> bool:
 # --- files
 
 
-def load_arrays(path: str | Path) -> dict[str, Array]:
-    """All arrays of an ``.npz`` file. Raises ValueError if it is none, is damaged, or holds pickled objects; OSError if there is none."""
-    with Path(path).open("rb") as file:
-        try:
-            archive = host.load(file, allow_pickle=False)
-        except UNREADABLE as error:
-            raise ValueError(f"{path}: expected an .npz file without pickles, found something else ({error})") from None
-        if not hasattr(archive, "files"):
-            raise ValueError(f"{path}: expected an .npz file of named arrays, found a single array")
-        arrays = {}
-        for name in archive.files:
-            try:
-                arrays[name] = archive[name]
-            except UNREADABLE as error:
-                raise ValueError(f"{path}: {name}: expected an array without pickles, found none that can be read ({error})") from None
-            if not isinstance(arrays[name], host.ndarray):
-                raise ValueError(f"{path}: {name}: expected an array, found raw bytes")
-    return arrays
-
-
-def answered_case(case: dict[str, Any]) -> dict[str, Array]:
+def answered_case(case: dict[str, Any], backend: str = "numpy") -> dict[str, Array]:
     """Inputs and answers together, as files hold them: the start of dynamic evaluation is renamed ``slow_W1 ...``; old answers go."""
-    inputs, answers = check_case(case), run_case(case)
+    inputs, answers = check_case(case), run_case(case, backend)
     renamed = {f"slow_{name}" if name in answers else name: host.asarray(a) for name, a in inputs.items()}
     return renamed | answers
 
 
-def run_file(case_path: str | Path, out_path: str | Path) -> None:
+def run_file(case_path: str | Path, out_path: str | Path, backend: str = "numpy") -> None:
     """Read a case, with answers or without, and write it with the answers computed here.
 
     Raises ValueError, naming the file and the array, for a case that cannot be; OSError if a file cannot be read or written.
     """
-    arrays = load_arrays(case_path)
+    arrays = load_arrays(Path(case_path))
     try:
-        answered = answered_case(arrays)
+        answered = answered_case(arrays, backend)
     except ValueError as error:
         raise ValueError(f"{case_path}: {error}") from None
     save_arrays(Path(out_path), answered)
 
 
-def check_folder(folder: str | Path) -> list[Result]:
+def check_folder(folder: str | Path, backend: str = "numpy") -> list[Result]:
     """Recompute every ``*.npz`` of ``folder`` and compare: one Result per file, in the order of names. Nothing is written.
 
     Raises NotADirectoryError if there is no such folder, ValueError if it holds no case.
@@ -321,16 +329,16 @@ def check_folder(folder: str | Path) -> list[Result]:
     paths = sorted(folder.glob("*.npz"))
     if not paths:
         raise ValueError(f"expected golden cases (*.npz) in {str(folder)!r}, found none: write some with `golden make`")
-    return [_check_file(path) for path in paths]
+    return [_check_file(path, backend) for path in paths]
 
 
-def _check_file(path: Path) -> Result:
+def _check_file(path: Path, backend: str) -> Result:
     try:
         stored = load_arrays(path)
         kind = check_case(stored)["kind"]
         if kind == "dynamic_evaluation" and not _is_answered(stored, kind):
             raise ValueError("slow_W1: expected beside the answers W1 ... bias, found nothing: this is a case without answers")
-        errors = {name: _error(name, _get(stored, name), answer) for name, answer in run_case(stored).items()}
+        errors = {name: _error(name, _get(stored, name), answer) for name, answer in run_case(stored, backend).items()}
     except (ValueError, OSError) as error:
         return Result(path.name, "", float("nan"), str(error))
     worst = max(errors, key=errors.__getitem__)
@@ -367,7 +375,7 @@ class Plan(NamedTuple):
     still: tuple[str, ...] = ()  # step sizes that are zero
 
 
-PLANS = (  # together: every normalizer, both eps, decay or none, all sorts of chunks, segments and weights, T = 1, both kinds
+BLOCK_PLANS = (  # together: every normalizer, both eps, decay or none, all sorts of chunks, segments and weights, T = 1, both kinds
     Plan("fwl", "constant", 1e-6, 0.0, 0, 0, "ones", 8),
     Plan("fwl", "batch", 0.0, 0.02, 3, 0, "some_zero", 8),
     Plan("dynamic_evaluation", "constant", 1e-6, 0.02, 0, 0, "some_zero", 6, 1),
@@ -381,12 +389,14 @@ PLANS = (  # together: every normalizer, both eps, decay or none, all sorts of c
     Plan("fwl", "batch", 0.0, 0.0, 5, 0, "real", 11, 0, ("W1", "gain")),
     Plan("dynamic_evaluation", "constant", 0.0, 0.0, 0, 0, "all_zero", 4, 1),
 )
+PLANS = (*BLOCK_PLANS, *RULE_PLANS)
 
 
-def make_cases(folder: str | Path, count: int = 12, seed: int = 0) -> list[Path]:
+def make_cases(folder: str | Path, count: int = len(PLANS), seed: int = 0, backend: str = "numpy") -> list[Path]:
     """Write ``count`` cases with their answers into ``folder`` and return the paths; a name says what is inside.
 
-    Case number i depends on ``seed`` and i alone. Raises ValueError if ``count`` is below 1 or ``seed`` negative.
+    Case number i depends on ``seed`` and i alone; the default count has every kind. Raises ValueError if ``count`` is below 1 or ``seed``
+    negative.
     """
     if count < 1 or seed < 0:
         raise ValueError(f"expected at least 1 case and a seed >= 0, found count {count} and seed {seed}")
@@ -396,12 +406,14 @@ def make_cases(folder: str | Path, count: int = 12, seed: int = 0) -> list[Path]
         plan = PLANS[i % len(PLANS)]
         case = draw_case(plan, host.random.default_rng([seed, i]))
         paths.append(folder / f"{i:0{digits}d}_{_describe(plan, case)}.npz")
-        save_arrays(paths[-1], answered_case(case))
+        save_arrays(paths[-1], answered_case(case, backend))
     return paths
 
 
-def draw_case(plan: Plan, rng: Any) -> dict[str, Array]:
+def draw_case(plan: Plan | RulePlan, rng: Any) -> dict[str, Array]:
     """The inputs of a case: sizes and numbers from ``rng``, the rest from ``plan``."""
+    if plan.kind in RULES:
+        return draw_rule_case(plan, rng)
     b, t, d, f, v = int(rng.integers(1, 4)), plan.length, int(rng.integers(3, 7)), int(rng.integers(5, 13)), int(rng.integers(3, 10))
     size = {"B": b, "T": t, "D": d, "F": f, "V": v}
     case = {name: rng.standard_normal([size[s] for s in letters]) for name, letters in REAL.items()}
@@ -420,7 +432,9 @@ def draw_case(plan: Plan, rng: Any) -> dict[str, Array]:
     return {name: host.asarray(a) for name, a in case.items()}
 
 
-def _describe(plan: Plan, case: dict[str, Array]) -> str:
+def _describe(plan: Plan | RulePlan, case: dict[str, Array]) -> str:
+    if plan.kind in RULES:
+        return describe_rule_case(plan, case)
     (b, t, d), (f, v) = case["x"].shape, (len(case["b1"]), len(case["c"]))
     form = f"chunk{plan.chunk}" if plan.kind == "fwl" else f"segment{plan.segment}"
     order = "_first_order" if plan.first_order else ""
@@ -437,27 +451,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="make|run|check")
     make = actions.add_parser("make", help="write varied cases with their answers")
     make.add_argument("folder", metavar="DIR")
-    make.add_argument("--count", type=int, default=12, metavar="N", help="how many (default %(default)s)")
+    make.add_argument("--count", type=int, default=len(PLANS), metavar="N", help="how many (default %(default)s: every kind)")
     make.add_argument("--seed", type=int, default=0, metavar="S", help="of the numbers drawn (default %(default)s)")
     run = actions.add_parser("run", help="compute the answers to somebody's case")
     run.add_argument("case", metavar="CASE.npz")
     run.add_argument("out", metavar="OUT.npz")
     check = actions.add_parser("check", help="recompute a folder of cases and compare")
     check.add_argument("folder", metavar="DIR")
+    for action in (make, run, check):
+        action.add_argument("--backend", choices=BACKENDS, default="numpy", help="where to compute (default %(default)s)")
 
 
 def main(args: argparse.Namespace) -> int:
     """Do what the command line asks. 0: done, and everything agrees; 1: an answer differs or a case is bad; 2: nothing could be done."""
     try:
         if args.action == "make":
-            paths = make_cases(args.folder, args.count, args.seed)
+            paths = make_cases(args.folder, args.count, args.seed, args.backend)
             print(f"wrote {len(paths)} cases to {args.folder}")
         elif args.action == "run":
-            run_file(args.case, args.out)
+            run_file(args.case, args.out, args.backend)
             print(f"wrote {args.out}")
         else:
-            return _report(check_folder(args.folder))
-    except (ValueError, OSError) as error:
+            return _report(check_folder(args.folder, args.backend))
+    except (ValueError, OSError, BackendError) as error:
         print(f"golden {args.action}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,12 +1,16 @@
-"""AdamW (Loshchilov and Hutter, arXiv 1711.05101), warm-up and cosine schedule, clipping by global norm, over parameter trees."""
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101), warm-up and cosine schedule, clipping by global norm, over parameter trees.
+
+Nothing here looks at a value on a device: norms stay there, and clipping is a factor. Whoever wants to print them decides when to fetch
+them.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-from .backend import Tree, namespace
-from .tree import leaves, named_leaves, rebuild, tree_map, zeros_like
+from .backend import Array, Tree, is_host, namespace
+from .tree import leaves, rebuild, tree_map, zeros_like
 
 
 class AdamState(NamedTuple):
@@ -41,15 +45,26 @@ def adam_step(params: Tree, grads: Tree, state: AdamState, rates: Tree, decays: 
     return params, AdamState(mean, square, step)
 
 
-def global_norm(grads: Tree) -> float:
-    """Euclidean norm of all leaves together, as a host float: one transfer."""
-    total = sum(namespace(g).sum(g * g) for g in leaves(grads))
-    return math.sqrt(float(total))
+def squares(grads: Tree) -> Array:
+    """(L,)   sum of squares of each leaf, in the order of ``leaves``; not finite where the gradient is not."""
+    sums = [namespace(g).sum(g * g) for g in leaves(grads)]
+    return namespace(*sums).stack(sums)
 
 
-def clip(grads: Tree, limit: float, norm: float) -> Tree:
-    """Scale the gradients to norm ``limit`` if ``norm``, their own, is above it."""
-    return grads if norm <= limit else tree_map(lambda g: g * (limit / norm), grads)
+def global_norm(grads: Tree) -> Array:
+    """()   Euclidean norm of all leaves together."""
+    total = squares(grads)  # (L,)
+    xp = namespace(total)
+    return xp.sqrt(xp.sum(total))
+
+
+def clip(grads: Tree, limit: float, norm: Array | float) -> Tree:
+    """Scale the gradients to norm ``limit`` if ``norm``, their own, is above it. On a device a factor decides, 1 or less."""
+    if isinstance(norm, float) or is_host(norm):
+        return grads if norm <= limit else tree_map(lambda g: g * (limit / norm), grads)
+    xp = namespace(norm)
+    factor = limit / xp.where(norm > limit, norm, limit)  # ()
+    return tree_map(lambda g: g * factor, grads)
 
 
 def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
@@ -60,12 +75,15 @@ def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def check_finite(loss: float, grads: Tree, step: int) -> None:
-    """Raise NonFiniteError naming the step and the first parameter whose gradient is not finite."""
-    for name, g in named_leaves(grads):
-        if not bool(namespace(g).all(namespace(g).isfinite(g))):
+def check_finite(step: int, loss: float, norm: float, squares: list[float], names: list[str]) -> None:
+    """Raise NonFiniteError naming the step, and the first leaf whose sum of squares is not finite, unless loss and norm are finite."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    for name, square in zip(names, squares, strict=True):
+        if not math.isfinite(square):
             raise NonFiniteError(
-                f"step {step}: the gradient of {name} is not finite (loss {loss}); parameters are as before this step. "
-                "Lower the learning rate or the step sizes, or look for a window of constant features if LayerNorm has no epsilon"
+                f"step {step}: the gradient of {name} is not finite, or too large to square (loss {loss}); parameters from before this "
+                "step are in what was passed in or saved last. Lower the learning rate or the step sizes, or look for a window of "
+                "constant features if LayerNorm has no epsilon"
             )
-    raise NonFiniteError(f"step {step}: the loss is {loss} though all gradients are finite; lower the learning rate")
+    raise NonFiniteError(f"step {step}: the loss is {loss}, the gradients' norm {norm}, though each is finite; lower the learning rate")

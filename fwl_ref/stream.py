@@ -1,11 +1,12 @@
 """The fast weight block one token at a time: predict, then reveal.
 
-    stream = stream_start(batch, slow)
+    stream = stream_start(batch, slow, settings)
     logits, stream = stream_predict(stream, x, slow, eta, settings)         # score first ...
     stream = stream_reveal(stream, labels, weights, slow, decay, settings)  # ... then learn what the token was
 
 The state is the sum of past gradients (faded by the decay), one entry per fast parameter and sequence, so the fast parameters are
-simply p - eta state. Nothing here uses linear attention: it is the recurrent reading of the same mathematics.
+simply p - eta state. With an optimizer the state is that optimizer's slots. Nothing here uses linear attention: it is the recurrent
+reading of the same mathematics.
 """
 
 from __future__ import annotations
@@ -13,26 +14,29 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .backend import Array, namespace
-from .checks import check_labels, check_like, check_settings, check_state, check_streamable, check_weights
+from .checks import check_decay, check_divisor, check_labels, check_like, check_settings, check_state, check_streamable, check_weights
 from .fwl import FastSettings, write_fwd
 from .ops.dense import dense_fwd
 from .ops.layernorm import layernorm_fwd
 from .ops.squared_relu import squared_relu_fwd
+from .optimizers import OptimizerState, read_slots, slots, write_slots
 from .slow_block import FastParameters, SlowParameters
 
 
 class Stream(NamedTuple):
     """Between tokens ``pending`` is None; between predict and reveal it holds the features that were predicted from."""
 
-    state: FastParameters  # sums of past gradients, each with a leading batch axis
+    state: FastParameters | OptimizerState  # sums of past gradients, or slots; each with a leading batch axis
     pending: Array | None  # (B,D)
 
 
-def stream_start(batch: int, slow: SlowParameters) -> Stream:
-    """An empty memory for ``batch`` sequences."""
-    xp = namespace(*slow)
+def stream_start(batch: int, slow: SlowParameters, settings: FastSettings | None = None) -> Stream:
+    """An empty memory for ``batch`` sequences; ``settings`` None are the default ones."""
+    xp, optimizer = namespace(*slow), settings.optimizer if settings else None
+    lead = (batch,) if optimizer is None else (batch, slots(optimizer))
     shapes = ((name, getattr(slow, name)) for name in FastParameters._fields)
-    return Stream(FastParameters(**{n: xp.zeros((batch, *p.shape), dtype=p.dtype, device=p.device) for n, p in shapes}), None)
+    empty = FastParameters(**{n: xp.zeros((*lead, *p.shape), dtype=p.dtype, device=p.device) for n, p in shapes})
+    return Stream(empty if optimizer is None else OptimizerState(empty, 0), None)
 
 
 def stream_predict(stream: Stream, x: Array, slow: SlowParameters, eta: FastParameters, settings: FastSettings) -> tuple[Array, Stream]:
@@ -43,11 +47,13 @@ def stream_predict(stream: Stream, x: Array, slow: SlowParameters, eta: FastPara
     """
     check_settings(settings)
     check_streamable(settings)
-    check_state(stream.state, x.shape[0], slow)
+    check_state(stream.state, x.shape[0], slow, settings.optimizer)
+    check_divisor(settings.optimizer, slow)
     if stream.pending is not None:
         raise ValueError("predict after predict: reveal the previous token's label first (weight 0 if it must not be written)")
-    xp = namespace(x, *stream.state)
-    fast = FastParameters(*(getattr(slow, n) - e * s for n, e, s in zip(FastParameters._fields, eta, stream.state, strict=True)))
+    sums = stream.state if settings.optimizer is None else read_slots(settings.optimizer, stream.state)
+    xp = namespace(x, *sums)
+    fast = FastParameters(*(getattr(slow, n) - e * s for n, e, s in zip(FastParameters._fields, eta, sums, strict=True)))
     h = xp.matmul(x[:, None, :], fast.W1)[:, 0, :] + fast.b1  # (B,F)
     a, _ = squared_relu_fwd(h)  # (B,F)
     z = xp.matmul(a[:, None, :], fast.W2)[:, 0, :] + fast.b2  # (B,D)
@@ -63,6 +69,7 @@ def stream_reveal(stream: Stream, labels: Array, weights: Array, slow: SlowParam
     the constant normalizer.
     """
     check_settings(settings)
+    check_decay(decay, settings)
     check_streamable(settings)
     if stream.pending is None:
         raise ValueError("reveal before predict: a token must be scored before its label is shown, or the score is not a prediction")
@@ -75,4 +82,6 @@ def stream_reveal(stream: Stream, labels: Array, weights: Array, slow: SlowParam
     outer1 = xp.matmul(xp.matrix_transpose(m.x), m.dh)  # (B,D,F)
     outer2 = xp.matmul(xp.matrix_transpose(m.a), m.dz)  # (B,F,D)
     new = FastParameters(outer1, m.dh[:, 0, :], outer2, m.dz[:, 0, :], m.dgain[:, 0, :], m.dbias[:, 0, :])
+    if settings.optimizer is not None:
+        return Stream(write_slots(settings.optimizer, stream.state, new), None)
     return Stream(FastParameters(*((1 - decay) * s + g for s, g in zip(stream.state, new, strict=True))), None)

@@ -3,6 +3,9 @@
 Gradients are clipped by their global norm. Step sizes and the decay are numbers of the order of 0.01 on which everything
 downstream depends, so they get a learning rate in proportion to where they start, and they are kept in the range where the
 update they stand for is a descent: step sizes stay >= 0 and the decay in [0, 1/2]. ``docs/measurements.md`` says what happens without.
+
+A step leaves everything on the device that the parameters are on. What is recorded of a step is one short row, fetched at once on the host
+and ``LOG_EVERY`` rows at a time from a device, so that a GPU is not made to wait between steps.
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from .backend import Tree, like, namespace
+from .backend import Array, Tree, is_host, namespace, to_numpy
 from .data import Corpus, training_batch
+from .device import batch_like, to_backend
 from .model import Config, Parameters, initialize, loss_and_gradient
-from .optim import AdamState, adam_init, adam_step, check_finite, clip, cosine, global_norm
+from .optim import AdamState, adam_init, adam_step, check_finite, clip, cosine, squares
 from .slow_block import FastParameters
-from .tree import tree_map
+from .tree import named_leaves, tree_map
 
 LN2 = math.log(2)
+LOG_EVERY = 10  # steps per transfer of records from a device
 
 
 class TrainSettings(NamedTuple):
@@ -62,6 +67,8 @@ def check_train_settings(s: TrainSettings) -> None:
     for name in ("rate", "clip"):
         if not (math.isfinite(getattr(s, name)) and getattr(s, name) > 0):
             raise ValueError(f"{name} must be finite and > 0, got {getattr(s, name)}")
+    if s.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {s.seed}")
     if not 0 <= s.decay < 1:
         raise ValueError(f"the decay must lie in [0, 1), got {s.decay}")
 
@@ -75,22 +82,48 @@ def learning_rates(params: Parameters, config: Config, s: TrainSettings, factor:
     return rates, tree_map(lambda p: s.weight_decay if p.ndim == 2 else 0.0, params)
 
 
+def begin(config: Config, s: TrainSettings, backend: str = "numpy") -> Progress:
+    """Fresh parameters and zero moments, on the device that ``backend`` names."""
+    params = to_backend(initialize(config, s.seed, step_size=s.step_size, decay=s.decay), backend)
+    return Progress(params, adam_init(params), ())
+
+
+def on_backend(progress: Progress, backend: str) -> Progress:
+    """Progress read from a file, moved to the device that ``backend`` names: where it is, training goes on."""
+    mean, square, step = progress.adam
+    return progress._replace(
+        params=to_backend(progress.params, backend), adam=AdamState(to_backend(mean, backend), to_backend(square, backend), step)
+    )
+
+
 def train_step(progress: Progress, corpus: Corpus, config: Config, s: TrainSettings) -> Progress:
-    """One step: batch number ``adam.step`` of the corpus."""
-    params, adam, history = progress
-    step = adam.step
-    host_batch = training_batch(corpus.train, s.batch, s.window, s.seed, step)
-    tokens, labels = (like(a, params.embedding) for a in host_batch[:2])
-    weights = like(host_batch.weights, params.embedding, params.embedding.dtype)
+    """One step: batch number ``adam.step`` of the corpus. Raises NonFiniteError, naming step and parameter."""
+    params, adam, row = advance(progress.params, progress.adam, corpus, config, s)
+    return Progress(params, adam, (*progress.history, *records([row], progress.adam.step, params)))
+
+
+def advance(params: Parameters, adam: AdamState, corpus: Corpus, config: Config, s: TrainSettings) -> tuple[Parameters, AdamState, Array]:
+    """One step without looking at its outcome: parameters, moments, and the row that ``records`` reads. Nothing leaves the device."""
+    xp, step = namespace(params.embedding), adam.step
+    tokens, labels, weights = batch_like(training_batch(corpus.train, s.batch, s.window, s.seed, step), params.embedding)
     loss, grads, _ = loss_and_gradient(params, tokens, labels, weights, config)
-    norm, loss = global_norm(grads), float(loss)
-    if not (math.isfinite(norm) and math.isfinite(loss)):
-        check_finite(loss, grads, step)
+    leaf_squares = squares(grads)  # (L,)
+    norm = xp.sqrt(xp.sum(leaf_squares))  # ()
     rates, decays = learning_rates(params, config, s, cosine(step, s.steps, s.warmup))
     params, adam = adam_step(params, clip(grads, s.clip, norm), adam, rates, decays)
     params = _project(params, s)
-    eta = tuple(float(e) for e in params.eta)
-    return Progress(params, adam, (*history, Record(step, loss / LN2, norm, eta, float(params.decay))))
+    row = xp.concat([xp.stack([loss, norm, *params.eta, params.decay]), leaf_squares])  # (9+L,)
+    return params, adam, row
+
+
+def records(rows: list[Array], first: int, params: Parameters) -> tuple[Record, ...]:
+    """What steps ``first``, ``first`` + 1, ... left: one transfer for all. Raises NonFiniteError for the first that went wrong."""
+    names, table = [name for name, _ in named_leaves(params)], to_numpy(namespace(*rows).stack(rows)).tolist()
+    done = []
+    for step, (loss, norm, *rest) in enumerate(table, start=first):
+        check_finite(step, loss, norm, rest[7:], names)
+        done.append(Record(step, loss / LN2, norm, tuple(rest[:6]), rest[6]))
+    return tuple(done)
 
 
 def train(
@@ -105,23 +138,31 @@ def train(
     position: int = 0,
     quiet: bool = False,
 ) -> Progress:
-    """Train from ``start`` (or from scratch) to ``settings.steps``, calling ``save`` every ``save_every`` steps and at the end.
+    """Train from ``start`` (or from scratch, on the host) to ``settings.steps``; ``save`` is called every ``save_every`` steps and last.
 
-    Raises NonFiniteError, naming step and parameter, if the loss or a gradient stops being finite.
+    The arrays of ``start`` decide on library, device and precision: see ``begin`` and ``on_backend``.
+
+    Raises NonFiniteError, naming step and parameter, if the loss or a gradient stops being finite; nothing of that step is saved.
     """
     check_train_settings(settings)
-    if start is None:
-        params = initialize(config, settings.seed, step_size=settings.step_size, decay=settings.decay)
-        start = Progress(params, adam_init(params), ())
-    progress, begin, done = start, time.perf_counter(), start.adam.step
+    progress = begin(config, settings) if start is None else start
+    clock, done, rows = time.perf_counter(), progress.adam.step, []
+    together = 1 if is_host(progress.params.embedding) else LOG_EVERY
+    params, adam, history = progress
     with tqdm(total=settings.steps, initial=done, desc=label, position=position, disable=quiet, mininterval=1, unit="step") as bar:
         for step in range(done, settings.steps):
-            progress = train_step(progress, corpus, config, settings)
-            recent = progress.history[-20:]
-            speed = (step + 1 - done) * settings.batch * settings.window / (time.perf_counter() - begin)
+            params, adam, row = advance(params, adam, corpus, config, settings)
+            rows.append(row)
+            saving = (step + 1) % save_every == 0 or step + 1 == settings.steps
+            if len(rows) < together and not saving:
+                continue
+            history += records(rows, step + 1 - len(rows), params)
+            progress, rows = Progress(params, adam, history), []
+            recent = history[-20:]
+            speed = (step + 1 - done) * settings.batch * settings.window / (time.perf_counter() - clock)
             bar.set_postfix_str(f"{sum(r.bits_per_byte for r in recent) / len(recent):.3f} bits/byte, {speed:,.0f} tokens/s", refresh=False)
-            bar.update()
-            if save and ((step + 1) % save_every == 0 or step + 1 == settings.steps):
+            bar.update(step + 1 - bar.n)
+            if save and saving:
                 save(progress)
     return progress
 

@@ -12,6 +12,7 @@ from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, s
 FAST, SLOW = FastParameters._fields, SlowParameters._fields
 FWL = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "fwl"]
 DYNAMIC = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "dynamic_evaluation"]
+RULE = {plan.kind: i for i, plan in enumerate(golden.PLANS) if plan.kind in golden.RULES}  # the last case of each rule: no zeros in it
 
 
 def draw(i, seed=0):
@@ -32,7 +33,7 @@ def digests(folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder of the twelve cases of seed 0; nobody writes into it."""
+    """A folder of all cases of seed 0; nobody writes into it."""
     path = tmp_path_factory.mktemp("golden")
     golden.make_cases(path)
     return path
@@ -223,16 +224,17 @@ def test_made_cases_check_clean(folder, capsys):
     """``make`` then ``check``: a line per case, exit code 0, no file but the cases."""
     assert command("check", folder) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 13 and all(line.startswith("ok") for line in printed[:-1])
-    assert len(list(folder.iterdir())) == 12 and all(r.ok and r.error == 0 for r in golden.check_folder(folder))
+    assert len(printed) == len(golden.PLANS) + 1 and all(line.startswith("ok") for line in printed[:-1])
+    assert len(list(folder.iterdir())) == len(golden.PLANS) and all(r.ok and r.error == 0 for r in golden.check_folder(folder))
 
 
 def test_made_cases_are_varied(folder):
-    """Twelve cases cover every setting that the format has, and their sizes differ."""
+    """There is a case of every kind; those of the block cover every setting that the format has, and their sizes differ."""
     cases = [golden.check_case(golden.load_arrays(p)) for p in sorted(folder.iterdir())]
-    lengths = [c["labels"].shape[1] for c in cases]
     assert {c["kind"] for c in cases} == set(golden.KINDS)
-    for kind in golden.KINDS:
+    cases = [c for c in cases if c["kind"] in golden.BLOCKS]
+    lengths = [c["labels"].shape[1] for c in cases]
+    for kind in golden.BLOCKS:
         assert {c["normalizer"] for c in cases if c["kind"] == kind} == {"batch", "sequence", "constant"}
         assert {c["eps"] for c in cases if c["kind"] == kind} == {0, 1e-6}
         assert {c["decay"] > 0 for c in cases if c["kind"] == kind} == {False, True}
@@ -259,11 +261,12 @@ def test_the_same_seed_writes_the_same_bytes(folder, tmp_path):
 
 def test_more_cases_than_plans(tmp_path):
     """A count beyond the table goes round it with new numbers."""
-    paths = golden.make_cases(tmp_path, 14)
-    assert len({p.name for p in paths}) == 14 and all(r.ok for r in golden.check_folder(tmp_path))
+    count = len(golden.PLANS) + 2
+    paths = golden.make_cases(tmp_path, count)
+    assert len({p.name for p in paths}) == count and all(r.ok for r in golden.check_folder(tmp_path))
 
 
-@pytest.mark.parametrize("i", [FWL[0], DYNAMIC[0]])
+@pytest.mark.parametrize("i", [FWL[0], DYNAMIC[0], RULE["delta"], RULE["titans"]])
 def test_run_answers_a_case_of_ones_own(i, tmp_path, capsys):
     """``run`` adds to a case without answers exactly the answers of run_case, under their names, and ``check`` accepts what it wrote."""
     case = draw(i, seed=5)
@@ -277,7 +280,8 @@ def test_run_answers_a_case_of_ones_own(i, tmp_path, capsys):
         assert (written[name] == case[name]).all()
     assert command("check", tmp_path / "out") == 0
     # a case that has answers already is a case too; those answers are ignored
-    np.savez(tmp_path / "wrong.npz", **written | {"logits": 7 + written["logits"]})
+    first = next(iter(answers))
+    np.savez(tmp_path / "wrong.npz", **written | {first: 7 + written[first]})
     assert command("run", tmp_path / "wrong.npz", tmp_path / "again.npz") == 0
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "out" / "own.npz").read_bytes()
     capsys.readouterr()
@@ -301,7 +305,7 @@ def test_what_is_as_good_is_accepted():
 @pytest.mark.parametrize("kind", golden.KINDS)
 def test_check_sees_every_corrupted_answer(kind, tmp_path, capsys):
     """A relative error of 1e-6 in one entry of any answer is found, named, and makes the exit code non-zero."""
-    arrays = golden.answered_case(draw({"fwl": FWL[1], "dynamic_evaluation": DYNAMIC[0]}[kind]))
+    arrays = golden.answered_case(draw(({"fwl": FWL[1], "dynamic_evaluation": DYNAMIC[0]} | RULE)[kind]))
     for name in golden.ANSWERS[kind]:
         wrong = arrays[name].copy()
         place = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
@@ -438,7 +442,7 @@ BAD = {  # what is wrong -> (which case, the change, the array, words of the mes
     "constant 0": (0, swap("constant", 0.0), "constant", "> 0, found 0.0"),
     "first_order 2": (0, swap("first_order", 2), "first_order", "0 or 1, found 2"),
     "segment 0": (2, swap("segment", 0), "segment", ">= 1, found 0"),
-    "unknown kind": (0, swap("kind", "slow"), "kind", "fwl, dynamic_evaluation, found 'slow'"),
+    "unknown kind": (0, swap("kind", "slow"), "kind", ", mesa, found 'slow'"),
     "unknown normalizer": (0, swap("normalizer", "mean"), "normalizer", "found 'mean'"),
     "number as normalizer": (0, swap("normalizer", 1), "normalizer", "found 1"),
     "objects": (0, swap("x", lambda a: a.astype(object)), "x", "Python objects"),

@@ -1,6 +1,7 @@
 """GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415), the activation of the transformer's MLP.
 
-The slow pass stops at the features, so the trunk is differentiated once and this op needs no second backward.
+The trunk is differentiated once: the slow pass stops at the features. The second backward is for a memory that is itself a GELU network
+and writes its own gradients (test-time training, ``rules/ttt_mlp.py``). It is entrywise: slope y', curvature y''.
 """
 
 from __future__ import annotations
@@ -46,3 +47,16 @@ def gelu_bwd(dy: Array, res: GeluResidual) -> Array:
     slope *= 0.5
     slope *= dy
     return slope
+
+
+def gelu_bwd_bwd(g_dx: Array, dy: Array, res: GeluResidual) -> tuple[Array, Array]:
+    """Adjoint of gelu_bwd as a function of (dy, x).   (G.3)"""
+    x, t = res
+    # backward: dx = y'(x) dy,  y' = (1 + t + x (1 - t^2) u') / 2
+    g_dy = gelu_bwd(g_dx, res)  # (...)
+    # y'' = (1 - t^2) (2 u' + x u'' - 2 x t u'^2) / 2
+    slope = _SLOPE * (1 + 3 * _CUBIC * (x * x))  # (...) u'
+    bend = 6 * _SLOPE * _CUBIC * x  # (...) u''
+    curvature = 0.5 * (1 - t * t) * (2 * slope + x * bend - 2 * (x * t) * (slope * slope))  # (...)
+    g_x = curvature * dy * g_dx  # (...)
+    return g_dy, g_x

@@ -19,7 +19,7 @@ from fwl_ref.ops.attention import BLOCK, attention_bwd, attention_fwd
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_dx, dense_fwd
 from fwl_ref.ops.embedding import embedding_bwd, embedding_fwd
-from fwl_ref.ops.gelu import gelu_bwd, gelu_fwd
+from fwl_ref.ops.gelu import gelu_bwd, gelu_bwd_bwd, gelu_fwd
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
 from fwl_ref.ops.linear_attention import (
     linear_attention_bwd,
@@ -29,8 +29,17 @@ from fwl_ref.ops.linear_attention import (
     linear_attention_recurrent_bwd,
     linear_attention_recurrent_fwd,
 )
+from fwl_ref.ops.masked_attention import (
+    masked_attention_bwd,
+    masked_attention_chunked_bwd,
+    masked_attention_chunked_fwd,
+    masked_attention_fwd,
+    masked_attention_recurrent_bwd,
+    masked_attention_recurrent_fwd,
+)
 from fwl_ref.ops.rotary import rotary_bwd, rotary_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
+from fwl_ref.optimizers import Optimizer, mask, momentum_with_decay, segments, system
 from fwl_ref.tree import leaves, tree_map
 from tests.strategies import generator, seeds
 from tests.tolerances import assert_bitwise, assert_close, float32_bound
@@ -123,10 +132,37 @@ def _linear(name: str, form: tuple, keep: float, carried: bool, *chunk: int | No
     return Op(name, form[0], _state_gradient(form[1], carried), None, _memory(keep, carried, *chunk))
 
 
+def _masked(optimizer: Optimizer) -> Op:
+    """Any mask, here that of an optimizer; masks and slots are data, made like q."""
+
+    def fwd(q: Any, k: Any, v: Any) -> tuple:
+        return masked_attention_fwd(q, k, v, _move_like(mask(optimizer, q.shape[1]), q))
+
+    return Op("masked attention", fwd, masked_attention_bwd, None, lambda n, seed: _memory(1.0, False)(n, seed)[:3])
+
+
+def _slots(name: str, form: tuple, optimizer: Optimizer, carried: bool, *chunk: int | None) -> Op:
+    """Masked attention with the slots of an optimizer, read from token 1 on."""
+
+    def fwd(q: Any, k: Any, v: Any, state: Any) -> tuple:
+        return form[0](q, k, v, *system(optimizer, 1, q.shape[1], q), state, *chunk)
+
+    def arguments(n: Shape, seed: int) -> tuple:
+        q, k, v, *_ = _memory(1.0, False)(n, seed)
+        return q, k, v, generator(seed + 1)(n.batch, 2, n.width, n.values) if carried else None
+
+    return Op(f"masked attention, {name}", fwd, _state_gradient(form[1], carried), None, arguments)
+
+
+SLOTS_CHUNKED, SLOTS_RECURRENT = (
+    (masked_attention_chunked_fwd, masked_attention_chunked_bwd),
+    (masked_attention_recurrent_fwd, masked_attention_recurrent_bwd),
+)
+
 OPS = [
     Op("dense", dense_fwd, dense_bwd, dense_bwd_bwd, _dense),
     Op("squared_relu", squared_relu_fwd, squared_relu_bwd, squared_relu_bwd_bwd, _off_zero),
-    Op("gelu", gelu_fwd, gelu_bwd, None, _off_zero),
+    Op("gelu", gelu_fwd, gelu_bwd, gelu_bwd_bwd, _off_zero),
     Op("layernorm", layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, _layernorm(per_token=False, eps=1e-5)),
     Op("layernorm, no epsilon", layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, _layernorm(per_token=False, eps=0.0)),
     Op("layernorm, gain per token", layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, _layernorm(per_token=True, eps=0.3)),
@@ -143,6 +179,11 @@ OPS = [
     _linear("linear attention, chunked, state", CHUNKED, 1.0, True, 3),
     _linear("linear attention, recurrent", RECURRENT, 0.8, False),
     _linear("linear attention, recurrent, state", RECURRENT, 0.8, True),
+    _masked(momentum_with_decay(0.9, 0.2)),
+    _slots("one chunk", SLOTS_CHUNKED, momentum_with_decay(0.9, 0.2), False, None),
+    _slots("chunked, state", SLOTS_CHUNKED, segments(3), True, 2),
+    _slots("recurrent", SLOTS_RECURRENT, segments(3), False),
+    _slots("recurrent, state", SLOTS_RECURRENT, momentum_with_decay(0.9, 0.2), True),
 ]
 
 every_op = pytest.mark.parametrize("op", OPS, ids=[op.name for op in OPS])
@@ -225,7 +266,7 @@ def test_backward_is_the_gradient_by_complex_step(op: Op, seed: int) -> None:
 @pytest.mark.parametrize("op", [op for op in OPS if op.bwd_bwd], ids=[op.name for op in OPS if op.bwd_bwd])
 @given(seed=seeds)
 def test_second_backward_is_the_gradient_of_backward_by_complex_step(op: Op, seed: int) -> None:
-    """(d bwd / d(dy, x))^T g = Im <g, bwd(dy, x + i h e)> / h: theorem 16 for (D.3), (R.3), (N.3), (C.3), full Jacobians."""
+    """(d bwd / d(dy, x))^T g = Im <g, bwd(dy, x + i h e)> / h: theorem 16 for (D.3), (R.3), (G.3), (N.3), (C.3), full Jacobians."""
     args = op.arguments(small, seed)
     _, _, _, d_output, g_gradients, actual = run(op, args, seed)
 
@@ -236,6 +277,22 @@ def test_second_backward_is_the_gradient_of_backward_by_complex_step(op: Op, see
     assert len(actual) == len(expected)
     for i, (a, wanted) in enumerate(zip(actual, expected, strict=True)):
         assert_close(np.zeros_like(wanted) if a is None else a, wanted, what=f"{op.name}, argument {i}")
+
+
+def test_large_logits_neither_overflow_nor_vanish() -> None:
+    """l = top - logit_y to rounding when the others are far below, whatever the size of the logits.   (C.1), (C.2)"""
+    logits = np.array([[1000.0, 0.0, -1000.0], [-5000.0, -4000.0, -4001.0]])
+    loss, res = cross_entropy_fwd(logits, np.array([1, 1]))
+    assert_close(loss, np.array([1000.0, np.log(1 + np.exp(-1.0))]))
+    assert_close(cross_entropy_bwd(np.ones(2), res), np.array([[1.0, -1.0, 0.0], [0.0, -1.0 / (1 + np.e), 1.0 / (1 + np.e)]]))
+
+
+def test_positions_count_from_0_unless_told_otherwise() -> None:
+    """Rot(0) is the identity; Rot(start) x_0 is row ``start`` of the same x at every position.   (P.1)"""
+    x = np.broadcast_to(generator(3)(1, 4), (5, 4))
+    turned = rotary_fwd(x)[0]
+    assert_bitwise(turned[0], x[0])
+    assert_close(rotary_fwd(x[:1], 3)[0][0], turned[3])
 
 
 def test_dense_dx_is_the_input_half_of_dense_backward() -> None:

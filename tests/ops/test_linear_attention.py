@@ -224,17 +224,19 @@ def test_an_inclusive_mask_is_caught_by_the_causality_test() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_a_non_finite_later_chunk_does_not_reach_earlier_chunks(bad: float, chunk: int) -> None:
-    """o_{<s} of chunks before the one that holds a NaN are bitwise unmoved: theorem 11 across chunks. (L.3)"""
-    draw = generator(6)
-    q, k, v, keep = draw(1, 6, 3), draw(1, 6, 3), draw(1, 6, 2), np.asarray(0.9)
-    spoilt = v.copy()
-    spoilt[:, 5] = bad
-    safe = 5 // chunk * chunk
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3, 9])
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_what_is_not_finite_reaches_no_earlier_token(where: str, bad: float, chunk: int | None) -> None:
+    """o_{<=s} are bitwise unmoved by a NaN or an infinity in k_s or v_s, o_{<s} by one in q_s: theorem 11. (L.1), (L.3)"""
+    draw, s = generator(6), 3
+    arrays = {"q": draw(1, 6, 3), "k": draw(1, 6, 3), "v": draw(1, 6, 2)}
+    expected = chunked(chunk)(*arrays.values(), np.asarray(0.9))[0][0]
+    arrays[where][:, s, 1] = bad
     with np.errstate(all="ignore"):
-        after = chunked(chunk)(q, k, spoilt, keep)[0][0]
-    assert_bitwise(after[:, :safe], chunked(chunk)(q, k, v, keep)[0][0][:, :safe])
+        found = chunked(chunk)(*arrays.values(), np.asarray(0.9))[0][0]
+    clean = s if where == "q" else s + 1
+    assert_bitwise(found[:, :clean], expected[:, :clean])
+    assert not np.all(np.isfinite(found[:, clean : clean + 1]))
 
 
 @given(length=st.integers(0, 12), data=st.data())

@@ -1,0 +1,160 @@
+"""Gated linear attention (GLA): SGD with a weight decay of its own for every key channel.
+
+    loss       l(S) = -<v, k S> + 1/2 sum_c (1 - alpha_c) |S_c|^2        S_c: the row of S that belongs to channel c of the key
+    gradient   dl = -<v, k dS> + sum_c (1 - alpha_c) <S_c, dS_c>,  so  dl/dS = -k^T v + Diag(1 - alpha) S
+    update     S_{t+1} = S_t - dl/dS = Diag(alpha_t) S_t + k_t^T v_t
+
+Exactly online gradient descent with step size 1 and a diagonal regulariser. alpha (B,T,K) is a number per token and key channel, in (0,1]
+if memories fade. State: S (B,K,E).
+
+Each channel is linear attention with decay, so there is a parallel form with one mask G^c per channel. Scores are no longer one matrix
+product: in sum_c q_c k_c G^c the fade stands between the factors. Kernels split G^c into a factor for q and one for k, which overflows
+unless pieces are short; here the table of fades is formed as it stands, from logarithms summed over the gap.
+
+Forms: recurrent, the definition, 2 K E multiply-adds per token, any alpha; chunked, 2 K E + S (2 K + E) and S K for the fades, alpha > 0.
+
+Yang et al. 2023 (arXiv 2312.06635).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backend import Array, namespace
+from .common import (
+    apply,
+    check_positive,
+    check_rule,
+    chunks_bwd,
+    chunks_fwd,
+    fades,
+    fades_bwd,
+    masked,
+    outer,
+    past,
+    read_from,
+    read_from_bwd,
+    reads,
+    reads_bwd,
+    stack,
+    start_state,
+)
+
+
+class GLAResidual(NamedTuple):
+    q: Array  # (B,T,K)
+    k: Array  # (B,T,K)
+    v: Array  # (B,T,E)
+    alpha: Array  # (B,T,K)
+    states: Array  # (B,T+1,K,E) all states of the recurrent form; (B,1,K,E) the first of a chunk
+    read: str
+
+
+def gla_loss(S: Array, k: Array, v: Array, alpha: Array) -> Array:
+    """(B,K,E),(B,K),(B,E),(B,K)->(B)   l = -<v, k S> + 1/2 sum_c (1 - alpha_c) |S_c|^2   (U.19)"""
+    xp = namespace(S, k, v, alpha)
+    return 0.5 * xp.sum((1 - alpha) * xp.sum(S * S, axis=2), axis=1) - xp.sum(apply(k, S) * v, axis=-1)  # (B,)
+
+
+def gla_gradient(S: Array, k: Array, v: Array, alpha: Array) -> Array:
+    """(B,K,E),(B,K),(B,E),(B,K)->(B,K,E)   dl/dS = -k^T v + Diag(1 - alpha) S   (U.19)"""
+    return (1 - alpha)[:, :, None] * S - outer(k, v)
+
+
+def gla_recurrent_fwd(q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, *, read: str):
+    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = Diag(alpha_t) S_t + k_t^T v_t   (U.20)
+
+    ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty memory. Raises ValueError for another read
+    or shapes that do not fit.
+    """
+    xp = namespace(q, k, v, alpha, state)
+    check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), alpha=(alpha, "BTK"), state=(state, "BKE"))
+    states = [start_state(state, k, v)]
+    for t in range(q.shape[1]):
+        S = states[t]
+        states.append(S - gla_gradient(S, k[:, t, :], v[:, t, :], alpha[:, t, :]))  # (B,K,E)
+    states = xp.stack(states, axis=1)  # (B,T+1,K,E)
+    return (reads(q, states, read), states[:, -1, ...]), GLAResidual(q, k, v, alpha, states, read)
+
+
+def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
+    """Adjoint of gla_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dalpha, dstate.   (U.21)"""
+    q, k, v, alpha, states, read = res
+    xp = namespace(dout, q)
+    # forward: out = reads(q, states)
+    dq, dread = reads_bwd(dout, q, states, read)  # (B,T,K), (B,T+1,K,E)
+    dS = dread[:, -1, ...] if dstate_out is None else dread[:, -1, ...] + dstate_out  # (B,K,E)
+    dks, dvs, dalphas = [], [], []
+    for t in reversed(range(q.shape[1])):
+        # forward: S' = Diag(alpha) S + k^T v
+        dalphas.append(xp.sum(dS * states[:, t, ...], axis=2))  # (B,K)
+        dks.append(apply(v[:, t, :], xp.matrix_transpose(dS)))  # (B,K)
+        dvs.append(apply(k[:, t, :], dS))  # (B,E)
+        dS = alpha[:, t, :, None] * dS + dread[:, t, ...]
+    return dq, stack(dks[::-1], k), stack(dvs[::-1], v), stack(dalphas[::-1], alpha), dS
+
+
+def gla_chunked_fwd(q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, chunk: int | None = None, *, read: str):
+    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   o = (sum_c q_c k_c^T * G^c) v + (q * G_0) S_0, by chunks   (U.22)
+
+    ``chunk`` None is one chunk. Raises ValueError as ``gla_recurrent_fwd`` does, if ``chunk`` is below 1, or if an alpha is not positive.
+    """
+    namespace(q, k, v, alpha, state)
+    check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), alpha=(alpha, "BTK"), state=(state, "BKE"))
+    check_positive(alpha, "alpha")
+    return chunks_fwd(lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v, alpha), start_state(state, k, v), chunk)
+
+
+def gla_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[GLAResidual, ...]):
+    """Adjoint of gla_chunked_fwd. Returns dq, dk, dv, dalpha, dstate.   (U.23)"""
+    return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
+
+
+def _chunk_fwd(q: Array, k: Array, v: Array, alpha: Array, state: Array, read: str):
+    xp, fade = namespace(q, k, v, alpha, state), _channel_fades(alpha)  # (B,L+1,L+1,K)
+    seen, last = read_from(fade, read), fade[:, -1, ...]  # (B,L,L+1,K), (B,L+1,K)
+    out = xp.matmul(_scores(q, k, seen, read), v) + xp.matmul(q * seen[:, :, 0, :], state)  # (B,L,E)
+    state_out = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), v) + last[:, 0, :, None] * state  # (B,K,E)
+    return (out, state_out), GLAResidual(q, k, v, alpha, state[:, None, ...], read)
+
+
+def _chunk_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
+    q, k, v, alpha, states, read = res
+    xp, state, fade = namespace(dout, q), states[:, 0, ...], _channel_fades(alpha)  # (B,K,E), (B,L+1,L+1,K)
+    dstate_out = xp.zeros_like(state) if dstate_out is None else dstate_out  # (B,K,E)
+    seen, last = read_from(fade, read), fade[:, -1, ...]  # (B,L,L+1,K), (B,L+1,K)
+    # forward: out = scores v
+    dv = xp.matmul(xp.matrix_transpose(_scores(q, k, seen, read)), dout)  # (B,L,E)
+    dscores = masked(xp.matmul(dout, xp.matrix_transpose(v)), past(q, read))[..., None]  # (B,L,L,1)
+    # forward: scores_ij = sum_c q_ic k_jc seen_ijc
+    rows, columns = q[:, :, None, :], k[:, None, :, :]  # (B,L,1,K), (B,1,L,K)
+    dq = xp.sum(dscores * columns * seen[:, :, 1:, :], axis=2)  # (B,L,K)
+    dk = xp.sum(dscores * rows * seen[:, :, 1:, :], axis=1)  # (B,L,K)
+    # forward: out += (q * seen_0) state
+    pulled = xp.matmul(dout, xp.matrix_transpose(state))  # (B,L,K)
+    dq += seen[:, :, 0, :] * pulled
+    dstate = xp.matmul(xp.matrix_transpose(q * seen[:, :, 0, :]), dout)  # (B,K,E)
+    dseen = xp.concat([(q * pulled)[:, :, None, :], dscores * rows * columns], axis=2)  # (B,L,L+1,K)
+    # forward: state_out = (k * last)^T v
+    pulled = xp.matmul(v, xp.matrix_transpose(dstate_out))  # (B,L,K)
+    dk += last[:, 1:, :] * pulled
+    dv += xp.matmul(k * last[:, 1:, :], dstate_out)  # (B,L,E)
+    # forward: state_out += Diag(last_0) state
+    dstate += last[:, 0, :, None] * dstate_out
+    dlast = xp.concat([xp.sum(state * dstate_out, axis=2)[:, None, :], k * pulled], axis=1)  # (B,L+1,K)
+    # forward: fade = fades(alpha), channel by channel
+    dfade = read_from_bwd(dseen, read) + xp.concat([xp.zeros_like(dseen), dlast[:, None, ...]], axis=1)  # (B,L+1,L+1,K)
+    dalpha = fades_bwd(xp.permute_dims(dfade, (0, 3, 1, 2)), xp.permute_dims(fade, (0, 3, 1, 2)), xp.matrix_transpose(alpha))  # (B,K,L)
+    return dq, dk, dv, xp.matrix_transpose(dalpha), dstate
+
+
+def _channel_fades(alpha: Array) -> Array:
+    """(B,L,K)->(B,L+1,L+1,K)   G^c for every channel c"""
+    xp = namespace(alpha)
+    return xp.permute_dims(fades(xp.matrix_transpose(alpha)), (0, 2, 3, 1))
+
+
+def _scores(q: Array, k: Array, seen: Array, read: str) -> Array:
+    """(B,L,K),(B,L,K),(B,L,L+1,K)->(B,L,L)   sum_c q_ic k_jc G^c_{i,j+1}"""
+    xp = namespace(q, k, seen)
+    return masked(xp.sum(q[:, :, None, :] * k[:, None, :, :] * seen[:, :, 1:, :], axis=-1), past(q, read))

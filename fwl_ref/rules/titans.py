@@ -1,0 +1,322 @@
+"""Titans with a linear memory: gradient descent with momentum and weight decay, run online.
+
+    loss       l(M) = 1/2 |k M - v|^2, the delta rule's
+    gradient   dl/dM = k^T (k M - v)
+    update     U_{t+1} = eta_t U_t - theta_t dl_t/dM (M_t),    M_{t+1} = (1 - alpha_t) M_t + U_{t+1}
+
+Exactly heavy ball with weight decay, three learned rates per token: ``momentum`` eta, ``decay`` alpha, ``step`` theta. Without momentum
+and decay it is the delta rule. State: the memory M, which is read, and the update U that is still under way, both (B,K,E). (The paper's
+loss has no 1/2: its theta is half of this one.)
+
+A write w_j = -theta_j k_j^T e_j, e_j = k_j M_j - v_j, reaches M_i through every U on the way: rates alone decide how much of it, C_ij. So
+
+    M_i = a_i M_0 + c_i U_0 + sum_{j<i} C_ij w_j        and        (I + A) u = theta (v - a k M_0 - c k U_0),   w_j = k_j^T u_j
+
+with A_ts = theta_t C_ts (k_t . k_s) strictly lower triangular: the delta rule's WY form with the heavy ball's impulse response as its mask.
+The chunked form is therefore exact, gradients taken at the current memory. The *stale* form is another function unless chunks hold one
+token: it takes the gradients of a chunk at the chunk's first memory, so A = 0 and there is nothing to solve. That is what the paper
+trains with, and there the chunk size is part of the model.
+
+Rates may be exactly 0: products of rates come from a triangular solve, not from logarithms.
+
+Forms: recurrent, the definition, 3 K E multiply-adds per token; chunked and stale, 6 K E + S (2 K + 3/2 E) + O(S^2) in chunks of S.
+
+Behrouz, Zhong, Mirrokni 2025 (arXiv 2501.00663).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backend import Array, namespace
+from .common import (
+    check_rule,
+    chunks_bwd,
+    chunks_fwd,
+    each,
+    masked,
+    past,
+    read_from,
+    read_from_bwd,
+    reads,
+    reads_bwd,
+    solve,
+    solve_bwd,
+    stack,
+    start_state,
+    sums,
+    sums_bwd,
+)
+from .delta import delta_gradient, delta_gradient_bwd, delta_loss
+
+
+class TitansState(NamedTuple):
+    """What is carried from token to token; also the gradient of that."""
+
+    M: Array  # (B,K,E) the memory, the S of the other rules
+    U: Array  # (B,K,E) its momentum
+
+
+class TitansResidual(NamedTuple):
+    q: Array  # (B,T,K)
+    k: Array  # (B,T,K)
+    v: Array  # (B,T,E)
+    momentum: Array  # (B,T)
+    decay: Array  # (B,T)
+    step: Array  # (B,T)
+    states: TitansState  # (B,T+1,K,E) all states of the recurrent form; (B,1,K,E) the first of a chunk
+    read: str
+    stale: bool
+
+
+class _Responses(NamedTuple):
+    """What the rates of a chunk of L tokens decide. Row i: the state before token i. Column 0: the first state; column j+1: token j."""
+
+    keeps: Array  # (B,L+1,L+1) products of 1 - alpha between two states
+    momenta: Array  # (B,L+1,L+1) products of eta; also: how much of U_0 and of every write is in U_i
+    through: Array  # (B,L+1,L+1) how much of U_0 and of every write is in M_i
+    fade: Array  # (B,L+1,L+1) the same, but column 0 says how much of M_0 is in M_i
+
+
+def titans_loss(M: Array, k: Array, v: Array) -> Array:
+    """(B,K,E),(B,K),(B,E)->(B)   the delta rule's l = 1/2 |k M - v|^2   (W.1)"""
+    return delta_loss(M, k, v)
+
+
+def titans_gradient(M: Array, k: Array, v: Array) -> Array:
+    """(B,K,E),(B,K),(B,E)->(B,K,E)   the delta rule's dl/dM = k^T (k M - v)   (W.1)"""
+    return delta_gradient(M, k, v)
+
+
+def titans_recurrent_fwd(
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState | None = None, *, read: str
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState   M' = (1 - alpha) M + eta U - theta dl/dM   (W.2)
+
+    ``read`` "strict": o_t = q_t M_t; "inclusive": o_t = q_t M_{t+1}. ``state`` None is an empty memory at rest. Raises ValueError for
+    another read or shapes that do not fit.
+    """
+    xp, start = _checked(q, k, v, momentum, decay, step, state, read)
+    memories, updates = [start.M], [start.U]
+    for t in range(q.shape[1]):
+        M, U = memories[t], updates[t]
+        updates.append(each(momentum[:, t]) * U - each(step[:, t]) * titans_gradient(M, k[:, t, :], v[:, t, :]))  # (B,K,E)
+        memories.append((1 - each(decay[:, t])) * M + updates[t + 1])  # (B,K,E)
+    states = TitansState(xp.stack(memories, axis=1), xp.stack(updates, axis=1))  # (B,T+1,K,E)
+    res = TitansResidual(q, k, v, momentum, decay, step, states, read, False)
+    return (reads(q, states.M, read), TitansState(memories[-1], updates[-1])), res
+
+
+def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual):
+    """Adjoint of titans_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.   (W.3)"""
+    q, k, v, momentum, decay, step, states, read, _ = res
+    xp = namespace(dout, q)
+    # forward: out = reads(q, memories)
+    dq, dread = reads_bwd(dout, q, states.M, read)  # (B,T,K), (B,T+1,K,E)
+    dM, dU = dread[:, -1, ...], xp.zeros_like(dread[:, -1, ...])  # (B,K,E)
+    if dstate_out is not None:
+        dM, dU = dM + dstate_out.M, dU + dstate_out.U
+    dks, dvs, dmomenta, ddecays, dsteps = [], [], [], [], []
+    for t in reversed(range(q.shape[1])):
+        M, U, token = states.M[:, t, ...], states.U[:, t, ...], (k[:, t, :], v[:, t, :])
+        # forward: M' = (1 - alpha) M + U'
+        dU = dU + dM
+        ddecays.append(-xp.sum(dM * M, axis=(1, 2)))  # (B,)
+        dM = (1 - each(decay[:, t])) * dM
+        # forward: U' = eta U - theta g
+        dmomenta.append(xp.sum(dU * U, axis=(1, 2)))  # (B,)
+        dsteps.append(-xp.sum(dU * titans_gradient(M, *token), axis=(1, 2)))  # (B,)
+        dg = -each(step[:, t]) * dU  # (B,K,E)
+        dU = each(momentum[:, t]) * dU
+        # forward: g = k^T (k M - v)
+        through, dk, dv = delta_gradient_bwd(dg, M, *token)  # (B,K,E), (B,K), (B,E)
+        dM = dM + through + dread[:, t, ...]
+        dks.append(dk)
+        dvs.append(dv)
+    rates = (stack(rows[::-1], like) for rows, like in ((dmomenta, momentum), (ddecays, decay), (dsteps, step)))
+    return dq, stack(dks[::-1], k), stack(dvs[::-1], v), *rates, TitansState(dM, dU)
+
+
+def titans_chunked_fwd(
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState | None = None, chunk: int | None = None,
+    *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState   the same function by chunks   (W.5)
+
+    u = (I + A)^{-1} theta (v - a k M_0 - c k U_0), then sums of u with the coefficients of (W.4). ``chunk`` None is one
+    chunk. Raises ValueError as ``titans_recurrent_fwd`` does, and if ``chunk`` is below 1.
+    """
+    _, start = _checked(q, k, v, momentum, decay, step, state, read)
+    return chunks_fwd(lambda *tokens: _chunk_fwd(*tokens, read, stale=False), (q, k, v, momentum, decay, step), start, chunk)
+
+
+def titans_chunked_bwd(dout: Array, dstate_out: TitansState | None, res: tuple[TitansResidual, ...]):
+    """Adjoint of titans_chunked_fwd. Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.   (W.6)"""
+    return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
+
+
+def titans_stale_fwd(
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState | None = None, chunk: int | None = None,
+    *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState   u = theta (v - k M_0): not titans_recurrent_fwd   (W.7)
+
+    The gradients of a chunk are taken at its first memory, so the chunk size is part of the function; with chunks of one token it is
+    ``titans_recurrent_fwd``.
+    """
+    _, start = _checked(q, k, v, momentum, decay, step, state, read)
+    return chunks_fwd(lambda *tokens: _chunk_fwd(*tokens, read, stale=True), (q, k, v, momentum, decay, step), start, chunk)
+
+
+def titans_stale_bwd(dout: Array, dstate_out: TitansState | None, res: tuple[TitansResidual, ...]):
+    """Adjoint of titans_stale_fwd. Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.   (W.8)"""
+    return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
+
+
+def _checked(q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState | None, read: str):
+    """The namespace and the state that comes in."""
+    M, U = state or (None, None)
+    xp = namespace(q, k, v, momentum, decay, step, M, U)
+    tokens = {"q": (q, "BTK"), "k": (k, "BTK"), "v": (v, "BTE")}
+    rates = {"momentum": (momentum, "BT"), "decay": (decay, "BT"), "step": (step, "BT")}
+    check_rule(read, **tokens, **rates, **{"state.M": (M, "BKE"), "state.U": (U, "BKE")})
+    return xp, TitansState(start_state(M, k, v), start_state(U, k, v))
+
+
+def _chunk_fwd(q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState, read: str, stale: bool):
+    xp, (M, U) = namespace(q), state
+    table = _responses(momentum, decay)
+    _, _, u = _errors(k, v, step, state, table, stale)  # (B,L,E)
+    # M_i = fade_i0 M_0 + through_i0 U_0 + sum_{j<i} fade_{i,j+1} k_j^T u_j
+    out, M_out = sums(q, k, u, table.fade, M, read)  # (B,L,E), (B,K,E)
+    from_U = table.through[:, :, :1]  # (B,L+1,1)
+    out += read_from(from_U, read) * xp.matmul(q, U)
+    M_out += from_U[:, -1:, :] * U
+    # U_L = momenta_L0 U_0 + sum_j momenta_{L,j+1} k_j^T u_j
+    last = table.momenta[:, -1, :, None]  # (B,L+1,1)
+    U_out = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), u) + last[:, :1, :] * U  # (B,K,E)
+    states = TitansState(M[:, None, ...], U[:, None, ...])  # (B,1,K,E)
+    return (out, TitansState(M_out, U_out)), TitansResidual(q, k, v, momentum, decay, step, states, read, stale)
+
+
+def _chunk_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual):
+    q, k, v, momentum, decay, step, states, read, stale = res
+    xp, M, U = namespace(dout, q), states.M[:, 0, ...], states.U[:, 0, ...]  # (B,K,E)
+    dM_out, dU_out = dstate_out or (xp.zeros_like(M), xp.zeros_like(U))  # (B,K,E)
+    table = _responses(momentum, decay)
+    gram, a, u = _errors(k, v, step, TitansState(M, U), table, stale)  # (B,L,L), (B,L,L), (B,L,E)
+    # forward: out, M_out = sums(q, k, u, fade, M)
+    dq, dk, du, dfade, dM = sums_bwd(dout, dM_out, q, k, u, table.fade, M, read)
+    # forward: out += from_U q U
+    from_U = table.through[:, :, :1]  # (B,L+1,1)
+    pulled = xp.matmul(dout, xp.matrix_transpose(U))  # (B,L,K)
+    dq += read_from(from_U, read) * pulled
+    dU = xp.matmul(xp.matrix_transpose(read_from(from_U, read) * q), dout)  # (B,K,E)
+    dread = xp.sum(q * pulled, axis=-1, keepdims=True)  # (B,L,1)
+    # forward: M_out += from_U_L U
+    dU += from_U[:, -1:, :] * dM_out
+    dfrom_U = read_from_bwd(dread, read) + _at_end(xp.sum(dM_out * U, axis=(1, 2))[:, None, None], from_U)  # (B,L+1,1)
+    # forward: U_out = (momenta_L k)^T u + momenta_L0 U
+    last = table.momenta[:, -1, :, None]  # (B,L+1,1)
+    pulled = xp.matmul(u, xp.matrix_transpose(dU_out))  # (B,L,K)
+    dk += last[:, 1:, :] * pulled
+    du += last[:, 1:, :] * xp.matmul(k, dU_out)
+    dU += last[:, :1, :] * dU_out
+    dlast = xp.concat([xp.sum(U * dU_out, axis=(1, 2))[:, None], xp.sum(k * pulled, axis=-1)], axis=-1)  # (B,L+1)
+    dmomenta = _at_end(dlast[:, None, :], table.momenta)  # (B,L+1,L+1)
+    # forward: u = (I + A)^{-1} r
+    from_M, before, seen = _seen_by_keys(table, stale)  # (B,L,1), (B,L,1), (B,L,L)
+    da, dr = solve_bwd(du, a, u)  # (B,L,L), (B,L,E)
+    # forward: r = theta (v - from_M k M - before k U)
+    dv = step[:, :, None] * dr  # (B,L,E)
+    kM, kU = xp.matmul(k, M), xp.matmul(k, U)  # (B,L,E)
+    dstep = xp.sum(dr * (v - from_M * kM - before * kU), axis=-1)  # (B,L)
+    dk -= from_M * xp.matmul(dv, xp.matrix_transpose(M)) + before * xp.matmul(dv, xp.matrix_transpose(U))
+    dM -= xp.matmul(xp.matrix_transpose(from_M * k), dv)
+    dU -= xp.matmul(xp.matrix_transpose(before * k), dv)
+    # forward: A = theta (k k^T * seen) below the diagonal
+    dstep += xp.sum(da * gram * seen, axis=-1)
+    da = step[:, :, None] * da
+    dgram = da * seen  # (B,L,L)
+    dk += xp.matmul(dgram, k) + xp.matmul(xp.matrix_transpose(dgram), k)
+    if not stale:
+        # forward: from_M, before, seen = the rows of fade and through before each token
+        dfrom_M, dbefore = (-xp.sum(dv * kS, axis=-1, keepdims=True) for kS in (kM, kU))  # (B,L,1)
+        dfrom_U += read_from_bwd(dbefore, "strict")
+        dfade += read_from_bwd(xp.concat([dfrom_M, da * gram], axis=-1), "strict")
+    dmomentum, ddecay = _responses_bwd(dfade, dfrom_U, dmomenta, table, momentum, decay)
+    return dq, dk, dv, dmomentum, ddecay, dstep, TitansState(dM, dU)
+
+
+def _errors(k: Array, v: Array, step: Array, state: TitansState, table: _Responses, stale: bool) -> tuple[Array, Array, Array]:
+    """k k^T (B,L,L), A (B,L,L), and what is written, u_t = theta_t (v_t - k_t M_t) (B,L,E)"""
+    xp, (M, U) = namespace(k, v, step), state
+    from_M, from_U, seen = _seen_by_keys(table, stale)  # (B,L,1), (B,L,1), (B,L,L)
+    gram = xp.matmul(k, xp.matrix_transpose(k))  # (B,L,L)
+    a = masked(step[:, :, None] * (gram * seen), past(k, "strict"))  # (B,L,L)
+    known = from_M * xp.matmul(k, M) + from_U * xp.matmul(k, U)  # (B,L,E)
+    return gram, a, solve(a, step[:, :, None] * (v - known))
+
+
+def _seen_by_keys(table: _Responses, stale: bool) -> tuple[Array, Array, Array]:
+    """How much of M_0 (B,L,1), U_0 (B,L,1) and the writes (B,L,L) is in the memory that each gradient is taken at; stale: M_0 alone"""
+    from_M, from_U, seen = table.fade[:, :-1, :1], table.through[:, :-1, :1], table.fade[:, :-1, 1:]
+    if stale:
+        xp = namespace(seen)
+        return xp.ones_like(from_M), xp.zeros_like(from_U), xp.zeros_like(seen)
+    return from_M, from_U, seen
+
+
+def _responses(momentum: Array, decay: Array) -> _Responses:
+    """(B,L),(B,L)->...   U is a faded sum of writes, M a faded sum of U_1, ..., U_i: two triangular matrices and their product"""
+    xp = namespace(momentum, decay)
+    keeps, momenta = _products(1 - decay), _products(momentum)  # (B,L+1,L+1)
+    through = xp.matmul(keeps[:, :, 1:], momenta[:, 1:, :])  # (B,L+1,L+1)
+    return _Responses(keeps, momenta, through, xp.concat([keeps[:, :, :1], through[:, :, 1:]], axis=-1))
+
+
+def _responses_bwd(dfade: Array, dfrom_U: Array, dmomenta: Array, table: _Responses, momentum: Array, decay: Array) -> tuple[Array, Array]:
+    """Adjoint of _responses: dmomentum, ddecay."""
+    xp = namespace(dfade)
+    # forward: fade = [keeps_0, through_1, ...],  from_U = through_0
+    dthrough = xp.concat([dfrom_U, dfade[:, :, 1:]], axis=-1)  # (B,L+1,L+1)
+    # forward: through = keeps[:, 1:] momenta[1:, :]
+    dkeeps = xp.matmul(dthrough, xp.matrix_transpose(table.momenta[:, 1:, :]))  # (B,L+1,L)
+    dkeeps = xp.concat([dfade[:, :, :1], dkeeps], axis=-1)  # (B,L+1,L+1)
+    into = xp.matmul(xp.matrix_transpose(table.keeps[:, :, 1:]), dthrough)  # (B,L,L+1)
+    dmomenta = dmomenta + read_from_bwd(into, "inclusive")
+    return _products_bwd(dmomenta, table.momenta, momentum), -_products_bwd(dkeeps, table.keeps, 1 - decay)
+
+
+def _products(rate: Array) -> Array:
+    """(B,L)->(B,L+1,L+1)   P_ij = product of rate_r over j <= r < i, for j <= i, else 0; any rate, 0 too
+
+    Row i is rate_{i-1} times row i - 1, plus the unit row i: so P is the inverse of I - (rate below the diagonal).
+    """
+    xp, size = namespace(rate), rate.shape[1] + 1
+    unit = xp.eye(size, dtype=rate.dtype, device=rate.device)[None, :, :]  # (1,L+1,L+1)
+    return solve(-_below(rate), xp.broadcast_to(unit, (rate.shape[0], size, size)))
+
+
+def _products_bwd(dproducts: Array, products: Array, rate: Array) -> Array:
+    """Adjoint of _products."""
+    xp = namespace(dproducts)
+    # forward: products = (I - below)^{-1}
+    da, _ = solve_bwd(dproducts, -_below(rate), products)  # (B,L+1,L+1)
+    # forward: below_{r+1,r} = rate_r
+    one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=rate.device)  # (L+1,L+1)
+    return -xp.sum(da * one, axis=-1)[:, 1:]  # (B,L)
+
+
+def _below(rate: Array) -> Array:
+    """(B,L)->(B,L+1,L+1)   the rates on the first diagonal below the main one"""
+    xp = namespace(rate)
+    one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=rate.device)  # (L+1,L+1)
+    first = xp.zeros((rate.shape[0], 1), dtype=rate.dtype, device=rate.device)  # (B,1) nothing is above row 0
+    return xp.concat([first, rate], axis=1)[:, :, None] * one
+
+
+def _at_end(row: Array, like: Array) -> Array:
+    """(B,1,N)->(B,L+1,N)   adjoint of taking the last row"""
+    xp = namespace(row)
+    return xp.concat([xp.zeros_like(like[:, :-1, :]), row], axis=1)

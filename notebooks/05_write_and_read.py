@@ -1,0 +1,588 @@
+# %% [markdown]
+# # 5. Write and read: six sweeps
+#
+# **Question.** A fast weight layer computes a gradient at every token and predicts with it. How does one compute that without a weight
+# matrix per token, and how does one train *through* it?
+#
+# **Answer to look forward to.** Six sweeps through a small network. Two write: forward, and backward, whose by-products are keys and
+# values. One reads: the attention of [notebook 4](04_a_gradient_step_is_linear_attention.ipynb). Three go back: through the read, through
+# the slow *backward* pass (that is where `_bwd_bwd` comes in), and through the slow forward pass. At the end you write the fifth
+# yourself: the second-order backward pass of a fast weight layer.
+
+# %%
+import inspect
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fwl_ref.exercises import adjoint_by_differences, agree, check
+from fwl_ref.fwl import FastSettings, Memory, fast_block_bwd, fast_block_fwd, read_bwd, read_fwd, write_bwd, write_fwd
+from fwl_ref.gradcheck import check_adjoint
+from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
+from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_dx, dense_fwd
+
+# %%
+from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
+from fwl_ref.ops.linear_attention import linear_attention_bwd, linear_attention_fwd
+from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
+from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
+
+plt.style.use("lecture.mplstyle")
+rng = np.random.default_rng(5)
+
+# %% [markdown]
+# ## What is wanted
+#
+# The block is small, and one knows every op by now:
+#
+#     h = x W1 + b1      a = relu(h)^2      z = a W2 + b2      n = LN(z; gain, bias)      logits = n U + c      loss = CE(logits, label)
+#
+# Six of its parameters, $W_1, b_1, W_2, b_2$, gain and bias, are *fast*. Token $t$ is predicted with
+#
+# $$ p_t = p - \eta_p \sum_{s<t} (1-\lambda)^{t-s-1}\, \frac{\partial \ell_s}{\partial p} \qquad
+#    \text{for each of the six, with its own step size.} $$
+#
+# The gradients are those of the earlier tokens' losses, taken at the slow parameters. The label of token $t$ is the token after it, so
+# reading is strict. $U$ and $c$ stay slow. Here it is said literally, with parameters that move:
+
+# %%
+T, D, F, V = 6, 3, 5, 4
+slow = SlowParameters(*(rng.standard_normal(size) for size in ((D, F), F, (F, D), D, D, D, (D, V), V)))
+eta = FastParameters(*(np.asarray(e) for e in (0.02, 0.1, 0.03, 0.1, 0.3, 0.2)))
+decay = np.asarray(0.1)
+x, labels = rng.standard_normal((1, T, D)), rng.integers(0, V, (1, T))
+weights = np.array([[1.0, 1.0, 0.5, 1.0, 2.0, 1.0]])  # of each token in the slow loss
+settings = FastSettings(chunk=4)  # constant normalizer N = 1
+assert np.abs(x @ slow.W1 + slow.b1).min() > 0.1  # off the kink of relu(h)^2, for the finite differences to come
+
+# %%
+sums, rows = [0.0] * 6, []
+for t in range(T):
+    now = slice(t, t + 1)
+    moved = [p - e * s for p, e, s in zip(slow[:6], eta, sums, strict=True)]
+    (_, logits_t), _ = slow_block_fwd(x[:, now], labels[:, now], SlowParameters(*moved, slow.U, slow.c), settings.eps)
+    rows.append(logits_t)  # predict with what was learned before, then learn:
+    _, res = slow_block_fwd(x[:, now], labels[:, now], slow, settings.eps)  # at the slow parameters
+    _, gradient = slow_block_bwd(weights[:, now], res)
+    sums = [(1 - decay) * s + g for s, g in zip(sums, gradient[:6], strict=True)]
+literal = np.concatenate(rows, axis=1)  # (1,T,V)
+
+# %% [markdown]
+# And here is the library, which never moves a parameter. Its six sweeps, numbered in the order of time. Up is towards a loss, down is
+# towards the features $x$.
+
+# %%
+forward, backward = "#0072B2", "#D55E00"
+arrows = [(1, 0.6, "slow\nforward"), (2, 1.6, "slow\nbackward"), (5, 2.6, "backward\nof 2"), (6, 3.6, "backward\nof 1")]
+arrows += [(3, 6.4, "fast\nforward"), (4, 7.6, "backward\nof 3")]  # number, place, what it does; odd numbers go up
+links = [(forward, (1.6, 0.15), (4.2, -0.35)), (forward, (5.8, -0.35), (6.4, 0.1))]
+links += [(backward, (7.6, 0.15), (5.8, -0.85)), (backward, (4.2, -0.85), (2.6, 0.1))]
+boxes = [(5.0, -0.35, "keys, values"), (5.0, -0.85, "their gradients")]
+boxes += [(2.1, 2.85, "WRITE, slow weights"), (7.0, 2.85, "READ, fast weights")]
+
+# %%
+fig, ax = plt.subplots(figsize=(11, 6))
+for number, where, what in arrows:
+    colour, (start, end) = forward if number < 4 else backward, (0.2, 1.8) if number % 2 else (1.8, 0.2)
+    ax.annotate("", (where, end), (where, start), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 4, "mutation_scale": 25})
+    ax.text(
+        where, 1.0, str(number), ha="center", va="center", size=20, color=colour, bbox={"boxstyle": "circle", "fc": "white", "ec": colour}
+    )
+    ax.text(where, 2.0, what, ha="center", va="bottom")
+for colour, start, end in links:
+    ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "lw": 2, "linestyle": "--"})
+for where, height, name in boxes:
+    ax.text(where, height, name, ha="center", va="center", bbox={"boxstyle": "round,pad=0.4", "fc": "white"})
+ax.set(xlim=(-0.2, 8.4), ylim=(-1.2, 3.1))
+ax.axis("off")
+plt.show()
+
+# %%
+(logits, logits_slow, state), _ = fast_block_fwd(x, labels, weights, slow, eta, decay, settings)
+print("six sweeps = parameters that move:", agree(logits, literal))
+print("the state that is left = the sums of the gradients:", agree(tuple(s[0] for s in state), tuple(sums)))
+print("and it does something:", not agree(logits, logits_slow, rtol=0.01))
+assert agree(logits, literal) and agree(tuple(s[0] for s in state), tuple(sums))
+
+# %% [markdown]
+# ## Write: sweeps 1 and 2
+#
+# Sweep 1 is the forward pass. Sweep 2 is its backward pass *per token*: no weight gradient is ever formed, only what passes from op to
+# op. Gain and bias are copied once per token first, so that LayerNorm's ordinary backward pass returns their gradients per token.
+
+# %%
+# sweep 1, up
+h, r_dense1 = dense_fwd(x, slow.W1, slow.b1)
+a, r_act = squared_relu_fwd(h)
+z, r_dense2 = dense_fwd(a, slow.W2, slow.b2)
+gain, bias = np.broadcast_to(slow.gain, z.shape), np.broadcast_to(slow.bias, z.shape)
+n, r_norm = layernorm_fwd(z, gain, bias, settings.eps)
+logits_slow, r_unembed = dense_fwd(n, slow.U, slow.c)
+losses, r_loss = cross_entropy_fwd(logits_slow, labels)
+# sweep 2, down
+dlogits = cross_entropy_bwd(weights, r_loss)
+dn = dense_dx(dlogits, r_unembed)
+dz, dgain, dbias = layernorm_bwd(dn, r_norm)
+da = dense_dx(dz, r_dense2)
+dh = squared_relu_bwd(da, r_act)
+
+# %%
+(memory, _), write_res = write_fwd(x, labels, weights, slow, settings)
+print("sweeps 1 and 2 equal the library's memory:", agree(Memory(h, x, dh, a, dz, dgain, dbias), memory))
+_, of_one_token = slow_block_bwd(weights * (np.arange(T) == 2), slow_block_fwd(x, labels, slow, settings.eps)[1])
+from_memory = (np.outer(x[0, 2], dh[0, 2]), dh[0, 2], np.outer(a[0, 2], dz[0, 2]), dz[0, 2], dgain[0, 2], dbias[0, 2])
+print("from it, all six gradients of token 2:", agree(from_memory, of_one_token[:6]))
+
+# %% [markdown]
+# What is remembered of a token: seven vectors, `h, x, dh, a, dz, dgain, dbias`. What is not: six gradients, two of them matrices. With
+# $F = 4D$ that is $16D$ numbers against $8D^2 + 7D$.
+
+# %%
+width = 2 ** np.arange(4, 11)
+fig, ax = plt.subplots()
+ax.plot(width, 8 * width**2 + 7 * width, label="six gradients: $8D^2 + 7D$")
+ax.plot(width, 16 * width, label="keys and values: $16D$")
+ax.set(xscale="log", yscale="log", xlabel="width $D$", ylabel="numbers per token")
+ax.set_title("Outer products are remembered by their factors")
+ax.legend()
+plt.show()
+
+# %%
+wide = [np.ones(size) for size in ((8, 32), 32, (32, 8), 8, 8, 8, (8, 4), 4)]
+(example, _), _ = write_fwd(np.ones((1, 1, 8)), np.zeros((1, 1), dtype=int), np.ones((1, 1)), SlowParameters(*wide), settings)
+assert sum(part.size for part in example) == 16 * 8 and sum(p.size for p in wide[:6]) == 8 * 8**2 + 7 * 8
+assert agree(Memory(h, x, dh, a, dz, dgain, dbias), memory) and agree(from_memory, of_one_token[:6])
+
+# %% [markdown]
+# ## Read: sweep 3
+#
+# Insert $W_{1,t}$ and $b_{1,t}$ into the first layer, as in notebook 4 (a bias is a weight whose input is 1):
+#
+# $$ h_t' = h_t - \sum_{s<t} M_{ts}\,\big( [\eta_{W_1} x_t,\; \eta_{b_1}] \cdot [x_s,\; 1] \big)\, dh_s ,
+#    \qquad a' = \mathrm{relu}(h')^2 . $$
+#
+# The second layer goes the same way, but its input is now the *fast* $a_t'$. So the query is fast while the key, which comes from the
+# gradient, is slow:
+#
+# $$ z_t' = a_t' W_2 + b_2 - \sum_{s<t} M_{ts}\,\big( [\eta_{W_2} a_t',\; \eta_{b_2}] \cdot [a_s,\; 1] \big)\, dz_s . $$
+#
+# Gain and bias have no input, so $q = k = 1$: an exclusive sum. Three attentions in all.
+
+# %%
+keep, ones = 1 - decay, np.ones((1, T, 1))
+q1, k1 = np.concatenate([eta.W1 * x, eta.b1 * ones], axis=-1), np.concatenate([memory.x, ones], axis=-1)
+(o1, _), r_attention1 = linear_attention_fwd(q1, k1, memory.dh, keep)
+h_fast = memory.h - o1
+a_fast, r_act_fast = squared_relu_fwd(h_fast)
+z_plain, r_dense2_fast = dense_fwd(a_fast, slow.W2, slow.b2)
+q2, k2 = np.concatenate([eta.W2 * a_fast, eta.b2 * ones], axis=-1), np.concatenate([memory.a, ones], axis=-1)
+(o2, _), r_attention2 = linear_attention_fwd(q2, k2, memory.dz, keep)
+z_fast = z_plain - o2
+(sums3, _), r_attention3 = linear_attention_fwd(ones, ones, np.concatenate([memory.dgain, memory.dbias], axis=-1), keep)
+gain_fast = slow.gain - eta.gain * sums3[..., :D]
+bias_fast = slow.bias - eta.bias * sums3[..., D:]
+n_fast, r_norm_fast = layernorm_fwd(z_fast, gain_fast, bias_fast, settings.eps)
+logits, r_unembed_fast = dense_fwd(n_fast, slow.U, slow.c)
+
+# %%
+(logits_library, _), read_res = read_fwd(memory, x, slow, eta, decay, None, settings)
+print("sweep 3 equals the library's:", agree(logits, logits_library), "  and the literal one:", agree(logits, literal))
+assert agree(logits, logits_library) and agree(logits, literal)
+
+# %% [markdown]
+# What is it good for? Let five tokens repeat, again and again. The slow network, with random weights, is equally bad every time. The
+# fast one has read the sequence before.
+
+# %%
+draw = np.random.default_rng(0)
+period, width, length = 5, 16, 25
+sizes = [(width, 4 * width), 4 * width, (4 * width, width), width, width, width, (width, period), period]
+untrained = SlowParameters(*(draw.standard_normal(size) / np.sqrt(width) for size in sizes))
+table, tokens = draw.standard_normal((period, width)), np.arange(length + 1) % period
+steps = FastParameters(*(np.asarray(e) for e in (0.02, 0.2, 0.02, 0.2, 0.2, 0.2)))
+arguments = (table[tokens[:-1]][None], tokens[None, 1:], np.ones((1, length)), untrained, steps, np.asarray(0.0), settings)
+both = fast_block_fwd(*arguments)[0][:2]  # fast logits, slow logits
+fast_loss, slow_loss = (cross_entropy_fwd(part, tokens[None, 1:])[0][0] for part in both)
+
+# %%
+fig, ax = plt.subplots()
+ax.plot(slow_loss, label="slow weights")
+ax.plot(fast_loss, label="fast weights")
+for start in range(period, length, period):
+    ax.axvline(start - 0.5, color="#999999", linewidth=1, linestyle="-", marker="")
+ax.set(xlabel="token $t$ (lines: the sequence starts again)", ylabel="loss of token $t$ (nats)", title="Reading a sequence that repeats")
+ax.set_ylim(0, 1.3 * max(slow_loss.max(), fast_loss[:period].max()))
+ax.legend(ncols=2, loc="upper right")
+plt.show()
+
+# %%
+rounds = fast_loss.reshape(-1, period).mean(axis=1)
+print("the fast loss, round by round:", np.round(rounds, 2))
+print("the slow loss, every round:   ", np.round(slow_loss[:period].mean(), 2))
+assert np.all(np.diff(rounds) < 0) and agree(slow_loss[:period], slow_loss[-period:])
+assert abs(fast_loss[0] - slow_loss[0]) < 1e-12  # token 0 has read nothing
+
+# %% [markdown]
+# ## Backward of the read: sweep 4
+#
+# Now training. The outer loss gives $g_{\mathrm{logits}}$. From the end of the read to its start, each line by the adjoint of its op.
+# Nothing here is second order: the read is an ordinary network of seven inputs from the memory, and gets seven gradients. Every minus
+# sign is the minus of a descent step.
+
+# %%
+g_logits = rng.standard_normal((1, T, V))
+g_n, g_U, g_c = dense_bwd(g_logits, r_unembed_fast)  # logits = n' U + c
+g_z, g_gain_t, g_bias_t = layernorm_bwd(g_n, r_norm_fast)  # n' = LN(z'; gain', bias'), all three per token
+g_sums = np.concatenate([-eta.gain * g_gain_t, -eta.bias * g_bias_t], axis=-1)  # gain' = gain - eta sums
+_, _, g_v3, g_keep3, _ = linear_attention_bwd(g_sums, None, r_attention3)
+g_q2, g_k2, g_dz, g_keep2, _ = linear_attention_bwd(-g_z, None, r_attention2)  # z' = a' W2 + b2 - attention
+g_a_fast, g_W2, g_b2 = dense_bwd(g_z, r_dense2_fast)
+g_a_fast = g_a_fast + eta.W2 * g_q2[..., :F]  # a' is used twice: by W2, and as a query
+g_h = squared_relu_bwd(g_a_fast, r_act_fast)  # a' = relu(h')^2
+g_q1, g_k1, g_dh, g_keep1, _ = linear_attention_bwd(-g_h, None, r_attention1)  # h' = h - attention
+g_x_query = eta.W1 * g_q1[..., :D]
+g_memory = Memory(g_h, g_k1[..., :D], g_dh, g_k2[..., :F], g_dz, g_v3[..., :D], g_v3[..., D:])
+
+# %%
+library = read_bwd(g_logits, None, read_res)  # g_memory, g_x, g_slow, g_eta, g_decay, g_state
+print("gradients of the memory:", agree(g_memory, library[0]), "  of the queries:", agree(g_x_query, library[1]))
+print("of the decay:", agree(-(g_keep1 + g_keep2 + g_keep3), library[4]))
+g_eta_W1, g_eta_b1 = (g_q1[..., :D] * x).sum(), g_q1[..., D:].sum()
+print("of two step sizes:", agree((g_eta_W1, g_eta_b1), library[3][:2]))
+by_memory = adjoint_by_differences(lambda m: read_fwd(m, x, slow, eta, decay, None, settings)[0][0], (memory,), g_logits)
+print("all of the memory by differences:", agree((g_memory,), by_memory, rtol=1e-7))
+
+# %% [markdown]
+# Who reads a token? Everybody after it. So the gradient of what token $s$ wrote is a sum over all later tokens, and the last token's is
+# zero to the last bit: nobody reads it.
+
+# %%
+fig, ax = plt.subplots()
+for part, name in ((g_memory.dh, "$g_{dh}$"), (g_memory.dz, "$g_{dz}$"), (g_memory.dbias, "$g_{dbias}$")):
+    size = np.linalg.norm(part[0], axis=-1)
+    ax.plot(size / size.max(), label=name)
+ax.set(xlabel="token $s$ that wrote", ylabel="gradient (largest = 1)", title="What is written last is read by nobody")
+ax.legend()
+plt.show()
+
+# %%
+values = (g_memory.dh, g_memory.dz, g_memory.dgain, g_memory.dbias)
+assert all(np.all(part[0, -1] == 0) for part in values) and all(np.any(part[0, 0] != 0) for part in values)
+assert agree(g_memory, library[0]) and agree((g_memory,), by_memory, rtol=1e-7)
+
+# %% [markdown]
+# ## Backward of the write: sweeps 5 and 6
+#
+# Four of the seven gradients belong to numbers that are themselves gradients: $dh, dz, d\mathrm{gain}, d\mathrm{bias}$. Reverse the write,
+# last line first. Sweep 2 went down, so its reversal goes *up*: sweep 5. Then the lines of sweep 1: down again, sweep 6.
+#
+# A line of sweep 2 has two kinds of inputs: the `d` variable before it, and values of sweep 1. Its `_bwd_bwd` returns both. The first
+# moves on in sweep 5. The second is a parcel, left at its height for sweep 6 to pick up. (In the picture the parcels of the weights,
+# $g_{W_2}$ and $g_U$, are left out; boxes are the seven gradients of the memory.)
+#
+# | line of sweep 2 | reversed by | moves on | parcel for sweep 6 |
+# |---|---|---|---|
+# | $dh = 2\,\mathrm{relu}(h) \odot da$ | squared ReLU, notebook 1 | $g_{da}$ | $g_h$ |
+# | $da = dz\, W_2^T$ | dense, notebook 1 | $g_{dz}$ (+ the memory's own) | $g_{W_2}$ |
+# | $dz, d\mathrm{gain}, d\mathrm{bias} = \mathrm{LN}^T(dn)$ | LayerNorm, notebook 2 | $g_{dn}$ | $g_z, g_{\mathrm{gain}}$ |
+# | $dn = d\mathrm{logits}\, U^T$ | dense | $g_{d\mathrm{logits}}$ | $g_U$ |
+# | $d\mathrm{logits} = \frac{w}{N}(p - e)$ | cross-entropy, notebook 3 | | $g_{\mathrm{logits}}$ |
+
+# %%
+heights = ["h", "a", "z", "n", "logits"]  # of the network, from the bottom
+labels_at = [(2, i, f"$g_{{d{name}}}$", backward) for i, name in enumerate(heights)]
+labels_at += [(6, i, f"$g_{{{name}}}$", forward) for i, name in enumerate(heights)] + [(6, -1, "$g_x$", forward)]
+labels_at += [(4, 0.2, "$g_h$", "black"), (4, 2.2, "$g_z,\\; g_{gain}$", "black"), (4, 4.2, "$g_{logits}$", "black")]
+lines = [((2, i - 0.75), (2, i - 0.25), backward, "-") for i in range(1, 5)]  # sweep 5
+lines += [((6, i - 0.25), (6, i - 0.75), forward, "-") for i in range(5)]  # sweep 6
+lines += [((2.7, i), (5.3, i), "black", "--") for i in (0, 2, 4)]  # parcels
+lines += [((0.6, i), (1.5, i), "black", "-") for i in (0, 2, 3)] + [((7.4, i), (6.5, i), "black", "-") for i in (-1, 0, 1)]
+memory_at = [(-0.6, 0, "dh"), (-0.6, 2, "dz"), (-0.6, 3, "dgain, dbias"), (8.1, -1, "x"), (8.1, 0, "h"), (8.1, 1, "a")]
+
+# %%
+fig, ax = plt.subplots(figsize=(10, 5.6))
+for start, end, colour, style in lines:
+    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.5, "linestyle": style})
+for where, height, name, colour in labels_at:
+    ax.text(where, height, name, ha="center", va="center", size=20, color=colour)
+for where, height, name in memory_at:
+    ax.text(where, height, name, ha="center", va="center", bbox={"boxstyle": "round,pad=0.3", "fc": "white"})
+ax.set(xlim=(-1.6, 8.8), ylim=(-1.4, 4.6), title="Sweep 5 climbs, leaves parcels, turns; sweep 6 descends and collects")
+ax.axis("off")
+plt.show()
+
+# %%
+# sweep 5, up
+g_da, g_h5 = squared_relu_bwd_bwd(g_memory.dh, da, r_act)  # dh = 2 relu(h) da
+g_dz, _, g_W2_5, _ = dense_bwd_bwd(g_da, None, None, dz, r_dense2)  # da = dz W2^T
+g_dz = g_dz + g_memory.dz  # dz is also a value in the memory
+g_dn, g_z5, g_gain5, _ = layernorm_bwd_bwd(g_dz, g_memory.dgain, g_memory.dbias, dn, r_norm)  # dz, dgain, dbias = LN^T(dn)
+g_dlogits, _, g_U5, _ = dense_bwd_bwd(g_dn, None, None, dlogits, r_unembed)  # dn = dlogits U^T
+_, g_logits1 = cross_entropy_bwd_bwd(g_dlogits, weights, r_loss)  # dlogits = w (p - e)
+
+# %%
+# sweep 6, down
+g_n, g_U6, g_c6 = dense_bwd(g_logits1, r_unembed)  # logits = n U + c
+g_z6, g_gain6, g_bias6 = layernorm_bwd(g_n, r_norm)  # n = LN(z; gain, bias)
+g_a6, g_W2_6, g_b2_6 = dense_bwd(g_z6 + g_z5, r_dense2)  # z = a W2 + b2
+g_h6 = squared_relu_bwd(g_a6 + g_memory.a, r_act)  # a = relu(h)^2
+g_x6, g_W1_6, g_b1_6 = dense_bwd(g_h6 + g_h5 + g_memory.h, r_dense1)  # h = x W1 + b1
+g_x = g_x6 + g_memory.x
+norm_gradients = ((g_gain6 + g_gain5).sum(axis=(0, 1)), g_bias6.sum(axis=(0, 1)))  # one gain for all tokens: sum
+g_slow = SlowParameters(g_W1_6, g_b1_6, g_W2_6 + g_W2_5, g_b2_6, *norm_gradients, g_U6 + g_U5, g_c6)
+print("sweeps 5 and 6 equal the library's:", agree((g_x, g_slow), write_bwd(g_memory, write_res)))
+
+# %% [markdown]
+# And the witness that knows neither sweep 5 nor sweep 6: move every entry of $x$ and of the eight slow parameters, run the write, look at
+# the memory.
+
+
+# %%
+def write_only(x, slow):
+    return write_fwd(x, labels, weights, slow, settings)[0][0]
+
+
+differences = adjoint_by_differences(write_only, (x, slow), g_memory)
+print("agree with differences of the write:", agree((g_x, g_slow), differences, rtol=1e-7))
+assert agree((g_x, g_slow), write_bwd(g_memory, write_res)) and agree((g_x, g_slow), differences, rtol=1e-7)
+
+# %% [markdown]
+# ## All six, and what the second order is worth
+#
+# `fast_block_bwd` is sweeps 4, 5 and 6. Features and slow parameters enter twice, through the write and through the read, so their two
+# gradients add. One law for the whole block, with respect to features, slow parameters, step sizes and decay:
+
+
+# %%
+def six_sweeps(x, slow, eta, decay):
+    (logits, _, _), res = fast_block_fwd(x, labels, weights, slow, eta, decay, settings)
+    return logits, res
+
+
+def sweeps_4_5_6(g_logits, res):
+    return fast_block_bwd(g_logits, None, res)[:4]  # g_x, g_slow, g_eta, g_decay
+
+
+report = check_adjoint(six_sweeps, sweeps_4_5_6, (x, slow, eta, decay))
+print(f"the law holds for all {report.checked} arrays:", report.error < 1e-8)
+
+# %% [markdown]
+# One may be tempted to skip sweep 5: treat the values in the memory as constants (`first_order`). The gradient is then wrong by an amount
+# that grows like the step size, because everything that the outer loss knows about the memory's values went through the read, and there
+# every value is multiplied by a step size. At $\eta = 0$ nothing is lost; there is nothing to learn about learning either.
+
+
+# %%
+def gradient_of_x(factor, first_order):
+    scaled = FastParameters(*(factor * e for e in eta))
+    _, res = fast_block_fwd(x, labels, weights, slow, scaled, decay, settings._replace(first_order=first_order))
+    return fast_block_bwd(g_logits, None, res)[0]
+
+
+factors = 10.0 ** np.arange(-4, 0.5, 0.5)
+lost = []
+for factor in factors:
+    full, first = (gradient_of_x(factor, order) for order in (False, True))
+    lost.append(np.linalg.norm(full - first) / np.linalg.norm(full))
+
+# %%
+fig, ax = plt.subplots()
+ax.plot(factors, lost, label="measured")
+ax.plot(factors, lost[0] * factors / factors[0], color="black", marker="", linestyle="--", label="slope 1")
+ax.set(xscale="log", yscale="log", xlabel="step sizes (1 = those above)", ylabel=r"error of $g_x$ (relative)")
+ax.set_title("Without sweep 5 the gradient is wrong in proportion to $\\eta$")
+ax.legend()
+plt.show()
+
+# %%
+slope = np.log(lost[2] / lost[0]) / np.log(factors[2] / factors[0])
+print(
+    "slope for small step sizes:",
+    round(slope, 2),
+    "  at step size 0 nothing is lost:",
+    agree(gradient_of_x(0, False), gradient_of_x(0, True)),
+)
+assert report.error < 1e-8 and 0.9 < slope < 1.1 and agree(gradient_of_x(0, False), gradient_of_x(0, True))
+
+# %% [markdown]
+# The library's sweeps 5 and 6, live: the two cells above, with the comments that say which line each one reverses.
+
+# %%
+print(inspect.getsource(write_bwd))
+
+# %% [markdown]
+# ## Exercise 1: predict the shapes
+#
+# 2 sequences of 10 tokens, $D = 8$, $F = 32$. What are the shapes of $g_{dh}$ (sweep 4), of the gradient of the step size
+# $\eta_{W_1}$, and of the entry $W_1$ of the state that is left?
+
+# %% tags=["exercise"]
+shape_of_g_dh = None
+shape_of_g_eta_W1 = None
+shape_of_state_W1 = None
+
+# %%
+ten = np.ones((2, 10, 8)), np.zeros((2, 10), dtype=int), np.ones((2, 10))
+(_, _, left), ten_res = fast_block_fwd(*ten, SlowParameters(*wide), eta, decay, settings)
+ten_back = read_bwd(np.ones((2, 10, 4)), None, ten_res.read)
+check("shape_of_g_dh", shape_of_g_dh, ten_back[0].dh.shape)
+check("shape_of_g_eta_W1", shape_of_g_eta_W1, ten_back[3].W1.shape)
+check("shape_of_state_W1", shape_of_state_W1, left.W1.shape)
+
+# %% [markdown]
+# ## Exercise 2: find the wrong sign
+#
+# A piece of sweep 4, for the gain alone: $\mathrm{gain}' = \mathrm{gain} - \eta\,\mathrm{sums}$, where the gain is shared by all tokens and
+# $\eta$ is a number. The function returns the gradients of the gain, of $\eta$ and of the sums. One sign is wrong. Find it, mend it.
+
+
+# %% tags=["exercise"]
+def gain_step_bwd(g_gain_fast, eta, sums):
+    """g_gain_fast, sums (T,D), eta a number -> g_gain (D), g_eta (), g_sums (T,D)"""
+    g_gain = g_gain_fast.sum(axis=0)
+    g_eta = (g_gain_fast * sums).sum()
+    g_sums = -eta * g_gain_fast
+    return g_gain, g_eta, g_sums
+
+
+# %%
+def gain_step(gain, eta, sums):
+    return gain - eta * sums
+
+
+def by_moving(g_gain_fast, eta, sums):
+    return adjoint_by_differences(gain_step, (np.ones(3), np.asarray(eta), sums), g_gain_fast)
+
+
+case = (rng.standard_normal((4, 3)), 0.3, rng.standard_normal((4, 3)))
+mistakes = {"what happens to gain' if eta grows and the sums are positive?": "g_eta"}
+check("gain_step_bwd", gain_step_bwd, by_moving, [case], mistakes, returns=("g_gain", "g_eta", "g_sums"))
+
+# %% [markdown]
+# ## Exercise 3: the second-order backward pass of a fast weight layer
+#
+# This is what the five notebooks were for. Write sweep 5 in plain NumPy, without the library and without scrolling up. Derive each line
+# with the three moves. One sequence, no batch axis; all of it is products of small matrices.
+#
+# You are given `g`, the gradients of the memory (`g.dh`, `g.dz`, `g.dgain`, `g.dbias`; leave the others to sweep 6), and the values of
+# sweeps 1 and 2 below. Sweep 2, which you reverse:
+#
+#     dlogits = scale (p - e)       dn = dlogits U^T       dgain = dn zhat       dbias = dn
+#     dz = L(dn gain)               da = dz W2^T           dh = 2 relu(h) da
+#
+# with $L(v) = \rho\,(v - \mathrm{mean}\,v - \hat z\,\mathrm{mean}(\hat z \odot v))$ per token. Fill in line by line: the check names the
+# first result that is missing or wrong.
+
+
+# %%
+class Values(NamedTuple):
+    """What sweeps 1 and 2 computed."""
+
+    h: np.ndarray  # (T,F)
+    zhat: np.ndarray  # (T,D) z normalised: before gain and bias
+    rho: np.ndarray  # (T,1) one over the standard deviation of z
+    p: np.ndarray  # (T,V) softmax of the logits
+    scale: np.ndarray  # (T,1) w / N
+    dlogits: np.ndarray  # (T,V)
+    dn: np.ndarray  # (T,D)
+    dz: np.ndarray  # (T,D)
+    da: np.ndarray  # (T,F)
+
+
+# %%
+class Sweep5(NamedTuple):
+    """What sweep 5 finds, in its own order."""
+
+    g_da: np.ndarray = None  # (T,F)  moves on
+    g_h: np.ndarray = None  # (T,F)   parcel: h in 2 relu(h) da
+    g_dz: np.ndarray = None  # (T,D)  moves on
+    g_W2: np.ndarray = None  # (F,D)  parcel
+    g_dn: np.ndarray = None  # (T,D)  moves on
+    g_z: np.ndarray = None  # (T,D)   parcel: z in rho, in zhat
+    g_gain: np.ndarray = None  # (T,D) parcel, per token
+    g_dlogits: np.ndarray = None  # (T,V) moves on
+    g_U: np.ndarray = None  # (D,V)   parcel
+    g_logits: np.ndarray = None  # (T,V)  here sweep 5 turns around
+
+
+# %% tags=["exercise"]
+def sweep_5(g, v, W2, gain, U):
+    """g: Memory of gradients, v: Values; W2 (F,D), gain (D), U (D,V). Returns Sweep5."""
+    g_da = g_h = None  # from  dh = 2 relu(h) da
+    g_dz = g_W2 = None  # from  da = dz W2^T
+    g_dn = g_z = g_gain = None  # from  dz, dgain, dbias
+    g_dlogits = g_U = None  # from  dn = dlogits U^T
+    g_logits = None  # from  dlogits = scale (p - e)
+    return Sweep5(g_da, g_h, g_dz, g_W2, g_dn, g_z, g_gain, g_dlogits, g_U, g_logits)
+
+
+# %%
+def by_the_library(g, v, W2, gain, U):
+    g, r = Memory(*(part[None] for part in g)), write_res
+    g_da, g_h = squared_relu_bwd_bwd(g.dh, r.da, r.act)
+    g_dz, _, g_W2, _ = dense_bwd_bwd(g_da, None, None, r.dz, r.dense2)
+    g_dn, g_z, g_gain, _ = layernorm_bwd_bwd(g_dz + g.dz, g.dgain, g.dbias, r.dn, r.norm)
+    g_dlogits, _, g_U, _ = dense_bwd_bwd(g_dn, None, None, r.dlogits, r.unembed)
+    _, g_logits = cross_entropy_bwd_bwd(g_dlogits, r.dnll, r.loss)
+    return Sweep5(g_da[0], g_h[0], (g_dz + g.dz)[0], g_W2, g_dn[0], g_z[0], g_gain[0], g_dlogits[0], g_U, g_logits[0])
+
+
+# %%
+def forgetting(part):
+    return lambda g, *rest: by_the_library(g._replace(**{part: 0 * getattr(g, part)}), *rest)
+
+
+r = write_res
+given = Memory(*(part[0] for part in g_memory))
+values = Values(h[0], r.norm.n[0], r.norm.rstd[0], r.loss.p[0], r.dnll[0][:, None], r.dlogits[0], r.dn[0], r.dz[0], r.da[0])
+
+# %%
+mistakes = {
+    "dh is a product of relu(h) and da: when h moves, da stays": lambda g, v, *_: Sweep5(g_h=2.0 * (v.h > 0) * g.dh),
+    "2 relu(h) is the slope; what is its own slope?": lambda g, v, *_: Sweep5(g_h=2 * np.maximum(v.h, 0) * v.da * g.dh),
+    "dz is a value in the memory and the input of da: two gradients meet": forgetting("dz"),
+    "dn occurs in dz, in dgain and in dbias: three terms (dgain is missing)": lambda *a: Sweep5(g_dn=forgetting("dgain")(*a).g_dn),
+    "dn occurs in dz, in dgain and in dbias: three terms (dbias is missing)": lambda *a: Sweep5(g_dn=forgetting("dbias")(*a).g_dn),
+    "dgain = dn zhat, and zhat moves with z": lambda *a: Sweep5(g_z=forgetting("dgain")(*a).g_z),
+    "z sits in four places: in rho, beside u, beside v, in dgain (notebook 2)": "g_z",
+    "L(g_dz) meets the factor that the gain has in dz = L(dn gain)": "g_gain",
+    "p has a second part: all logits share one sum": lambda g, v, *rest: Sweep5(
+        g_logits=v.scale * v.p * by_the_library(g, v, *rest).g_dlogits
+    ),
+    "scale multiplies all of dlogits": lambda g, v, *rest: Sweep5(g_logits=by_the_library(g, v, *rest).g_logits / v.scale),
+}
+check("sweep_5", sweep_5, by_the_library, [(given, values, slow.W2, slow.gain, slow.U)], mistakes)
+
+# %% [markdown]
+# Done? Then put it to work. Below, sweep 6 collects *your* parcels, and the result is compared with finite differences of the write, which
+# know nothing of the library's derivation either. `correct` here means: you have derived and coded the second-order backward pass of a
+# fast weight layer, and it is right.
+
+
+# %%
+def your_write_bwd(g, x, slow):
+    found = sweep_5(Memory(*(part[0] for part in g)), values, slow.W2, slow.gain, slow.U)
+    if found is None or any(part is None for part in found):
+        return None
+    s = Sweep5(*(np.asarray(part)[None] for part in found))
+    g_n, g_U, g_c = dense_bwd(s.g_logits, write_res.unembed)
+    g_z, g_gain, g_bias = layernorm_bwd(g_n, write_res.norm)
+    g_a, g_W2, g_b2 = dense_bwd(g_z + s.g_z, write_res.dense2)
+    g_h = squared_relu_bwd(g_a + g.a, write_res.act) + s.g_h + g.h
+    g_x, g_W1, g_b1 = dense_bwd(g_h, write_res.dense1)
+    norm = ((g_gain + s.g_gain).sum(axis=(0, 1)), g_bias.sum(axis=(0, 1)))
+    return g_x + g.x, SlowParameters(g_W1, g_b1, g_W2 + s.g_W2[0], g_b2, *norm, g_U + s.g_U[0], g_c)
+
+
+# %%
+check(
+    "the whole backward pass of the write, with your sweep 5",
+    your_write_bwd,
+    lambda g, x, slow: adjoint_by_differences(write_only, (x, slow), g),
+    cases=[(g_memory, x, slow)],
+    returns=("g_x", "g_slow"),
+)
+
+# %% [markdown]
+# **Next:** [6. When is it dynamic evaluation, exactly?](06_when_is_it_dynamic_evaluation.ipynb) And what does it miss when it is not?

@@ -1,0 +1,106 @@
+"""The table of rules that the laws in test_laws.py run over. A new rule is one new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fwl_ref.rules import decay, delta, delta_product, gated_delta, gla, linear, longhorn
+from tests.strategies import generator
+
+
+class Shape(NamedTuple):
+    batch: int
+    length: int
+    width: int  # K
+    values: int  # E
+
+
+class Rule(NamedTuple):
+    """One row: the functions of a rule file, and float64 arguments from a shape and a seed."""
+
+    name: str
+    loss: Callable  # (S, k, v, ...) -> (B,)
+    gradient: Callable  # the same arguments -> the type of S
+    recurrent: tuple[Callable, Callable]  # fwd(*tokens, state, read=), bwd(dout, dstate, res)
+    chunked: tuple[Callable, Callable] | None  # fwd(*tokens, state, chunk, read=), bwd
+    tokens: Callable[[Shape, int], tuple]  # q, k, v, rates: axis 1 is time
+    state: Callable[[Shape, int], Any]  # what comes in
+    inner: Callable[[Shape, int], tuple]  # the arguments of loss and gradient: one token per sequence
+    starts_empty: bool = True  # state None means zeros
+
+
+def unit_keys(draw: Callable, *shape: int) -> np.ndarray:
+    """Keys shorter than 1, so that a delta step with a rate below 2 never grows the memory: the comparisons stay well conditioned."""
+    k = draw(*shape)
+    return k / np.sqrt(1 + np.sum(k * k, axis=-1, keepdims=True))
+
+
+def rates(seed: int, low: float, high: float, *shape: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1]).uniform(low, high, shape)
+
+
+def memory(n: Shape, seed: int) -> np.ndarray:
+    return generator(seed + 2)(n.batch, n.width, n.values)
+
+
+def _sums(n: Shape, seed: int) -> tuple:
+    draw = generator(seed)
+    return draw(n.batch, n.length, n.width), unit_keys(draw, n.batch, n.length, n.width), draw(n.batch, n.length, n.values)
+
+
+def _faded(n: Shape, seed: int) -> tuple:
+    return *_sums(n, seed), rates(seed, 0.2, 1.0, n.batch, n.length)
+
+
+def _faded_by_channel(n: Shape, seed: int) -> tuple:
+    return *_sums(n, seed), rates(seed, 0.2, 1.0, n.batch, n.length, n.width)
+
+
+def _stepped(n: Shape, seed: int) -> tuple:
+    return *_sums(n, seed), rates(seed, 0.1, 1.5, n.batch, n.length)
+
+
+def _faded_and_stepped(n: Shape, seed: int) -> tuple:
+    return *_faded(n, seed), rates(seed + 1, 0.1, 1.5, n.batch, n.length)
+
+
+def _stepped_often(n: Shape, seed: int) -> tuple:
+    draw, pairs = generator(seed), (n.batch, n.length, 2)
+    return draw(n.batch, n.length, n.width), unit_keys(draw, *pairs, n.width), draw(*pairs, n.values), rates(seed, 0.1, 1.5, *pairs)
+
+
+def _pair(n: Shape, seed: int) -> tuple:
+    draw = generator(seed)
+    return memory(n, seed), unit_keys(draw, n.batch, n.width), draw(n.batch, n.values)
+
+
+def _pair_and_fade(n: Shape, seed: int) -> tuple:
+    return *_pair(n, seed), rates(seed, 0.2, 1.0, n.batch)
+
+
+def _pair_and_fades(n: Shape, seed: int) -> tuple:
+    return *_pair(n, seed), rates(seed, 0.2, 1.0, n.batch, n.width)
+
+
+def row(module: Any, tokens: Callable, inner: Callable) -> Rule:
+    """A rule file whose state is a single matrix."""
+    name = module.__name__.rsplit(".", 1)[-1]
+    loss, gradient, rf, rb, cf, cb = (
+        getattr(module, f"{name}_{suffix}")
+        for suffix in ("loss", "gradient", "recurrent_fwd", "recurrent_bwd", "chunked_fwd", "chunked_bwd")
+    )
+    return Rule(name, loss, gradient, (rf, rb), (cf, cb), tokens, memory, inner)
+
+
+RULES = [
+    row(linear, _sums, _pair),
+    row(decay, _faded, _pair_and_fade),
+    row(gla, _faded_by_channel, _pair_and_fades),
+    row(delta, _stepped, _pair),
+    row(gated_delta, _faded_and_stepped, _pair),
+    row(delta_product, _stepped_often, _pair),
+    row(longhorn, _stepped, _pair),
+]

@@ -1,0 +1,226 @@
+"""Titans with a linear memory: heavy ball run literally, the chunked form that is exact, the stale one that is another function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fwl_ref.gradcheck import AdjointError, check_adjoint
+from fwl_ref.rules import titans
+from fwl_ref.rules.common import READS
+from fwl_ref.rules.delta import delta_chunked_bwd, delta_chunked_fwd
+from fwl_ref.rules.gated_delta import gated_delta_recurrent_fwd
+from fwl_ref.rules.titans import (
+    TitansState,
+    titans_chunked_bwd,
+    titans_chunked_fwd,
+    titans_recurrent_bwd,
+    titans_recurrent_fwd,
+    titans_stale_bwd,
+    titans_stale_fwd,
+)
+from tests.rules.table_a import Shape
+from tests.rules.table_b import titans_state, titans_tokens
+from tests.strategies import chunks, generator, seeds
+from tests.tolerances import assert_close, assert_trees_close, relative_error
+
+shapes = st.builds(Shape, *(st.integers(low, high) for low, high in ((1, 2), (0, 7), (1, 4), (1, 3))))
+every_read = pytest.mark.parametrize("read", READS)
+CLEAR = 1e-3  # a difference of this size is no rounding
+SHAPE = Shape(2, 7, 3, 2)
+
+
+def arguments(n: Shape, seed: int) -> tuple:
+    return *titans_tokens(n, seed), titans_state(n, seed)
+
+
+def heavy_ball(q, k, v, momentum, decay, step, state, read, chunk=1) -> tuple:
+    """Columns, one sequence after another: U <- eta U - theta (M k - v) k^T,  M <- (1 - alpha) M + U.  Gradients at chunk starts."""
+    outs, final = np.zeros((*q.shape[:2], v.shape[2])), TitansState(np.zeros_like(state.M), np.zeros_like(state.U))
+    for b in range(q.shape[0]):
+        M, U = state.M[b].T, state.U[b].T  # (E,K)
+        for t in range(q.shape[1]):
+            if t % chunk == 0:
+                start = M
+            before = M
+            U = momentum[b, t] * U - step[b, t] * np.outer(start @ k[b, t] - v[b, t], k[b, t])
+            M = (1 - decay[b, t]) * M + U
+            outs[b, t] = (before if read == "strict" else M) @ q[b, t]
+        final.M[b], final.U[b] = M.T, U.T
+    return outs, final
+
+
+@every_read
+@given(n=shapes, seed=seeds, data=st.data())
+def test_titans_is_heavy_ball_with_weight_decay_run_literally(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
+    """U <- eta U - theta dl/dM, M <- (1 - alpha) M + U; both forms, gradients at the current memory.   (W.1), (W.2), (W.4), (W.5)"""
+    case, chunk = arguments(n, seed), data.draw(chunks(n.length), label="chunk")
+    expected = heavy_ball(*case, read)
+    assert_trees_close(titans_recurrent_fwd(*case, read=read)[0], expected, what="recurrent", scale=1.0)
+    assert_trees_close(titans_chunked_fwd(*case, chunk, read=read)[0], expected, what="chunked", scale=1.0)
+
+
+@every_read
+@given(n=shapes, seed=seeds, data=st.data())
+def test_the_stale_form_is_heavy_ball_on_the_gradients_at_chunk_starts(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
+    """The same loop, dl/dM at the chunk's first memory, for every chunk size.   (W.7)"""
+    case, chunk = arguments(n, seed), data.draw(chunks(n.length), label="chunk")
+    expected = heavy_ball(*case, read, chunk or max(n.length, 1))
+    assert_trees_close(titans_stale_fwd(*case, chunk, read=read)[0], expected, scale=1.0)
+
+
+@every_read
+def test_stale_is_current_for_chunks_of_one_token_only(read: str) -> None:
+    """Output, state, gradients agree at chunk = 1; N: at chunk = 2 what a chunk's second token writes differs.   (W.7), (W.8)"""
+    case = arguments(SHAPE, 1)
+    output, res = titans_recurrent_fwd(*case, read=read)
+    draw = generator(5)
+    cotangent = draw(*output[0].shape), TitansState(*(draw(*a.shape) for a in output[1]))
+    alone, alone_res = titans_stale_fwd(*case, 1, read=read)
+    assert_trees_close(alone, output)
+    assert_trees_close(titans_stale_bwd(*cotangent, alone_res), titans_recurrent_bwd(*cotangent, res))
+    (out, state), _ = titans_stale_fwd(*case, 2, read=read)
+    first = 2 if read == "strict" else 1  # whose write is read first
+    assert_close(out[:, :first], output[0][:, :first])
+    assert np.all(np.max(np.abs(out - output[0]), axis=(0, 2))[first:] > CLEAR)
+    assert relative_error(state.M, output[1].M) > CLEAR
+
+
+@every_read
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3])
+def test_the_stale_backward_is_the_adjoint_of_the_stale_forward(read: str, chunk: int | None) -> None:
+    """<u, J v> = <J^T u, v> for every input.   (W.8)"""
+    check_adjoint(lambda *a: titans_stale_fwd(*a, chunk, read=read), lambda d, res: titans_stale_bwd(*d, res), arguments(SHAPE, 2))
+
+
+@every_read
+@given(n=shapes, seed=seeds, data=st.data())
+def test_titans_without_momentum_and_decay_is_the_delta_rule(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
+    """eta = alpha = 0, U_0 = 0: outputs, memory, and the gradients that both have.   (W.5), (W.6)"""
+    q, k, v, _, _, step, state = arguments(n, seed)
+    none, chunk = np.zeros_like(step), data.draw(chunks(n.length), label="chunk")
+    (out, (M, _)), res = titans_chunked_fwd(q, k, v, none, none, step, state._replace(U=0 * state.U), chunk, read=read)
+    expected, delta_res = delta_chunked_fwd(q, k, v, step, state.M, chunk, read=read)
+    assert_trees_close((out, M), expected, scale=1.0)
+    draw = generator(seed + 9)
+    dout, dM = draw(*out.shape), draw(*M.shape)
+    dq, dk, dv, _, _, dstep, dstate = titans_chunked_bwd(dout, TitansState(dM, np.zeros_like(dM)), res)
+    assert_trees_close((dq, dk, dv, dstep, dstate.M), delta_chunked_bwd(dout, dM, delta_res), scale=1.0)
+
+
+def test_decay_without_momentum_is_not_the_gated_delta_rule() -> None:
+    """N: Titans takes its gradient at M, Gated DeltaNet at the faded memory; at M = 0 they agree, after the first token no more.   (W.2)"""
+    q, k, v, momentum, decay, step, _ = arguments(SHAPE, 3)
+    (ours, _), _ = titans_recurrent_fwd(q, k, v, 0 * momentum, decay, step, read="inclusive")
+    (gated, _), _ = gated_delta_recurrent_fwd(q, k, v, 1 - decay, step, read="inclusive")
+    assert_close(ours[:, 0], gated[:, 0])
+    assert np.all(np.max(np.abs(ours - gated), axis=(0, 2))[1:] > CLEAR)
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.7, 0.0), (0.0, 0.3), (0.7, 0.4), (0.9, 0.2)])
+def test_the_impulse_response_is_a_difference_of_exponentials(momentum: float, decay: float) -> None:
+    """M_ts = (a^(t-s) - mu^(t-s)) / (a - mu), a = 1 - decay: read off with keys that never meet and an empty memory.   (W.4)"""
+    length, keep = 8, 1 - decay
+    one, identity = np.ones((1, length)), np.eye(length)[None]
+    (seen, _), _ = titans_chunked_fwd(
+        np.ones((1, length, length)), identity, identity, momentum * one, decay * one, one, read="strict"
+    )  # fmt: skip
+    gap = np.arange(length)[:, None] - np.arange(length)[None, :]
+    assert_close(seen[0], np.where(gap > 0, (keep ** np.maximum(gap, 0) - momentum ** np.maximum(gap, 0)) / (keep - momentum), 0))
+
+
+@every_read
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, -0.2), (-0.3, 0.5)])
+def test_rates_may_be_zero_one_and_negative(read: str, momentum: float, decay: float) -> None:
+    """Where a logarithm or a quotient of products fails: chunked = recurrent, the gradients of the rates included.   (W.5), (W.6)"""
+    q, k, v, _, _, step, state = arguments(SHAPE, 4)
+    mixed = np.where(np.arange(SHAPE.length) % 3 == 1, 0.4, 1.0) * np.ones_like(step)
+    case = q, k, v, momentum * mixed, decay * mixed, step, state
+    output, res = titans_recurrent_fwd(*case, read=read)
+    draw = generator(6)
+    cotangent = draw(*output[0].shape), TitansState(*(draw(*a.shape) for a in output[1]))
+    for chunk in (None, 3):
+        actual, chunk_res = titans_chunked_fwd(*case, chunk, read=read)
+        assert_trees_close(actual, output, scale=1.0)
+        assert_trees_close(titans_chunked_bwd(*cotangent, chunk_res), titans_recurrent_bwd(*cotangent, res), scale=1.0)
+
+
+# Teeth -----------------------------------------------------------------------------------------------------------------------
+
+
+COMPARISONS = pytest.mark.host("about the comparisons, not about arrays")
+
+
+def is_sound() -> None:
+    """Both forms are heavy ball, agree in their gradients, and are their own adjoints."""
+    case = arguments(SHAPE, 7)
+    for read in READS:
+        expected = heavy_ball(*case, read)
+        output, res = titans_recurrent_fwd(*case, read=read)
+        chunked, chunk_res = titans_chunked_fwd(*case, 3, read=read)
+        draw = generator(8)
+        cotangent = draw(*output[0].shape), TitansState(*(draw(*a.shape) for a in output[1]))
+        assert_trees_close((output, chunked), (expected, expected), scale=1.0)
+        assert_trees_close(titans_chunked_bwd(*cotangent, chunk_res), titans_recurrent_bwd(*cotangent, res), scale=1.0)
+        check_adjoint(lambda *a: titans_chunked_fwd(*a, 3, read=read), lambda d, res: titans_chunked_bwd(*d, res), case)  # noqa: B023
+
+
+def replaced(name: str, change: Callable) -> tuple[str, Callable]:
+    """The function of that name in titans.py, as ``change`` makes it."""
+    original = getattr(titans, name)
+    return name, lambda *args: change(original, *args)
+
+
+def reverse(read: str) -> str:
+    return "inclusive" if read == "strict" else "strict"
+
+
+def dropped(i: int) -> Callable:
+    return lambda f, *args: tuple(0 * y if j == i else y for j, y in enumerate(f(*args)))
+
+
+def other_column(f: Callable, *args: Any) -> Any:
+    """The impulse response of the momentum alone, as if nothing decayed."""
+    table = f(*args)
+    return table._replace(fade=np.concatenate([table.fade[:, :, :1], table.momenta[:, :, 1:]], axis=-1))
+
+
+MUTANTS = {
+    "strict and inclusive exchanged token by token": replaced("reads", lambda f, q, S, read: f(q, S, reverse(read))),
+    "strict and inclusive exchanged in chunks": replaced("sums", lambda f, *a: f(*a[:-1], reverse(a[-1]))),
+    "strict and inclusive exchanged for U_0": replaced("read_from", lambda f, S, read: f(S, reverse(read))),
+    "stale errors in the exact form": replaced("_seen_by_keys", lambda f, table, stale: f(table, True)),
+    "own token in its error": replaced("_seen_by_keys", lambda f, table, stale: (table.fade[:, 1:, :1], *f(table, stale)[1:])),
+    "sign of the gradient": replaced("titans_gradient", lambda f, *a: -f(*a)),
+    "key and value swapped": replaced("sums", lambda f, q, k, u, *a: f(k, q, u, *a)),
+    "momentum for decay": replaced("_responses", lambda f, momentum, decay: f(1 - decay, 1 - momentum)),
+    "writes fade by momentum only": replaced("_responses", other_column),
+    "products off by one token": replaced("_products", lambda f, rate: f(np.concatenate([rate[:, 1:], rate[:, :1]], axis=1))),
+    "adjoint of products dropped": replaced("_products_bwd", lambda f, *a: 0 * f(*a)),
+    "gradient of the system dropped": replaced("solve_bwd", dropped(0)),
+    "gradient of the right side dropped": replaced("solve_bwd", dropped(1)),
+    "gradient of the fades dropped": replaced("sums_bwd", dropped(3)),
+    "gradient of the memory dropped": replaced("sums_bwd", dropped(4)),
+    "gradient of a read memory dropped": replaced("reads_bwd", dropped(1)),
+    "memory's share of a step's gradient dropped": replaced("delta_gradient_bwd", dropped(0)),
+}
+
+
+@COMPARISONS
+def test_the_library_is_sound() -> None:
+    """Without this the rejections below would mean nothing.   (W.2) to (W.6)"""
+    is_sound()
+
+
+@COMPARISONS
+@pytest.mark.parametrize("what", MUTANTS)
+def test_a_mutant_of_titans_is_rejected(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N: one function of the file replaced.   (W.2) to (W.6)"""
+    monkeypatch.setattr(titans, *MUTANTS[what])
+    with pytest.raises((AssertionError, AdjointError)):
+        is_sound()

@@ -1,0 +1,508 @@
+"""Test-time training: gradient descent run literally on a loss that knows no derivative, the dual forms, what is a special case of what."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fwl_ref.gradcheck import AdjointError, check_adjoint
+from fwl_ref.rules import ttt, ttt_linear, ttt_mlp
+from fwl_ref.rules.common import READS
+from fwl_ref.rules.delta import delta_chunked_fwd, delta_recurrent_bwd, delta_recurrent_fwd
+from fwl_ref.rules.linear import linear_chunked_bwd, linear_chunked_fwd
+from fwl_ref.rules.ttt import inner_gradient, inner_gradient_bwd, inner_loss, predict_bwd, predict_fwd
+from fwl_ref.rules.ttt_linear import (
+    TTTLinearState,
+    ttt_linear_dual_bwd,
+    ttt_linear_dual_fwd,
+    ttt_linear_gradient,
+    ttt_linear_gradient_bwd,
+    ttt_linear_recurrent_bwd,
+    ttt_linear_recurrent_fwd,
+)
+from fwl_ref.rules.ttt_mlp import (
+    TTTMLPState,
+    slow_bwd,
+    slow_fwd,
+    ttt_mlp_dual_fwd,
+    ttt_mlp_gradient,
+    ttt_mlp_gradient_bwd,
+    ttt_mlp_recurrent_fwd,
+)
+from fwl_ref.tree import leaves, rebuild, tree_map
+from tests.rules.table_a import Shape
+from tests.rules.table_b import gain_and_bias, linear_state, mlp_state, square, token, ttt_tokens
+from tests.strategies import generator, seeds, splits
+from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, float32_bound, relative_error
+
+CLEAR = 1e-3  # a difference of this size is no rounding
+every_read = pytest.mark.parametrize("read", READS)
+
+
+class Network(NamedTuple):
+    """One kind of hidden state, with everything that the tests vary."""
+
+    name: str
+    module: Any
+    state: Callable
+    norm: bool
+    literal: Callable  # (state of one sequence, x) -> z, for one token
+
+
+def literal_linear(state: TTTLinearState, x: np.ndarray) -> np.ndarray:
+    return x @ state.W + (0 if state.b is None else state.b)
+
+
+def literal_mlp(state: TTTMLPState, x: np.ndarray) -> np.ndarray:
+    h = x @ state.W1 + state.b1
+    return (0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))) @ state.W2 + state.b2
+
+
+def without_bias(n: Shape, seed: int) -> TTTLinearState:
+    return linear_state(n, seed)._replace(b=None)
+
+
+NETWORKS = [
+    Network("linear", ttt_linear, linear_state, True, literal_linear),
+    Network("linear, no bias", ttt_linear, without_bias, True, literal_linear),
+    Network("linear, identity", ttt_linear, linear_state, False, literal_linear),
+    Network("linear, no bias, identity", ttt_linear, without_bias, False, literal_linear),
+    Network("mlp", ttt_mlp, mlp_state, True, literal_mlp),
+    Network("mlp, identity", ttt_mlp, mlp_state, False, literal_mlp),
+]
+every_network = pytest.mark.parametrize("network", NETWORKS, ids=[n.name for n in NETWORKS])
+shapes = st.builds(Shape, *(st.integers(low, high) for low, high in ((1, 2), (0, 6), (1, 4), (1, 4))))
+
+
+def arguments(network: Network, n: Shape, seed: int) -> tuple:
+    """q, k, v, step, gain, bias, state: everything but mini-batch and read."""
+    n = square(n) if network.norm else n
+    norm = gain_and_bias(n.values) if network.norm else (None, None)
+    return *ttt_tokens(n, seed), *norm, network.state(n, seed)
+
+
+def form(network: Network, kind: str, eps: float, minibatch: int, read: str) -> tuple[Callable, Callable]:
+    """fwd(*arguments) and bwd((dout, dstate), res), one gradient for each argument that is there."""
+    name = network.module.__name__.rsplit(".", 1)[-1]
+    fwd, bwd = (getattr(network.module, f"{name}_{kind}_{way}") for way in ("fwd", "bwd"))
+
+    def present(d_output: tuple, res: Any) -> tuple:
+        gradients = bwd(*d_output, res)
+        assert all((g is not None) == network.norm for g in gradients[4:6])
+        return tuple(g for g in gradients if g is not None)
+
+    return partial(fwd, minibatch=minibatch, read=read, eps=eps), present
+
+
+def run(network: Network, kind: str, case: tuple, minibatch: int, read: str, eps: float = 1.0, seed: int = 0) -> tuple:
+    fwd, bwd = form(network, kind, eps, minibatch, read)
+    output, res = fwd(*case)
+    draw = generator(seed + 99)
+    return output, bwd(tree_map(lambda y: draw(*y.shape).astype(y.dtype), output), res)
+
+
+# The definition --------------------------------------------------------------------------------------------------------------
+
+
+def literal_prediction(network: Network, state: Any, x: np.ndarray, gain: Any, bias: Any, eps: float) -> np.ndarray:
+    z = network.literal(state, x)
+    if gain is None:
+        return z
+    return x + gain * (z - z.mean()) / np.sqrt(np.mean((z - z.mean()) ** 2) + eps) + bias
+
+
+def by_definition(network: Network, case: tuple, minibatch: int, read: str, eps: float) -> tuple:
+    """Descent on |f(k) - v|^2, one sequence and token at a time; every entry of the gradient by a complex step of the loss itself."""
+    q, k, v, step, gain, bias, state = case
+    outs, finals = np.zeros(v.shape), []
+    for b in range(q.shape[0]):
+        current = tree_map(lambda p: p[b], state)  # noqa: B023
+        for t in range(q.shape[1]):
+            if t % minibatch == 0:
+                first = leaves(current)
+            moved = []
+            for i, parameter in enumerate(first):
+                slope = np.zeros(parameter.shape)
+                for entry in np.ndindex(parameter.shape):
+                    up = [p.astype("complex128") for p in first]
+                    up[i][entry] += 1e-30j
+                    error = literal_prediction(network, rebuild(current, up), k[b, t], gain, bias, eps) - v[b, t]
+                    slope[entry] = np.imag(np.sum(error * error)) / 1e-30
+                moved.append(leaves(current)[i] - step[b, t] * slope)
+            before, current = current, rebuild(current, moved)
+            outs[b, t] = literal_prediction(network, before if read == "strict" else current, q[b, t], gain, bias, eps)
+        finals.append(current)
+    return outs, tree_map(lambda *parts: np.stack(parts), *finals)
+
+
+@every_network
+@every_read
+@pytest.mark.parametrize("minibatch", [1, 2, 3, 9])
+def test_ttt_is_gradient_descent_on_its_loss_run_literally(network: Network, read: str, minibatch: int) -> None:
+    """state' = state - step dl/dstate at the mini-batch's first state: both forms.   (W.9) to (W.16), (W.18), (W.20), (W.22)"""
+    case = arguments(network, Shape(2, 5, 2, 3), minibatch)
+    expected = by_definition(network, case, minibatch, read, 1e-6)
+    for kind in ("recurrent", "dual"):
+        fwd, _ = form(network, kind, 1e-6, minibatch, read)
+        assert_trees_close(fwd(*case)[0], expected, what=kind, scale=1.0)
+
+
+# The pieces ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@given(seed=seeds)
+def test_the_inner_loss_its_gradient_and_their_adjoints(norm: bool, seed: int) -> None:
+    """<dl/dz, D> = dl along D; predict and inner_gradient against their backward passes.   (W.9), (W.10), (W.11), (W.12)"""
+    draw, shape = generator(seed), (2, 3, 4)
+    k, z, v, direction = (draw(*shape) for _ in range(4))
+    pair = (1 + draw(*shape, scale=0.3), draw(*shape)) if norm else ()
+    slope = np.imag(inner_loss(k + 0j, z + 1e-30j * direction, v + 0j, *(p + 0j for p in pair), eps=0.5)) / 1e-30
+    dz, _ = inner_gradient(k, z, v, *pair, eps=0.5)
+    assert_close(np.sum(dz * direction, axis=-1), slope, scale=1.0)
+
+    def zero_for_none(gradients: tuple) -> tuple:
+        return tuple(np.zeros(shape) if g is None else g for g in gradients)
+
+    check_adjoint(partial(predict_fwd, eps=0.5), lambda d, res: zero_for_none(predict_bwd(d, res)), (k, z, *pair))
+    check_adjoint(partial(inner_gradient, eps=0.5), lambda d, res: zero_for_none(inner_gradient_bwd(d, res)), (k, z, v, *pair))
+
+
+@every_network
+@given(seed=seeds)
+def test_the_adjoint_of_the_inner_gradient(network: Network, seed: int) -> None:
+    """The gradient of the whole state, differentiated: an outer gradient of an inner one.   (W.13), (W.15), (W.18), (W.19), (W.21)"""
+    n = Shape(2, 1, 3, 3)
+    state, (k, v) = network.state(n, seed), token(n, seed)
+    norm = tuple(np.tile(p, (2, 1)) for p in gain_and_bias(3)) if network.norm else ()
+    gradient, adjoint = (
+        (ttt_linear_gradient, ttt_linear_gradient_bwd) if network.module is ttt_linear else (ttt_mlp_gradient, ttt_mlp_gradient_bwd)
+    )
+    check_adjoint(lambda *a: (gradient(*a, eps=1.0), a), lambda g, a: adjoint(g, *a, eps=1.0), (state, k, v, *norm))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@given(seed=seeds)
+def test_the_slow_pass_of_the_mlp_and_its_adjoint(norm: bool, seed: int) -> None:
+    """Sweeps 1 and 2 for many tokens at once, then 5 and 6.   (W.18), (W.19)"""
+    n = Shape(2, 4, 3, 3)
+    _, k, v, _ = ttt_tokens(n, seed)
+    pair = tuple(np.tile(p, (2, 4, 1)) for p in gain_and_bias(3)) if norm else ()
+
+    def forward(*inputs: Any) -> tuple:
+        (dh, a, dz), res = slow_fwd(*inputs, eps=1.0)
+        return (dh, a, dz), (inputs[0], inputs[1], dz, res)
+
+    check_adjoint(forward, lambda g, res: slow_bwd(*g, *res), (mlp_state(n, seed), k, v, *pair))
+
+
+# Forms -----------------------------------------------------------------------------------------------------------------------
+
+
+@every_network
+@every_read
+@pytest.mark.parametrize("minibatch", [1, 2, 3, 6, 8])
+def test_dual_is_token_by_token(network: Network, read: str, minibatch: int) -> None:
+    """Outputs, final state and every gradient, gain and bias included, with LayerNorm's usual eps.   (W.15), (W.17), (W.21), (W.23)"""
+    case = arguments(network, Shape(2, 6, 3, 5), minibatch)
+    expected, actual = (run(network, kind, case, minibatch, read, eps=1e-6) for kind in ("recurrent", "dual"))
+    assert_trees_close(actual, expected, scale=1.0)
+
+
+@every_network
+@every_read
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+@pytest.mark.parametrize("minibatch", [2, 3, 7])
+def test_backward_is_the_adjoint_of_forward_for_mini_batches(network: Network, read: str, kind: str, minibatch: int) -> None:
+    """<u, J v> = <J^T u, v> for tokens, steps, gain, bias and state.   (W.14) to (W.17), (W.20) to (W.23)"""
+    check_adjoint(*form(network, kind, 1.0, minibatch, read), arguments(network, Shape(2, 5, 3, 2), minibatch))
+
+
+@every_network
+@every_read
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_backward_is_the_gradient_by_complex_step_for_mini_batches(network: Network, read: str, kind: str) -> None:
+    """J^T u = Im <u, f(x + i h e)> / h, gain and bias too; nothing is truncated, so the usual eps.   (W.15), (W.17), (W.21), (W.23)"""
+    case, (fwd, _) = arguments(network, Shape(1, 3, 2, 2), 5), form(network, kind, 1e-6, 2, read)
+    output, gradients = run(network, kind, case, 2, read, eps=1e-6)
+    draw = generator(99)
+    u = [draw(*y.shape) for y in leaves(output)]
+    lifted = tree_map(lambda a: a.astype("complex128"), case)
+    flat, actual = leaves(lifted), leaves(gradients)
+    assert len(flat) == len(actual)
+    for i, gradient in enumerate(actual):
+        expected = np.zeros(gradient.shape)
+        for entry in np.ndindex(gradient.shape):
+            moved = flat[i].copy()
+            moved[entry] += 1e-30j
+            results = leaves(fwd(*rebuild(lifted, [*flat[:i], moved, *flat[i + 1 :]]))[0])
+            expected[entry] = sum(np.sum(a * np.imag(b)) for a, b in zip(u, results, strict=True)) / 1e-30
+        assert_close(gradient, expected, what=f"{network.name}, gradient {i}")
+
+
+@every_network
+@given(seed=seeds, read=st.sampled_from(READS), minibatch=st.integers(1, 3), cuts=splits(3))
+def test_a_sequence_split_between_mini_batches_is_the_whole(network: Network, seed: int, read: str, minibatch: int, cuts: list) -> None:
+    """run(x[:k]) then run(x[k:], state) = run(x) for k a multiple of the mini-batch, any mix of forms.   (W.14), (W.16), (W.20), (W.22)"""
+    *tokens, gain, bias, state = case = arguments(network, Shape(2, 3 * minibatch, 2, 3), seed)
+    expected, _ = run(network, "recurrent", case, minibatch, read)
+    outs = []
+    for i, (start, stop) in enumerate(itertools.pairwise(minibatch * cut for cut in cuts)):
+        fwd, _ = form(network, ("dual", "recurrent")[i % 2], 1.0, minibatch, read)
+        (out, state), _ = fwd(*(a[:, start:stop] for a in tokens), gain, bias, state)
+        outs.append(out)
+    assert_trees_close((np.concatenate(outs, axis=1), state), expected, scale=1.0)
+
+
+@every_network
+@every_read
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_reading_is_causal_to_the_last_bit_in_mini_batches(network: Network, read: str, kind: str) -> None:
+    """o_{<=t} keeps its bits when k, v and step from t on (strict) or after t (inclusive) are replaced at scale 1e3.   (W.16), (W.22)"""
+    case, other = arguments(network, Shape(2, 6, 3, 3), 1), arguments(network, Shape(2, 6, 3, 3), 2)
+    fwd, _ = form(network, kind, 1e-6, 4, read)
+    before, _ = fwd(*case)
+    for t in range(6):
+        tokens = [a.copy() for a in case[:4]]
+        for i in range(4):
+            start = t + (i == 0 or read == "inclusive")
+            tokens[i][:, start:] = other[i][:, start:] * (1e3 if i < 3 else 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            after, _ = fwd(*tokens, *case[4:])
+        assert_bitwise(after[0][:, : t + 1], before[0][:, : t + 1], f"{network.name}, token {t}")
+
+
+@every_network
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_float32_is_float64_rounded_in_mini_batches(network: Network, kind: str) -> None:
+    """dtype(f(x)) = dtype(x); |f32 - f64| <= c n 2^-24, gradients of gain and bias included.   (W.16), (W.17), (W.22), (W.23)"""
+    single = tree_map(lambda a: a.astype("float32"), arguments(network, Shape(2, 5, 3, 4), 3))
+    double = tree_map(lambda a: a.astype("float64"), single)
+    rounded, exact = (run(network, kind, case, 3, "inclusive") for case in (single, double))
+    assert all(a.dtype == np.float32 for a in leaves(rounded))
+    for a, b in zip(leaves(rounded), leaves(exact), strict=True):
+        assert_close(a, b, float32_bound(terms=64, stages=32), network.name, scale=1.0)
+
+
+@every_network
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_mini_batches_run_on_any_array_library_and_device(network: Network, kind: str) -> None:
+    """f on a strict array-API library, on a device that is not the host, equals f on NumPy.   (W.16), (W.22)"""
+    device, case = array_api_strict.Device("device1"), arguments(network, Shape(2, 5, 3, 3), 4)
+    fwd, bwd = form(network, kind, 1e-6, 2, "strict")
+    output, res = fwd(*case)
+    there, res_there = fwd(*rebuild(case, [array_api_strict.asarray(a).to_device(device) for a in leaves(case)]))
+    expected, actual = leaves((output, bwd(output, res))), leaves((there, bwd(there, res_there)))
+    for a, b in zip(actual, expected, strict=True):
+        assert a.device == device
+        assert_close(np.asarray(a.to_device(array_api_strict.Device("CPU_DEVICE"))), b)
+
+
+# Special cases ---------------------------------------------------------------------------------------------------------------
+
+
+@every_read
+@given(n=shapes, seed=seeds)
+def test_ttt_with_mini_batch_1_and_no_layernorm_is_delta_at_twice_the_rate(read: str, n: Shape, seed: int) -> None:
+    """l = |k S - v|^2 has twice the gradient of the delta rule's: outputs and gradients, b None.   (W.14), (W.15), (W.16)"""
+    q, k, v, step, _, _, state = arguments(NETWORKS[3], n, seed)
+    expected, res = delta_recurrent_fwd(q, k, v, 2 * step, state.W, read=read)
+    draw = generator(seed + 9)
+    cotangent = draw(*expected[0].shape), draw(*expected[1].shape)
+    dq, dk, dv, dbeta, dS = delta_recurrent_bwd(*cotangent, res)
+    for fwd, bwd in ((ttt_linear_recurrent_fwd, ttt_linear_recurrent_bwd), (ttt_linear_dual_fwd, ttt_linear_dual_bwd)):
+        (out, after), ours = fwd(q, k, v, step, None, None, state, minibatch=1, read=read)
+        assert_trees_close((out, after.W), expected, scale=1.0)
+        g_q, g_k, g_v, g_step, _, _, g_state = bwd(cotangent[0], TTTLinearState(cotangent[1], None), ours)
+        assert_trees_close((g_q, g_k, g_v, g_step, g_state.W), (dq, dk, dv, 2 * dbeta, dS), scale=1.0)
+
+
+def with_one(x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x, np.ones_like(x[..., :1])], axis=-1)
+
+
+@every_read
+@given(n=shapes, seed=seeds)
+def test_a_bias_is_a_weight_whose_input_is_1(read: str, n: Shape, seed: int) -> None:
+    """With b the same rule is delta on [q, 1] and [k, 1], the state's last row being b.   (W.14), (W.16)"""
+    q, k, v, step, _, _, state = arguments(NETWORKS[2], n, seed)
+    S = np.concatenate([state.W, state.b[:, None]], axis=1)
+    (out, after), _ = delta_chunked_fwd(with_one(q), with_one(k), v, 2 * step, S, 3, read=read)
+    for fwd in (ttt_linear_recurrent_fwd, ttt_linear_dual_fwd):
+        (ours, (W, b)), _ = fwd(q, k, v, step, None, None, state, minibatch=1, read=read)
+        assert_trees_close((ours, W, b), (out, after[:, :-1], after[:, -1]), scale=1.0)
+
+
+@every_read
+@given(n=shapes, seed=seeds)
+def test_ttt_in_one_mini_batch_from_zero_is_linear_attention(read: str, n: Shape, seed: int) -> None:
+    """T tokens a mini-batch, W = 0, step 1/2, no LayerNorm: o_t = sum (q_t . k_s) v_s, and gradients.   (W.14), (W.16), (W.17)"""
+    q, k, v, step, _, _, state = arguments(NETWORKS[3], n, seed)
+    empty, half = TTTLinearState(0 * state.W, None), 0 * step + 0.5
+    expected, res = linear_chunked_fwd(q, k, v, None, 2, read=read)
+    draw = generator(seed + 9)
+    cotangent = draw(*expected[0].shape), draw(*expected[1].shape)
+    settings = {"minibatch": max(n.length, 1), "read": read}
+    (out, after), ours = ttt_linear_dual_fwd(q, k, v, half, None, None, empty, **settings)
+    assert_trees_close((out, after.W), expected, scale=1.0)
+    assert_close(ttt_linear_recurrent_fwd(q, k, v, half, None, None, empty, **settings)[0][0], expected[0], scale=1.0)
+    gradients = ttt_linear_dual_bwd(cotangent[0], TTTLinearState(cotangent[1], None), ours)
+    assert_trees_close((gradients[0], gradients[2]), tuple(linear_chunked_bwd(*cotangent, res)[i] for i in (0, 2)), scale=1.0)
+
+
+@every_read
+def test_no_state_is_a_linear_network_of_zeros(read: str) -> None:
+    """state None: W = 0 and b = 0, bitwise.   (W.14), (W.16)"""
+    *case, state = arguments(NETWORKS[0], Shape(2, 4, 3, 3), 1)
+    for fwd in (ttt_linear_recurrent_fwd, ttt_linear_dual_fwd):
+        none, zeros = (fwd(*case, s, minibatch=2, read=read)[0] for s in (None, tree_map(np.zeros_like, state)))
+        for a, b in zip(leaves(none), leaves(zeros), strict=True):
+            assert_bitwise(a, b)
+
+
+# What differs ----------------------------------------------------------------------------------------------------------------
+
+
+def louder(case: tuple) -> tuple:
+    """The same with steps between 0.1 and 0.5, so that what one step changes in the next gradient is plain to see."""
+    return *case[:3], 5 * case[3], *case[4:]
+
+
+@every_network
+def test_stale_is_not_current_and_strict_is_not_inclusive(network: Network) -> None:
+    """N: a mini-batch of 2 is another function from its second token on; the two reads differ at every token.   (W.14), (W.20)"""
+    case = louder(arguments(network, Shape(2, 6, 3, 4), 6))
+    (current, _), (stale, _) = (run(network, "dual", case, m, "strict")[0] for m in (1, 2))
+    assert_close(stale[:, :2], current[:, :2])  # token 1 reads what token 0 wrote, and that gradient is never stale
+    assert np.all(np.max(np.abs(stale - current), axis=(0, 2))[2:] > CLEAR)
+    inclusive, _ = run(network, "dual", case, 1, "inclusive")[0]
+    assert np.all(np.max(np.abs(inclusive - current), axis=(0, 2)) > CLEAR)
+
+
+@every_network
+def test_a_sequence_split_inside_a_mini_batch_is_another_function(network: Network) -> None:
+    """N: the second call begins a mini-batch of its own.   (W.14), (W.20)"""
+    *tokens, gain, bias, state = case = louder(arguments(network, Shape(1, 4, 3, 4), 6))
+    fwd, _ = form(network, "dual", 1.0, 4, "strict")
+    (_, state), _ = fwd(*(a[:, :1] for a in tokens), gain, bias, state)
+    (out, _), _ = fwd(*(a[:, 1:] for a in tokens), gain, bias, state)
+    whole, _ = run(network, "dual", case, 4, "strict")[0]
+    assert_close(out[:, 0], whole[:, 1])
+    assert relative_error(out[:, 1:], whole[:, 2:]) > CLEAR
+
+
+# Boundary --------------------------------------------------------------------------------------------------------------------
+
+
+@every_network
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_bad_settings_are_refused(network: Network, kind: str) -> None:
+    """A mini-batch below 1, half a LayerNorm, keys that cannot be added to values, a network of the wrong size.   (W.14), (W.20)"""
+    case = arguments(network, Shape(2, 4, 3, 3), 0)
+    for minibatch in (0, -2):
+        with pytest.raises(ValueError, match=f"mini-batch must hold at least 1 token, got {minibatch}"):
+            form(network, kind, 1.0, minibatch, "strict")[0](*case)
+    fwd, _ = form(network, kind, 1.0, 2, "strict")
+    with pytest.raises(ValueError, match="a gain and a bias, got only one"):
+        fwd(*case[:4], np.ones(3), None, case[6])
+    wide = (np.concatenate([a, a], axis=-1) for a in case[:2])
+    with pytest.raises(ValueError, match="must have shape"):
+        fwd(*wide, *case[2:])
+    with pytest.raises(ValueError, match=r"(gain|bias) must have shape \(E\)"):
+        fwd(*case[:4], np.ones(5), np.ones(5), case[6])
+    with pytest.raises(ValueError, match=r"state\.\w+ must have shape"):
+        fwd(*case[:6], rebuild(case[6], [np.concatenate([a, a], axis=1) for a in leaves(case[6])]))
+
+
+@pytest.mark.parametrize("fwd", [ttt_mlp_recurrent_fwd, ttt_mlp_dual_fwd])
+def test_an_mlp_needs_weights_to_start_from(fwd: Callable) -> None:
+    """From zeros only b2 would ever move, so there is no empty memory.   (W.18), (W.20)"""
+    case = arguments(NETWORKS[4], Shape(1, 3, 3, 3), 0)
+    with pytest.raises(ValueError, match="TTT-MLP needs a state, got None"):
+        fwd(*case[:6], None, minibatch=1, read="strict")
+    (_, after), _ = fwd(*case[:6], tree_map(np.zeros_like, case[6]), minibatch=1, read="strict", eps=1.0)
+    assert not np.any(after.W1) and not np.any(after.b1) and not np.any(after.W2) and np.all(after.b2 != 0)
+
+
+# Teeth -----------------------------------------------------------------------------------------------------------------------
+
+
+COMPARISONS = pytest.mark.host("about the comparisons, not about arrays")
+
+
+def is_sound() -> None:
+    """For both networks: the definition, dual = token by token in everything, and the adjoint of the dual form."""
+    for network in (NETWORKS[0], NETWORKS[4]):
+        case = arguments(network, Shape(2, 5, 3, 3), 8)
+        for read in READS:
+            runs = [run(network, kind, case, 2, read) for kind in ("recurrent", "dual")]
+            assert_trees_close(runs[0][0], by_definition(network, case, 2, read, 1.0), scale=1.0)
+            assert_trees_close(runs[1], runs[0], scale=1.0)
+            check_adjoint(*form(network, "dual", 1.0, 2, read), case)
+
+
+def replaced(name: str, change: Callable, *modules: Any) -> list[tuple]:
+    """The function of that name, as ``change`` makes it, in each of the modules."""
+    return [(m, name, lambda *args, f=getattr(m, name), **settings: change(f, *args, **settings)) for m in modules]
+
+
+def dropped(i: int) -> Callable:
+    return lambda f, *args, **settings: tuple(
+        (tree_map(lambda a: 0 * a, y) if j == i else y) for j, y in enumerate(f(*args, **settings))
+    )  # fmt: skip
+
+
+BOTH = ttt_linear, ttt_mlp
+MUTANTS = {
+    "strict and inclusive exchanged": replaced("sums", lambda f, *a: f(*a[:-1], READS[1 - READS.index(a[-1])]), *BOTH),
+    "query and key exchanged": replaced("sums", lambda f, q, k, *a: f(k, q, *a), *BOTH),
+    "fast key for slow key, slow query for fast": replaced("sums", lambda f, q, k, *a: f(k, k, *a), *BOTH),
+    "sign of the write": replaced("sums", lambda f, q, k, u, *a: f(q, k, -u, *a), *BOTH),
+    "sign of the step": replaced("descend", lambda f, state, rate, g: f(state, -rate, g), *BOTH),
+    "residual forgotten": replaced("predict_fwd", lambda f, x, *a, **s: f(0 * x, *a, **s), ttt, *BOTH),
+    "factor 2 forgotten": replaced("inner_gradient", lambda f, *a, **s: (0.5 * f(*a, **s)[0], f(*a, **s)[1]), *BOTH),
+    "constant channel of zeros": [
+        *replaced("_with_one", lambda f, x: f(x) * (np.arange(x.shape[2] + 1) < x.shape[2]), ttt_mlp),
+        *replaced("_input", lambda f, x, state: f(x, state) * (np.arange(x.shape[2] + 1) < x.shape[2]), ttt_linear),
+    ],
+    "stop-gradient in the write": replaced("inner_gradient_bwd", lambda f, g, res: f(0 * g, res), *BOTH),
+    "second derivative of LayerNorm dropped": replaced("layernorm_bwd_bwd", dropped(1), ttt),
+    "LayerNorm's gain in the second order dropped": replaced("layernorm_bwd_bwd", dropped(2), ttt),
+    "curvature of GELU dropped": replaced("gelu_bwd_bwd", dropped(1), ttt_mlp),
+    "slope of GELU in the second order dropped": replaced("gelu_bwd_bwd", dropped(0), ttt_mlp),
+    "gradient of the query dropped": replaced("sums_bwd", dropped(0), *BOTH),
+    "gradient of the key dropped": replaced("sums_bwd", dropped(1), *BOTH),
+    "gradient of the value dropped": replaced("sums_bwd", dropped(2), *BOTH),
+    "gradient of the state dropped": replaced("sums_bwd", dropped(4), *BOTH),
+    "gradient of the step dropped": replaced("descend_bwd", dropped(0), *BOTH),
+    "gradient through the steps dropped": replaced("descend_bwd", dropped(1), *BOTH),
+    "gradient of the network's input dropped": replaced("layer_bwd", dropped(0), *BOTH),
+    "gradient of the weights dropped": replaced("layer_bwd", dropped(1), *BOTH),
+    "gradient of the biases dropped": replaced("layer_bwd", dropped(2), *BOTH),
+}
+
+
+@COMPARISONS
+def test_the_library_is_sound() -> None:
+    """Without this the rejections below would mean nothing.   (W.9) to (W.23)"""
+    is_sound()
+
+
+PLACES = [(what, *place) for what, places in MUTANTS.items() for place in places]
+
+
+@COMPARISONS
+@pytest.mark.parametrize(("what", "module", "name", "mutant"), PLACES, ids=[f"{w}, {m.__name__.split('.')[-1]}" for w, m, *_ in PLACES])
+def test_a_mutant_of_ttt_is_rejected(what: str, module: Any, name: str, mutant: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N: one function replaced in one file.   (W.9) to (W.23)"""
+    monkeypatch.setattr(module, name, mutant)
+    with pytest.raises((AssertionError, AdjointError)):
+        is_sound()

@@ -1,0 +1,384 @@
+"""The command line: every command on a tiny corpus, and one clear line for everything that can be mistyped."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fwl_ref import __version__, evaluate
+from fwl_ref import generate as generation
+from fwl_ref import train as training
+from fwl_ref.__main__ import main
+from fwl_ref.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fwl_ref.data import load_corpus, load_documents
+from fwl_ref.model import Config
+from fwl_ref.train import TrainSettings, train
+from fwl_ref.tree import leaves
+
+pytestmark = pytest.mark.host("files and the command line")
+
+SIZES = {"steps": 3, "batch": 1, "window": 8, "width": 8, "layers": 1, "heads": 2}
+CONFIG = Config(width=8, layers=1, heads=2)
+SETTINGS = TrainSettings(steps=3, batch=1, window=8)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder of a few short documents; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(6):
+        (folder / f"{i}.txt").write_text(f"the {i}th cat sat on mat {i}. " * 12)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, text):
+    """A fast and a plain model trained on the text, by their names; nobody writes into the folder."""
+    folder = tmp_path_factory.mktemp("models")
+    assert main(training_command(text, folder / "fast.npz")) == main(training_command(text, folder / "plain.npz", "--plain")) == 0
+    return folder
+
+
+def training_command(data, out, *more, **sizes):
+    """``train`` at tiny sizes."""
+    options = [f"--{name}={value}" for name, value in (SIZES | sizes).items()]
+    return ["train", "--data", str(data), "--out", str(out), *options, *map(str, more)]
+
+
+def words_of(capsys, *argv):
+    """What a command that must succeed prints."""
+    capsys.readouterr()
+    assert main([str(word) for word in argv]) == 0
+    return capsys.readouterr().out
+
+
+def fails(capsys, argv, *words):
+    """The command ends with 2 and one line that holds all words. Errors of argparse come with the usage before that line."""
+    capsys.readouterr()
+    try:
+        code, usage = main([str(word) for word in argv]), False
+    except SystemExit as error:
+        code, usage = error.code, True
+    err = capsys.readouterr().err
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
+    assert code == 2 and lines, (code, err)
+    assert "Traceback" not in err and (usage or len(lines) == 1), err
+    assert all(word in lines[-1] for word in words), lines[-1]
+    assert not any(word in lines[-1] for word in ("NoneType", "object has no", "<class", "need at least one array")), lines[-1]
+
+
+# --- what works
+
+
+@pytest.mark.parametrize(("name", "fast"), [("fast", True), ("plain", False)])
+def test_train_writes_a_checkpoint_of_what_was_asked(models, text, name, fast):
+    """The same as calling train, to the bit."""
+    found = load_checkpoint(models / f"{name}.npz")
+    assert found[:3] == (CONFIG._replace(fast=fast), SETTINGS, str(text))
+    expected = train(load_corpus(str(text)), CONFIG._replace(fast=fast), SETTINGS, quiet=True)
+    assert all((a == b).all() for a, b in zip(leaves(found.progress.params), leaves(expected.params), strict=True))
+
+
+def test_every_option_of_train_arrives(tmp_path, text):
+    """Dialect, first order, rate and seed are in the checkpoint."""
+    options = ("--dialect", "jax", "--first-order", "--rate", "0.01", "--seed", "5")
+    assert main(training_command(text, tmp_path / "m.npz", *options, steps=1)) == 0
+    found = load_checkpoint(tmp_path / "m.npz")
+    assert found.config == CONFIG._replace(dialect="jax", first_order=True)
+    assert found.settings == SETTINGS._replace(steps=1, rate=0.01, seed=5)
+
+
+def test_train_resumes_to_the_same_bits(tmp_path, text, models, capsys):
+    """From a checkpoint after one step: it says so, and ends where straight training ends. A model that is trained is left alone."""
+    saved = []
+    straight = train(load_corpus(str(text)), CONFIG, SETTINGS, quiet=True, save=saved.append, save_every=1)
+    save_checkpoint(tmp_path / "m.npz", Checkpoint(CONFIG, SETTINGS, str(text), saved[0]))
+    out = words_of(capsys, *training_command(text, tmp_path / "m.npz"))
+    assert f"resuming {tmp_path / 'm.npz'} at step 1 of 3" in out and f"written: {tmp_path / 'm.npz'}" in out
+    found = load_checkpoint(tmp_path / "m.npz").progress
+    assert all((a == b).all() for a, b in zip(leaves(found.params), leaves(straight.params), strict=True))
+    before = (tmp_path / "m.npz").read_bytes()
+    assert "trained already, all 3 steps" in words_of(capsys, *training_command(text, tmp_path / "m.npz"))
+    assert (tmp_path / "m.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["fast", "plain"])
+def test_evaluate_prints_bits_per_byte_of_every_way(models, text, capsys, name):
+    """Left to itself it reads the model's test documents; the last line is over all bytes, static and adapting."""
+    out = words_of(capsys, "evaluate", models / f"{name}.npz").splitlines()
+    params, documents = load_checkpoint(models / f"{name}.npz").progress.params, load_corpus(str(text)).test
+    config = CONFIG._replace(fast=name == "fast")
+    ways = [evaluate.static(params, config, 8)]
+    if name == "fast":
+        ways += [evaluate.fast_weights(params, config, 8), evaluate.fast_weights(params, config, 8, carried=True)]
+    expected = [f"{evaluate.bits_per_byte([way(d) for d in documents]):.3f}" for way in ways]
+    assert out[-1].split()[: len(ways)] == expected and out[-1].endswith(f"all {len(documents)} documents")
+    assert len(out) == len(documents) + 2 and all(d.name in out[i + 1] for i, d in enumerate(documents))
+
+
+def test_evaluate_reads_files_of_ones_own_up_to_a_limit(models, text, tmp_path, capsys):
+    """--data and --bytes; documents too short to score are left out."""
+    (tmp_path / "a.txt").write_text("the cat sat on a mat")
+    (tmp_path / "b.txt").write_text("x")
+    out = words_of(capsys, "evaluate", models / "fast.npz", "--data", tmp_path, "--bytes", 7).splitlines()
+    read = evaluate.static(load_checkpoint(models / "fast.npz").progress.params, CONFIG, 8, 7)
+    (document,) = (d for d in load_documents(str(tmp_path)) if d.name == "a.txt")
+    assert out[1].split()[:2] == ["7", f"{evaluate.bits_per_byte([read(document)]):.3f}"] and out[-1].endswith("all 1 documents")
+
+
+@pytest.mark.parametrize("name", ["fast", "plain"])
+def test_generate_prints_prompt_and_text(models, capsys, tmp_path, name):
+    """What ``generate`` returns, after the prompt, from the command line or from a file."""
+    (tmp_path / "prompt.txt").write_text("the cät", encoding="utf-8")
+    out = words_of(capsys, "generate", models / f"{name}.npz", "--prompt", "the cät", "--count", 9, "--seed", 3, "--temperature", 0.5)
+    params, prompt = load_checkpoint(models / f"{name}.npz").progress.params, "the cät".encode()
+    expected = generation.generate(params, CONFIG._replace(fast=name == "fast"), prompt, 9, window=8, temperature=0.5, seed=3)
+    assert out == (prompt + expected).decode("utf-8", "replace") + "\n"
+    path = f"@{tmp_path / 'prompt.txt'}"
+    assert words_of(capsys, "generate", models / f"{name}.npz", "--prompt", path, "--count", 9, "--seed", 3, "--temperature", 0.5) == out
+
+
+def test_generate_passes_every_option_on(models, capsys, monkeypatch):
+    """--no-adapt, and a prompt whose bytes are not UTF-8."""
+    seen = {}
+    monkeypatch.setattr(generation, "generate", lambda params, config, prompt, count, **more: seen.update(more, prompt=prompt) or b"!")
+    prompt = os.fsdecode(b"caf\xe9")
+    assert words_of(capsys, "generate", models / "fast.npz", "--prompt", prompt, "--no-adapt", "--seed", 4).endswith("!\n")
+    assert seen == {"prompt": b"caf\xe9", "window": 8, "temperature": 0.7, "seed": 4, "adapt": False, "quiet": False}
+
+
+def test_golden_makes_runs_and_checks(tmp_path, capsys):
+    """0 when all agree, 1 when an answer differs, 2 when there is nothing to check."""
+    assert "wrote 2 cases" in words_of(capsys, "golden", "make", tmp_path / "cases", "--count", 2, "--seed", 1)
+    case = sorted((tmp_path / "cases").iterdir())[0]
+    words_of(capsys, "golden", "run", case, tmp_path / "answers" / "out.npz")
+    assert "2 of 2 cases agree" in words_of(capsys, "golden", "check", tmp_path / "cases")
+    assert "1 of 1 cases agree" in words_of(capsys, "golden", "check", tmp_path / "answers")
+    with np.load(tmp_path / "answers" / "out.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "answers" / "out.npz", **arrays | {"logits": arrays["logits"] * 1.001})
+    assert main(["golden", "check", str(tmp_path / "answers")]) == 1
+    fails(capsys, ["golden", "check", tmp_path / "absent"], "absent")
+
+
+def test_demo_is_called_with_what_was_asked(monkeypatch, tmp_path, capsys):
+    """Folder, corpus and size; results/ and the standard library if nothing is said."""
+    from fwl_ref import demo
+
+    calls = []
+    monkeypatch.setattr(demo, "run_demo", lambda *args, **more: calls.append((*args, more)))
+    words_of(capsys, "demo")
+    words_of(capsys, "demo", "--quick", "--data", "topics", "--out", tmp_path)
+    calls = [(str(out), *rest) for out, *rest in calls]
+    assert calls == [("results", "stdlib", False, {"backend": "numpy"}), (str(tmp_path), "topics", True, {"backend": "numpy"})]
+
+
+def test_help_and_version(capsys):
+    """Every command explains itself and its options; the version is the package's."""
+    for argv, words in {
+        (): ["demo", "train", "evaluate", "generate", "golden"],
+        ("demo",): ["--quick", "--data", "--out"],
+        ("train",): ["--plain", "--dialect", "--first-order", "--steps", "--rate", "--seed"],
+        ("evaluate",): ["checkpoint", "--bytes"],
+        ("generate",): ["@FILE", "--temperature", "--no-adapt"],
+        ("golden",): ["make", "run", "check"],
+    }.items():
+        with pytest.raises(SystemExit) as caught:
+            main([*argv, "--help"])
+        out = capsys.readouterr().out
+        assert caught.value.code == 0 and all(word in out for word in words), out
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out.strip() == __version__
+
+
+def test_the_module_runs_as_a_program(tmp_path):
+    """python -m fwl_ref: the exit code and the line reach the shell."""
+    run = subprocess.run([sys.executable, "-m", "fwl_ref", "evaluate", str(tmp_path / "absent.npz")], capture_output=True, text=True)
+    assert run.returncode == 2 and not run.stdout
+    assert run.stderr.startswith("fwl_ref: no checkpoint at") and run.stderr.count("\n") == 1
+
+
+# --- what is mistyped
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--steps", 0], ["steps", "at least 1", "got 0"]),
+        (["--batch", -2], ["batch", "at least 1", "got -2"]),
+        (["--window", 0], ["window", "at least 1", "got 0"]),
+        (["--width", 0], ["width", "at least 1", "got 0"]),
+        (["--layers", 0], ["layers", "at least 1", "got 0"]),
+        (["--heads", 0], ["heads", "at least 1", "got 0"]),
+        (["--heads", 3], ["multiple of the number of heads", "width 8", "3 heads"]),
+        (["--width", 6], ["even head width", "6 / 2 = 3"]),
+        (["--width", 10**7], ["allocate"]),
+        (["--seed", -1], ["seed", "at least 0", "got -1"]),
+        (["--rate", 0], ["rate", "> 0", "got 0.0"]),
+        (["--rate", "nan"], ["rate", "finite", "got nan"]),
+        (["--rate", "inf"], ["rate", "finite", "got inf"]),
+        (["--steps", "many"], ["--steps", "invalid int value", "'many'"]),
+        (["--rate", "fast"], ["--rate", "invalid float value", "'fast'"]),
+        (["--dialect", "torch"], ["--dialect", "invalid choice", "'torch'"]),
+        (["--epochs", 3], ["unrecognized arguments", "--epochs"]),
+    ],
+)
+def test_train_refuses_numbers_that_cannot_be(tmp_path, text, capsys, options, words):
+    """Which option, what must hold and what was found; nothing is written."""
+    fails(capsys, [*training_command(text, tmp_path / "new" / "m.npz"), *options], *words)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("command", ["train", "demo", "evaluate"])
+def test_text_that_cannot_be_read_is_refused(tmp_path, models, capsys, command):
+    """No such path, not UTF-8, nothing in it: for every command that takes --data."""
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 100)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "byte.txt").write_text("x")
+    argv = {
+        "train": training_command("stdlib", tmp_path / "out" / "m.npz"),
+        "demo": ["demo", "--quick", "--out", tmp_path / "out"],
+        "evaluate": ["evaluate", models / "fast.npz"],
+    }[command]
+    fails(capsys, [*argv, "--data", tmp_path / "absent"], "absent", "'stdlib', 'topics'")
+    fails(capsys, [*argv, "--data", "standardlib"], "standardlib", "'stdlib', 'topics'")
+    fails(capsys, [*argv, "--data", tmp_path / "latin.txt"], "latin.txt", "not UTF-8", "0xe9", "offset 3")
+    fails(capsys, [*argv, "--data", "a" * 300], "File name too long")
+    for name in ("empty", "byte.txt"):
+        fails(capsys, [*argv, "--data", tmp_path / name], "least 2 bytes" if command == "evaluate" else "empty or tiny")
+
+
+def test_train_refuses_to_write_where_it_cannot(tmp_path, text, models, capsys):
+    """A folder, somebody else's file, below a file: said before training, and nothing is touched."""
+    (tmp_path / "notes.txt").write_text("precious")
+    fails(capsys, training_command(text, tmp_path), "Is a directory", str(tmp_path))
+    fails(capsys, training_command(text, tmp_path / "notes.txt"), "notes.txt", "expected an .npz file")
+    fails(capsys, training_command(text, tmp_path / "notes.txt" / "m.npz"), "nothing can be written", "notes.txt")
+    fails(capsys, training_command(text, tmp_path / ("a" * 300)), "File name too long")
+    assert (tmp_path / "notes.txt").read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_train_refuses_a_checkpoint_of_other_settings(models, text, tmp_path, capsys):
+    """Which settings differ, and how; the checkpoint stays."""
+    before = (models / "fast.npz").read_bytes()
+    out = models / "fast.npz"
+    fails(capsys, training_command(text, out, steps=4, width=12), "fast.npz", "width 8, not 12", "steps 3, not 4", "another --out")
+    fails(capsys, training_command(text, out, "--plain"), "fast True, not False")
+    fails(capsys, training_command(tmp_path, out), f"data {text}, not {tmp_path}")
+    assert (models / "fast.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+def test_a_model_that_cannot_be_read_is_refused(tmp_path, capsys, command):
+    """No such file, a folder, another kind of file, arrays of something else."""
+    (tmp_path / "notes.npz").write_text("precious")
+    np.savez(tmp_path / "arrays.npz", x=np.ones(3))
+    fails(capsys, [command, tmp_path / "absent.npz"], "no checkpoint", "absent.npz", "fwl_ref train")
+    fails(capsys, [command, tmp_path], "Is a directory")
+    fails(capsys, [command, tmp_path / "notes.npz"], "notes.npz", "expected an .npz file")
+    fails(capsys, [command, tmp_path / "arrays.npz"], "arrays.npz", "expected a checkpoint")
+    fails(capsys, [command], "the following arguments are required", "checkpoint")
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+def test_evaluate_refuses_to_read_nothing(models, capsys, limit):
+    """At least one byte."""
+    fails(capsys, ["evaluate", models / "fast.npz", "--bytes", limit], "at least 1 byte", f"got a limit of {limit}")
+
+
+def test_evaluate_says_if_the_text_is_gone(tmp_path, text, models, capsys):
+    """The corpus of a checkpoint is a path; if nothing is there any more, the path is named."""
+    found = load_checkpoint(models / "fast.npz")
+    save_checkpoint(tmp_path / "m.npz", found._replace(corpus=str(tmp_path / "gone")))
+    fails(capsys, ["evaluate", tmp_path / "m.npz"], "no corpus", "gone")
+    assert words_of(capsys, "evaluate", tmp_path / "m.npz", "--data", text, "--bytes", 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompt", ""], ["prompt", "at least 1 byte"]),
+        (["--prompt", "@absent.txt"], ["No such file", "absent.txt"]),
+        (["--prompt", "@."], ["Is a directory"]),
+        (["--count", -1], ["count", "at least 0", "got -1"]),
+        (["--temperature", -0.5], ["temperature", "at least 0", "got -0.5"]),
+        (["--temperature", "nan"], ["temperature", "finite", "got nan"]),
+        (["--seed", -1], ["seed", "at least 0", "got -1"]),
+        (["--count", "ten"], ["--count", "invalid int value"]),
+    ],
+)
+def test_generate_refuses_what_cannot_be(models, capsys, options, words):
+    """Which option, what must hold and what was found."""
+    fails(capsys, ["generate", models / "fast.npz", *options], *words)
+
+
+def test_golden_refuses_what_cannot_be(tmp_path, capsys):
+    """Counts, folders and files."""
+    (tmp_path / "notes.txt").write_text("precious")
+    fails(capsys, ["golden", "make", tmp_path / "a", "--count", 0], "at least 1 case", "count 0")
+    fails(capsys, ["golden", "make", tmp_path / "notes.txt"], "notes.txt")
+    fails(capsys, ["golden", "run", tmp_path / "absent.npz", tmp_path / "out.npz"], "absent.npz")
+    fails(capsys, ["golden", "run", tmp_path, tmp_path / "out.npz"], "Is a directory")
+    fails(capsys, ["golden", "run", tmp_path / "notes.txt", tmp_path / "out.npz"], "notes.txt", "expected an .npz file")
+    fails(capsys, ["golden", "check", tmp_path], "expected golden cases", "golden make")
+    fails(capsys, ["golden"], "make|run|check")
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_demo_refuses_to_write_where_it_cannot(tmp_path, text, capsys):
+    """A file in the way, or another kind of file under the name of a model: said before training."""
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "plain.npz").write_text("precious")
+    fails(capsys, ["demo", "--quick", "--data", text, "--out", tmp_path / "file"], "nothing can be written", "file")
+    fails(capsys, ["demo", "--quick", "--data", text, "--out", tmp_path], "plain.npz", "expected an .npz file")
+    assert all((tmp_path / name).read_text() == "precious" for name in ("file", "plain.npz"))
+
+
+@pytest.mark.parametrize("argv", [[], ["tarin"], ["--quick"], ["demo", "stdlib"]])
+def test_commands_that_do_not_exist_are_refused(capsys, argv):
+    """argparse's own words."""
+    fails(capsys, argv, "error:")
+
+
+# --- what goes wrong later
+
+
+def test_a_loss_that_is_not_finite_is_one_line(tmp_path, text, capsys, monkeypatch):
+    """The step and the parameter; no checkpoint of broken numbers."""
+    original = training.loss_and_gradient
+
+    def poisoned(*args):
+        loss, grads, output = original(*args)
+        return loss, grads._replace(gain=grads.gain * np.nan), output
+
+    monkeypatch.setattr(training, "loss_and_gradient", poisoned)
+    fails(capsys, training_command(text, tmp_path / "m.npz"), "step 0", "gradient of gain", "not finite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path, text, capsys, monkeypatch):
+    """Exit code 130, one line, no traceback."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "loss_and_gradient", stop)
+    assert main(training_command(text, tmp_path / "m.npz")) == 130
+    err = capsys.readouterr().err
+    assert "interrupted" in err and "run again" in err and "Traceback" not in err
+
+
+def test_an_error_of_many_lines_becomes_one(capsys, monkeypatch):
+    """Whatever an error says, and also if it says nothing."""
+    from fwl_ref import demo
+
+    for error, line in ((ValueError("two\n  lines"), "fwl_ref: two lines"), (MemoryError(), "fwl_ref: MemoryError")):
+
+        def broken(*_, error=error, **more):
+            raise error
+
+        monkeypatch.setattr(demo, "run_demo", broken)
+        assert main(["demo"]) == 2 and capsys.readouterr().err == f"{line}\n"
