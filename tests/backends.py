@@ -54,6 +54,7 @@ HOST_TYPES = (Document, Corpus, Batch)  # text is host data wherever it goes
 NUMBERS = {"int", "float", "bool", "int | None", "float | None"}  # annotations of what is no array even if NumPy made it
 
 # Node ids (fnmatch patterns) of tests that are about the host alone, and why.
+COMPLEX = "differentiates with complex numbers, which the ops need not take elsewhere"
 VALUES = "values are checked on the host, before they are moved"
 HOST_ONLY = {
     "tests/test_structure.py*": "reads source files and docs",
@@ -67,7 +68,9 @@ HOST_ONLY = {
     "tests/test_bad_input.py::test_messages_have_no_placeholders": VALUES,
     "tests/test_bad_input.py::test_mixed_libraries_are_refused(step sizes)": "makes its own mixture of libraries",
     "tests/ops/test_laws.py::test_ops_accept_non_contiguous_inputs*": "strides of NumPy",
-    "tests/*complex_step*": "differentiates with complex numbers, which the ops need not take elsewhere",
+    "tests/*complex_step*": COMPLEX,
+    "tests/rules/test_ttt.py::test_the_inner_loss_its_gradient_and_their_adjoints*": COMPLEX,
+    "tests/*on_any_array_library*": "compares NumPy with the strict library itself",
 }
 
 moved = [0]  # arrays moved to the device so far

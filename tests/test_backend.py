@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,7 +18,7 @@ import pytest
 
 from fwl_ref import demo
 from fwl_ref import train as training
-from fwl_ref.__main__ import main
+from fwl_ref.__main__ import main, parser
 from fwl_ref.backend import (
     BackendError,
     as_dtype,
@@ -32,6 +36,7 @@ from fwl_ref.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fwl_ref.data import Corpus, Document, load_corpus
 from fwl_ref.device import batch_like, to_backend
 from fwl_ref.model import Config
+from fwl_ref.ops import attention
 from fwl_ref.optim import NonFiniteError, adam_init, clip, global_norm
 from fwl_ref.parallel import InTurn
 from fwl_ref.train import LOG_EVERY, Progress, TrainSettings, advance, begin, on_backend, records, train, train_step
@@ -41,6 +46,7 @@ from tests.tolerances import assert_bitwise
 
 pytestmark = pytest.mark.host("moves arrays itself")
 
+ROOT = Path(__file__).resolve().parent.parent
 DEVICES = [array_api_strict.Device(name) for name in ("CPU_DEVICE", "device1", "device2")]
 
 
@@ -608,3 +614,52 @@ def test_a_training_step_on_a_gpu_does_not_wait() -> None:
             records([row], 3, params)
     peak_bytes(target, reset=True)
     assert peak_bytes(target) > 0 and backend_versions("cupy")["device"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "words"),
+    [
+        ({"CI": "true", "FWL_REF_REQUIRE": "cupy"}, 3, "a required backend is missing: cupy"),
+        ({"CI": "true"}, 0, "backend of this run: numpy"),
+        ({"FWL_REF_REQUIRE": "cupy"}, 0, "cupy ("),
+        ({"FWL_REF_BACKEND": "cupy"}, 3, "FWL_REF_BACKEND=cupy: cupy"),
+        ({"FWL_REF_BACKEND": "torch"}, 3, "expected one of numpy, strict, cupy"),
+        ({"FWL_REF_BACKEND": "strict"}, 0, "backend of this run: array_api_strict"),
+    ],
+)
+def test_a_run_without_a_required_backend_fails(settings: dict, code: int, words: str) -> None:
+    """Under CI=true; one that was asked for by name always; and every run says which backend it was."""
+    if code and "torch" not in settings.values() and not backends.missing("cupy"):
+        pytest.skip("CuPy is here")
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "FWL_REF_REQUIRE", "FWL_REF_BACKEND")}
+    command = [sys.executable, "-m", "pytest", "tests/test_tree.py", "-k", "have_names"]
+    run = subprocess.run(command, cwd=ROOT, env=kept | settings, capture_output=True, text=True)
+    assert run.returncode == code and words in run.stdout + run.stderr, run.stdout + run.stderr
+
+
+# What the page on GPUs says ----------------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+
+
+def test_every_command_of_the_page_on_gpus_is_one() -> None:
+    """Commands and options exist; extras, scripts and make targets too."""
+    found = [line.split("#")[0].split() for line in PAGE.splitlines() if line.startswith("    ")]
+    commands = [words for words in found if words[:3] == ["python", "-m", "fwl_ref"]]
+    assert {words[3] for words in commands} == {"demo", "train", "evaluate", "generate", "golden", "check"}
+    for words in commands:
+        assert parser().parse_args(words[3:]).backend == "cupy"
+    for words in found:
+        if words[0] == ".venv/bin/python":
+            assert (ROOT / words[1]).exists() and words[2:4] == ["--backend", "cupy"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {name for group in re.findall(r"(?:fwl_ref|\.)\[([\w,-]+)\]", PAGE) for name in group.split(",")}
+    assert named == {"cuda12", "cuda13", "cupy-surface", "dev"} and named <= extras.keys()
+    assert not any("cupy" in line for line in extras["dev"] + extras["test"])
+
+
+def test_the_page_on_gpus_says_what_has_not_run() -> None:
+    """In as many words, and with the numbers that the code has."""
+    assert "**Nothing here has run on a GPU.**" in PAGE and "This is **not a GPU**" in PAGE
+    assert LOG_EVERY == 10 and "`train` fetches ten rows in one transfer" in PAGE
+    assert attention.BLOCK == 128 and "scores for 128 queries at a time" in PAGE

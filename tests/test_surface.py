@@ -29,7 +29,7 @@ try:
     import array_api_compat.cupy as cupy_namespace
     import cupy
 except ImportError as error:
-    MISSING = f"CuPy is not installed ({error}): pip install 'fwl_ref[cupy-surface]', 200 MB, no GPU needed"
+    MISSING = f"CuPy is not installed ({error}): pip install 'fwl_ref[cupy-surface]', no GPU needed"
     notes["names and keywords against CuPy"] = MISSING
 without_cupy = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 

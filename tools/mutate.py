@@ -33,7 +33,7 @@ PAGE = ROOT / "docs" / "mutation.md"
 SECONDS = 120  # a mutant that loops for ever is killed, and counts as noticed
 
 THEOREMS = [f"tests/theorems/test_{n}.py" for n in ("1_equivalence", "2_forms", "3_causality", "4_weights_and_symmetry", "5_gradients")]
-LAWS, RULES = ["tests/ops/test_laws.py", THEOREMS[-1]], ["tests/rules"]
+LAWS, RULES, MASKS = ["tests/ops/test_laws.py", THEOREMS[-1]], ["tests/rules"], "tests/theorems/test_7_optimizers_are_masks.py"
 CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "ops.dense": LAWS,
     "ops.squared_relu": LAWS,
@@ -47,16 +47,35 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "ops.masked_attention": ["tests/ops/test_masked_attention.py", *LAWS],
     "slow_block": ["tests/test_model.py", *THEOREMS],
     "transformer": ["tests/test_model.py", *THEOREMS],
-    "fwl": THEOREMS,
-    "stream": ["tests/theorems/test_2_forms.py", "tests/test_bad_input.py"],
+    "fwl": [*THEOREMS, MASKS],
+    "stream": ["tests/theorems/test_2_forms.py", MASKS, "tests/test_bad_input.py"],
     "dynamic_evaluation": ["tests/test_dynamic_evaluation.py", *THEOREMS[:1], "tests/test_bad_input.py"],
     "optim": ["tests/test_train.py", "tests/test_bad_input.py"],
-    "optimizers": ["tests/test_optimizers.py", "tests/theorems/test_7_optimizers_are_masks.py"],
+    "optimizers": ["tests/test_optimizers.py", MASKS],
     **{f"rules.{p.stem}": RULES for p in sorted((PACKAGE / "rules").glob("*.py")) if p.stem != "__init__"},
 }
 
-# Mutants that compute the same function, or differ where the contract says nothing: "module: changed line" -> why.
-EQUIVALENT: dict[str, str] = {}
+# Mutants that compute the same function, or differ where the contract says nothing: what the report prints -> why.
+EQUIVALENT: dict[str, str] = {
+    "ops.squared_relu: `r = xp.where(x < 0, xp.zeros_like(x), x)`: `x < 0` -> `x <= 0`": "0 is replaced by 0",
+    "ops.layernorm: `g_dy = g_dbias + xp.zeros_like(dy)`: `g_dbias + xp.zeros_like(dy)` -> `g_dbias - xp.zeros_like(dy)`": (
+        "0 is subtracted"
+    ),
+    "ops.embedding: `onehot = index[:, None] == xp.reshape(res.tokens, (1, -1))`: `1` -> `2`": (
+        "of -1 in a shape: NumPy reads any negative size as -1"
+    ),
+    "ops.embedding: `y = xp.take(table, xp.reshape(tokens, (-1,)), axis=0)`: `1` -> `2`": (
+        "of -1 in a shape: NumPy reads any negative size as -1"
+    ),
+    "ops.attention: `first = 0 if window is None else max(0, past + start - window + 1)`: `past + start` -> `past - start`": (
+        "more columns are formed, and the mask hides them: slower, the same function; tests/test_cost.py counts the columns"
+    ),
+    "ops.linear_attention: `outs = [xp.zeros_like(v[:, :0, :])]`: `xp.zeros_like(v[:, :0, :])` -> `xp.ones_like(v[:, :0, :])`": (
+        "the array is empty"
+    ),
+    "ops.linear_attention: `slope = n * xp.pow(keep, xp.where(n > 0, n - 1, xp.zeros_like(n)))`: "
+    "`xp.zeros_like(n)` -> `xp.ones_like(n)`": "at n = 0 the power is multiplied by n",
+}
 
 
 class Mutant(NamedTuple):

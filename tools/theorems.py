@@ -1,4 +1,4 @@
-"""Write docs/theorems.md: every theorem, its tests, how many comparisons they make and the largest error seen.
+"""Write docs/theorems.md: every theorem, its tests, how many comparisons they make and the largest error seen; and every update rule.
 
     python tools/theorems.py [--profile thorough]
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import os
 import platform
 import re
@@ -143,6 +144,81 @@ def page(tally: Tally, profile: str) -> str:
     return "\n".join(lines)
 
 
+SIGNATURE = re.compile(r"^[^ ]+->[^ ]+ +(.*?)(?: +\([A-Z]\.\d+\))?$")  # shapes, formula, label
+TOKENS, CHUNK, WIDTH, SEEDS = 64, 16, 3, 10
+
+
+def rules_page() -> str:
+    """What each rule is, read off its functions; how far its forms are apart and what they cost, by running them."""
+    from fwl_ref.tree import leaves
+    from tests.rules.table_a import RULES, Shape
+    from tests.rules.table_b import RULES as MORE
+    from tests.tolerances import relative_error
+
+    rows = [
+        "# Update rules",
+        "",
+        f"Written by the same command, by running the code: K = E = {WIDTH}, {TOKENS} tokens, chunks of {CHUNK}, strict reads, float64.",
+        f"*Apart* is the largest relative difference between the recurrent form and the other, over outputs and states of {SEEDS} seeds;",
+        "*products* are multiply-adds in matrix products per token, forward, recurrent and chunked (outer products of single tokens are",
+        "not counted; formulas are in `fwl_ref/rules/README.md`). TTT is shown with mini-batches of one token.",
+        "",
+        "| rule | inner loss | update | state, one sequence | forms | apart | products |",
+        "|:--|:--|:--|:--|:--|--:|--:|",
+    ]
+    families: dict[str, list] = {}
+    for rule in [*RULES, *MORE]:
+        families.setdefault(rule.name.split(",")[0], []).append(rule)
+    for name, members in families.items():
+        module = importlib.import_module(f"fwl_ref.rules.{name}")
+        forms = [f for f in ("recurrent", "chunked", "dual", "stale") if hasattr(module, f"{name}_{f}_fwd")]
+        shape = Shape(1, TOKENS, WIDTH, WIDTH)
+        rule = next((m for m in members if m.name.endswith("token by token")), members[0])
+        state = rule.state(shape, 0)
+        shapes = ", ".join("x".join(map(str, a.shape[1:])) for a in leaves(state))
+        if rule.chunked:
+            others = [lambda *a, **k: rule.chunked[0](*a[:-1], a[-1], CHUNK, **k)]  # noqa: B023 called in this turn of the loop
+        else:  # forms of TTT are rows of their own, with or without LayerNorm
+            others = [m.recurrent[0] for m in members if m is not rule and m.name.split(",")[:2] == rule.name.split(",")[:2]]
+        apart = 0.0
+        for seed in range(SEEDS):
+            tokens, state = rule.tokens(shape, seed), rule.state(shape, seed)
+            expected = leaves(rule.recurrent[0](*tokens, state, read="strict")[0])
+            found = [leaves(f(*tokens, state, read="strict")[0]) for f in others]
+            apart = max([apart, *(relative_error(a, b) for f in found for a, b in zip(f, expected, strict=True))])
+        counts = [products(f, (*rule.tokens(shape, 0), rule.state(shape, 0))) for f in (rule.recurrent[0], *others)]
+        formulas = [formula(getattr(module, f"{name}_{f}")) for f in ("loss", "recurrent_fwd")]
+        cost = ", ".join(f"{c / TOKENS:,.0f}" for c in counts)
+        rows.append(f"| `{name}` | {' | '.join(formulas)} | {shapes} | {', '.join(forms)} | {apart:.0e} | {cost} |")
+    return "\n".join([*rows, ""])
+
+
+def formula(f: Callable) -> str:
+    """What stands between the shapes and the label of a docstring's first line."""
+    found = SIGNATURE.match(f.__doc__.split("\n")[0])
+    return f"`{found[1]}`".replace("|", "\\|") if found else ""
+
+
+def products(f: Callable, args: tuple) -> int:
+    """Multiply-adds in the matrix products of one call."""
+    total, matmul = 0, np.matmul
+
+    def counted(a: Any, b: Any) -> Any:
+        nonlocal total
+        out = matmul(a, b)
+        total += out.size * a.shape[-1]
+        return out
+
+    import array_api_compat.numpy as compat
+
+    before, compat.matmul = compat.matmul, counted
+    try:
+        f(*args, read="strict")
+    finally:
+        compat.matmul = before
+    return total
+
+
 def main() -> int:
     """Run the tests, write the page; the exit code is pytest's."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -154,7 +230,7 @@ def main() -> int:
     code = pytest.main([*FOLDERS, "-q", "-p", "no:cacheprovider"], plugins=[tally])
     if code == 0:
         with tempfile.NamedTemporaryFile("w", dir=PAGE.parent, delete=False, encoding="utf-8") as file:
-            file.write(page(tally, args.profile))
+            file.write(page(tally, args.profile) + rules_page())
         Path(file.name).chmod(0o644)
         Path(file.name).replace(PAGE)
         print(f"written: {PAGE.relative_to(ROOT)}")
