@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwl_ref.dynamic_evaluation import RmsScale, Rule, dynamic_evaluation, mean_square, rms_scale, update
+from fwl_ref.dynamic_evaluation import RmsScale, Rule, dynamic_evaluation, evaluate_block, mean_square, rms_scale, update
+from fwl_ref.fwl import FastSettings
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, tree_map
-from tests.strategies import generator, seeds
+from tests.strategies import generator, make_block_case, seeds
 from tests.tolerances import assert_bitwise, assert_close
 
 SHAPES = ((3, 2), (2,), (2, 3), (3,), (3,), (3,))
@@ -97,3 +98,11 @@ def test_a_rate_and_a_decay_of_zero_are_static_evaluation():
     for scale in (None, rms_scale(tree_map(np.abs, tree(7)))):
         for a, b in zip(leaves(update(start, gradient, start, Rule(0.0, 0.0, scale))), leaves(start), strict=True):
             assert_bitwise(a, b)
+
+
+def test_the_losses_of_a_segment_are_summed_unless_told_otherwise():
+    """N = 1 by default: the same bits as with n = 1.0, and others with n = 2.0   (Y.4)"""
+    case = make_block_case(2, 5, 4, 6, 5, FastSettings(), seed=3)
+    by_default, one, two = (evaluate_block(*case[:5], segment=2, **n)[0] for n in ({}, {"n": 1.0}, {"n": 2.0}))
+    assert_bitwise(by_default, one)
+    assert np.max(np.abs(one - two)) > 1e-3
