@@ -256,3 +256,10 @@ def test_tables_that_do_not_fit_each_other_are_refused(change: dict) -> None:
     """keep (N,N), write (N,), read (N,): (O.2)"""
     with pytest.raises(ValueError, match=r"keep \(N,N\), write \(N,\) and read \(N,\), got"):
         block(momentum(0.9)._replace(**change))
+
+
+def test_momentum_and_decay_of_the_same_rate_have_their_own_formula():
+    """a = mu: (a^n - mu^n) / (a - mu) is 0 / 0, and its limit n a^(n-1) is what the slots do   (O.9)"""
+    same = momentum_with_decay(0.5, 0.5)
+    assert_close(closed_form(same, 7), mask(same, 7))
+    assert_close(closed_form(same, 7)[6], np.array([(6 - s) * 0.5 ** (5 - s) if s < 6 else 0.0 for s in range(7)]))
