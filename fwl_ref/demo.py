@@ -63,7 +63,12 @@ class DemoSettings(NamedTuple):
 
 FULL = DemoSettings(Config(heads=2), TrainSettings(steps=600))
 QUICK = FULL._replace(
-    training=TrainSettings(steps=170, warmup=20), validation=(2, 1024), test=(4, 2048), statistics_batches=8, timing=(1024, 3), decays=(0.0,)
+    training=TrainSettings(steps=170, warmup=20),
+    validation=(2, 1024),
+    test=(4, 2048),
+    statistics_batches=8,
+    timing=(1024, 3),
+    decays=(0.0,),
 )
 
 

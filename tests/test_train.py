@@ -70,6 +70,18 @@ def test_adamw_follows_its_formulas_for_three_steps():
         np.testing.assert_allclose(state.square[i], v, rtol=1e-13)
 
 
+def test_adamw_has_the_moments_it_says_unless_told_otherwise():
+    """betas (0.9, 0.99) and eps 1e-8 are the defaults: the same bits."""
+    p, g = (np.array([1.0, -2.0]),), [(np.array([0.3, 4.0]),), (np.array([-1.0, 0.1]),)]
+    ends = []
+    for options in ({}, {"betas": (0.9, 0.99), "eps": 1e-8}):
+        params, state = p, adam_init(p)
+        for each in g:
+            params, state = adam_step(params, each, state, (0.1,), (0.01,), **options)
+        ends.append((params, state.mean, state.square))
+    assert_bitwise(*ends)
+
+
 def test_the_first_adamw_step_moves_by_the_rate():
     """Whatever the gradient's size, the first step is the learning rate against its sign."""
     for scale in (1e-3, 1e3):
