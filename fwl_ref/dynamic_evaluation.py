@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from .backend import Array, Tree, namespace
+from .backend import Array, Tree, namespace, to_numpy
 from .checks import check_block_data, check_segment
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from .tree import add, leaves, size, tree_map
@@ -40,7 +40,7 @@ def rms_scale(mean_square: Tree, eps: float = 0.1) -> RmsScale:
     ``eps`` is in units of mean(sqrt(MS)), so that it means the same for any model. Raises ValueError if no gradient was ever non-zero.
     """
     root = tree_map(lambda m: namespace(m).sqrt(m), mean_square)
-    mean = sum(float(namespace(r).sum(r)) for r in leaves(root)) / size(root)
+    mean = sum(float(to_numpy(namespace(r).sum(r))) for r in leaves(root)) / size(root)
     if not mean > 0:
         raise ValueError("the RMS rule needs squared gradients of some training batches, got all zeros: collect them first")
     return RmsScale(tree_map(lambda r: r + eps * mean, root), tree_map(lambda r: r / mean, root))

@@ -51,11 +51,10 @@ def squares(grads: Tree) -> Array:
     return namespace(*sums).stack(sums)
 
 
-def global_norm(grads: Tree) -> Array:
-    """()   Euclidean norm of all leaves together."""
-    total = squares(grads)  # (L,)
-    xp = namespace(total)
-    return xp.sqrt(xp.sum(total))
+def global_norm(squares: Array) -> Array:
+    """(L,)->()   Euclidean norm of all leaves together, from the squares of each."""
+    xp = namespace(squares)
+    return xp.sqrt(xp.sum(squares))
 
 
 def clip(grads: Tree, limit: float, norm: Array | float) -> Tree:

@@ -21,7 +21,7 @@ from .backend import Array, Tree, is_host, namespace, to_numpy
 from .data import Corpus, training_batch
 from .device import batch_like, to_backend
 from .model import Config, Parameters, initialize, loss_and_gradient
-from .optim import AdamState, adam_init, adam_step, check_finite, clip, cosine, squares
+from .optim import AdamState, adam_init, adam_step, check_finite, clip, cosine, global_norm, squares
 from .slow_block import FastParameters
 from .tree import named_leaves, tree_map
 
@@ -108,7 +108,7 @@ def advance(params: Parameters, adam: AdamState, corpus: Corpus, config: Config,
     tokens, labels, weights = batch_like(training_batch(corpus.train, s.batch, s.window, s.seed, step), params.embedding)
     loss, grads, _ = loss_and_gradient(params, tokens, labels, weights, config)
     leaf_squares = squares(grads)  # (L,)
-    norm = xp.sqrt(xp.sum(leaf_squares))  # ()
+    norm = global_norm(leaf_squares)  # ()
     rates, decays = learning_rates(params, config, s, cosine(step, s.steps, s.warmup))
     params, adam = adam_step(params, clip(grads, s.clip, norm), adam, rates, decays)
     params = _project(params, s)

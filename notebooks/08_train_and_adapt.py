@@ -23,7 +23,7 @@ from fwl_ref.fwl import FastSettings, fast_block_fwd
 from fwl_ref.generate import generate
 from fwl_ref.model import Config, initialize, loss_and_gradient
 from fwl_ref.ops.cross_entropy import cross_entropy_fwd
-from fwl_ref.optim import adam_init, adam_step, clip, cosine, global_norm
+from fwl_ref.optim import adam_init, adam_step, clip, cosine, global_norm, squares
 
 # %%
 from fwl_ref.slow_block import FastParameters, SlowParameters
@@ -61,7 +61,7 @@ params = initialize(fast_config, settings.seed, step_size=settings.step_size, de
 begin = Progress(params, adam_init(params), ())
 batch = training_batch(corpus.train, settings.batch, settings.window, settings.seed, 0)
 loss, gradient, _ = loss_and_gradient(params, *batch, fast_config)
-length = global_norm(gradient)
+length = global_norm(squares(gradient))
 clipped = clip(gradient, settings.clip, length)
 rates, decays = learning_rates(params, fast_config, settings, cosine(0, settings.steps, settings.warmup))
 stepped, _ = adam_step(params, clipped, begin.adam, rates, decays)

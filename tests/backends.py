@@ -47,7 +47,8 @@ REQUIRED = {"numpy", "strict", *filter(None, os.environ.get("FWL_REF_REQUIRE", "
 
 # Modules that work on files, text and host arrays and call the others: their arguments stay where they are.
 HOST_MODULES = {
-    "backend", "check", "checkpoint", "compare", "cost", "data", "demo", "golden", "memory", "parallel", "plots", "report", "__main__",
+    "backend", "check", "checkpoint", "compare", "cost", "data", "demo", "golden", "golden_rules", "memory", "parallel", "plots", "report",
+    "__main__",
 }  # fmt: skip
 HOST_FUNCTIONS = {"bits_per_byte", "print_table", "sample"}  # what is done with losses and logits once they are home
 HOST_TYPES = (Document, Corpus, Batch)  # text is host data wherever it goes

@@ -17,6 +17,7 @@ _AWAY = {"derandomize": True, "phases": [Phase.explicit, Phase.generate]}  # on 
 settings.register_profile("one", max_examples=1, **_AWAY, **_COMMON)
 settings.register_profile("few", max_examples=3, **_AWAY, **_COMMON)
 settings.register_profile("quick", max_examples=10, **_COMMON)
+settings.register_profile("mutants", max_examples=10, **_AWAY, **_COMMON)  # of tools/mutate.py: the same examples for each of them
 settings.register_profile("thorough", max_examples=100, derandomize=True, print_blob=True, **_COMMON)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)

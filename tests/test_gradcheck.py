@@ -244,6 +244,21 @@ def test_a_missing_leaf_of_a_tree_is_rejected() -> None:
     check_adjoint(ignores_b, changed(dense_bwd, 2, lambda *_: None), DENSE)
 
 
+def waves_fwd(x: np.ndarray) -> tuple:
+    return np.sin(100 * x), np.cos(100 * x)
+
+
+def test_a_function_that_bends_too_much_for_a_step_is_tried_with_a_finer_one() -> None:
+    """The difference of sin 100 x with h = 1e-3 is off by more than 1e-8; a right adjoint passes all the same, one off by 1e-6 does not."""
+    x, v = generator(3)(6), np.full(6, 2.0)
+    coarse = directional_difference(lambda x: waves_fwd(x)[0], (x,), ([v],), 1e-3)
+    assert np.linalg.norm(coarse - 100 * v * np.cos(100 * x)) > 1e-7 * np.linalg.norm(coarse)
+    for seed in range(3):
+        assert check_adjoint(waves_fwd, lambda dy, cos: 100 * dy * cos, (x,), seed=seed).error < 1e-8
+        with pytest.raises(AdjointError):
+            check_adjoint(waves_fwd, lambda dy, cos: (100 + 1e-4) * dy * cos, (x,), seed=seed)
+
+
 def test_a_non_finite_forward_pass_is_rejected() -> None:
     """NaN compares false with everything: the check must still say no; theorem 19."""
     for bad in (np.nan, np.inf):

@@ -3,9 +3,9 @@
     python tools/mutate.py [MODULE ...] [--jobs 2] [--sample N]     e.g. ops.dense fwl; default: the whole core
     python tools/mutate.py --page                                   write docs/mutation.md from the results so far
 
-A mutant is one changed operator, comparison, number, branch or statement. Each runs in a forked process, against the tests named in
-``CORE``, until one fails. Results are kept in ``results/mutation.json``, so a run can be interrupted and resumed; a module whose source has
-changed starts again. Survivors that no test can kill are explained in ``EQUIVALENT``.
+A mutant is one changed operator, comparison, number, branch or statement, or two exchanged neighbours in a call or a returned tuple. Each
+runs in a forked process, against the tests named in ``CORE``, until one fails. Results are kept in ``results/mutation.json``, so a run can
+be interrupted and resumed; a module whose source has changed starts again. Survivors that no test can kill are explained in ``EQUIVALENT``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -97,6 +98,7 @@ class Mutant(NamedTuple):
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult}
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
+SYMMETRIC = {"namespace", "max", "min", "maximum", "minimum"}  # exchanging their arguments changes nothing
 DROPPED = {"matrix_transpose", "flip"}  # calls replaced by their argument
 SWAPPED = {"max": "min", "min": "max", "zeros_like": "ones_like", "ones_like": "zeros_like", "sum": "mean", "mean": "sum"}
 
@@ -141,6 +143,22 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
             other = copy.deepcopy(node)
             other.args[1], other.args[2] = other.args[2], other.args[1]
             yield other
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if name not in SYMMETRIC and not name.startswith("check"):
+            yield from exchanged(node, lambda n: n.args, stop=1 if name == "where" else None)  # of where, done above
+    if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+        yield from exchanged(node, lambda n: n.value.elts)
+
+
+def exchanged(node: ast.AST, items: Callable[[ast.AST], list[ast.AST]], stop: int | None = None) -> Iterator[ast.AST]:
+    """Exchange each two neighbours of ``items(node)`` that differ."""
+    for i in range(len(items(node)) - 1)[:stop]:
+        other = copy.deepcopy(node)
+        both = items(other)
+        both[i], both[i + 1] = both[i + 1], both[i]
+        if ast.dump(both[i]) != ast.dump(both[i + 1]) and not any(isinstance(b, ast.Starred | ast.JoinedStr) for b in both[i : i + 2]):
+            yield other
 
 
 def skipped(node: ast.AST) -> bool:
@@ -170,6 +188,11 @@ def mutants(module: str) -> list[Mutant]:
                 walk(child)
 
     walk(tree)
+    seen: Counter[str] = Counter()  # the same change to the same line, further down or to its right, gets a number
+    for i, mutant in enumerate(found):
+        seen[mutant.what] += 1
+        if seen[mutant.what] > 1:
+            found[i] = mutant._replace(what=f"{mutant.what}, {seen[mutant.what]}")
     return found
 
 
@@ -204,6 +227,16 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.mutant.source, module.__spec__.origin, "exec"), module.__dict__)
 
 
+class NearestFirst:
+    """Tests named after the module, before the others: they are the likeliest to fail."""
+
+    def __init__(self, module: str) -> None:
+        self.name = module.split(".")[-1]
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        items.sort(key=lambda item: self.name not in item.nodeid)
+
+
 def survives(mutant: Mutant) -> bool:
     """Run the module's tests with the mutant in place, in a process of its own; True if all of them pass."""
     child = os.fork()
@@ -215,7 +248,8 @@ def survives(mutant: Mutant) -> bool:
         import pytest
 
         tests = [t for t in CORE[mutant.module] if (ROOT / t).exists()]
-        os._exit(0 if pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider"]) == 0 else 1)
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
+        os._exit(0 if pytest.main([*tests, *options], [NearestFirst(mutant.module)]) == 0 else 1)
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -268,9 +302,9 @@ def page() -> str:
         "# Mutation testing",
         "",
         "Written by `python tools/mutate.py --page`. A mutant is the numerical core with one operator, comparison, number, branch or",
-        "statement changed; it is *noticed* if a test fails. Checks that only raise errors are not mutated: `tests/test_bad_input.py` is",
-        "about them. Hypothesis runs in its quick profile. Modules with fewer mutants here than the tool",
-        "makes of them were sampled (`--sample`); without that option it runs the rest.",
+        "statement changed, or two neighbouring arguments or results exchanged; it is *noticed* if a test fails. Checks that only raise",
+        "errors are not mutated: `tests/test_bad_input.py` is about them. Hypothesis draws the same ten examples of each property for",
+        "every mutant, and with the unchanged module all of those tests pass.",
         "",
         "| module | mutants | noticed | survived, explained | survived, open |",
         "|:--|--:|--:|--:|--:|",
@@ -303,10 +337,13 @@ def main() -> int:
         PAGE.write_text(page(), encoding="utf-8")
         return 0
     os.chdir(ROOT)
-    os.environ.setdefault("HYPOTHESIS_PROFILE", "quick")
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.path.insert(0, str(ROOT))
-    import numpy  # noqa: F401  imported once, before the forks
+    import array_api_strict  # noqa: F401  imported once, before the forks
+    import hypothesis  # noqa: F401
+    import numpy  # noqa: F401
+    import pytest  # noqa: F401
 
     run(args.modules or list(CORE), args.jobs, args.sample)
     return 0
