@@ -77,6 +77,18 @@ def test_a_block_with_a_cache_goes_on_where_it_stopped(cut):
     assert_close(np.concatenate([first, second], axis=1), whole)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_a_stack_with_caches_goes_on_where_it_stopped(cut):
+    """Every block of the second piece sees its own keys and values of the first, not another block's and not none   (T.3), (M.1)"""
+    case, p = parameters(3)
+    assert len(p.blocks) > 1
+    config = CONFIG._replace(attention_window=3)
+    (whole, _), _ = features_fwd(p, case.tokens, config)
+    (first, caches), _ = features_fwd(p, case.tokens[:, :cut], config)
+    (second, _), _ = features_fwd(p, case.tokens[:, cut:], config, caches)
+    assert_close(np.concatenate([first, second], axis=1), whole)
+
+
 def test_the_stack_is_one_block_after_the_other_and_the_features_its_normalised_output():
     """x_i = f_i(x_{i-1}), from the rows of the embedding to the final LayerNorm   (T.3), (M.1)"""
     case, p = parameters(5)
