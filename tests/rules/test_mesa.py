@@ -32,7 +32,7 @@ from fwl_ref.rules.mesa import (
 from tests.rules.table_a import Shape, memory
 from tests.rules.table_b import mesa_state, mesa_tokens, ridge, symmetric
 from tests.strategies import chunks, generator, seeds
-from tests.tolerances import assert_close, assert_trees_close, relative_error
+from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, relative_error
 
 CLEAR = 1e-3  # a difference of this size is no rounding
 every_read = pytest.mark.parametrize("read", READS)
@@ -108,13 +108,17 @@ def test_one_newton_step_from_anywhere_ends_at_the_minimum(n: Shape, seed: int) 
 
 @given(n=shapes, seed=seeds)
 def test_the_adjoint_of_the_minimum(n: Shape, seed: int) -> None:
-    """dG = (H + Lambda)^{-T} dS, dH = -dG S^T, dridge its diagonal.   (W.27)"""
+    """dG = (H + Lambda)^{-T} dS, dH = -dG S^T, dridge its diagonal, for a symmetric H and for one that is not.   (W.27)"""
+    state = mesa_state(n, seed)
+    turn = generator(seed + 3)(*state.H.shape)
+    tilted = state._replace(H=state.H + turn - np.swapaxes(turn, -1, -2))  # its symmetric part is as positive as before
 
     def forward(state: MesaState, lam: np.ndarray) -> tuple:
         S = mesa_minimum(state, lam)
         return S, (S, state, lam)
 
-    check_adjoint(forward, lambda dS, res: mesa_minimum_bwd(dS, *res), (mesa_state(n, seed), ridge(n.width)))
+    for each in (state, tilted):
+        check_adjoint(forward, lambda dS, res: mesa_minimum_bwd(dS, *res), (each, ridge(n.width)))
 
 
 @every_read
@@ -170,14 +174,15 @@ def test_the_residual_says_what_conjugate_gradients_left(read: str) -> None:
 
 @given(seed=seeds)
 def test_a_token_that_has_converged_stands_still(seed: int) -> None:
-    """Many more iterations than needed, a query of zeros, an eigenvector, no past at all: finite, and the same to rounding.   (W.28)"""
+    """Many more iterations than needed, a query of zeros, an eigenvector, no past at all: finite, the same, then to the bit.   (W.28)"""
     q, k, _, keep, weight, lam, state = arguments(SHAPE, seed)
     q[0, 0], lam = 0, 0 * lam + 0.5
     k[1] = 0  # the system of this sequence is a multiple of the identity: one iteration solves it
     state.H[1] = 0
-    few, many = (conjugate_gradients(q, k, weight, lam, fades(keep), state.H, "strict", n) for n in (SHAPE.width + 1, 200))
+    few, more, many = (conjugate_gradients(q, k, weight, lam, fades(keep), state.H, "strict", n) for n in (SHAPE.width + 1, 20, 200))
     assert np.all(np.isfinite(many[0])) and np.all(many[0][0, 0] == 0) and np.max(many[1]) < 1e-12
     assert_close(many[0], few[0], scale=1.0)
+    assert_bitwise(many[0], more[0])
     assert_close(many[0][1], 2 * q[1])
 
 
