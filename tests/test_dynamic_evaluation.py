@@ -100,6 +100,22 @@ def test_a_rate_and_a_decay_of_zero_are_static_evaluation():
             assert_bitwise(a, b)
 
 
+def test_epsilon_is_a_tenth_of_the_mean_root_unless_told_otherwise():
+    """divisor = sqrt(MS) + 0.1 mean sqrt(MS)   (Y.3)"""
+    scale = rms_scale((np.array([1.0, 9.0]),))
+    assert_close(scale.divisor[0], np.array([1.2, 3.2]))
+
+
+def test_the_block_is_not_pulled_back_and_has_the_epsilon_of_the_fast_block_unless_told_otherwise():
+    """lambda = 0 and eps = 1e-6 by default: the same bits with them, others with others   (Y.4)"""
+    case = make_block_case(2, 5, 4, 6, 5, FastSettings(), seed=3)
+    by_default, told, pulled, smooth = (
+        evaluate_block(*case[:5], segment=2, **rule)[0] for rule in ({}, {"decay": 0.0, "eps": 1e-6}, {"decay": 0.01}, {"eps": 1e-2})
+    )
+    assert_bitwise(by_default, told)
+    assert np.max(np.abs(pulled - told)) > 1e-6 and np.max(np.abs(smooth - told)) > 1e-6
+
+
 def test_the_losses_of_a_segment_are_summed_unless_told_otherwise():
     """N = 1 by default: the same bits as with n = 1.0, and others with n = 2.0   (Y.4)"""
     case = make_block_case(2, 5, 4, 6, 5, FastSettings(), seed=3)

@@ -95,7 +95,7 @@ def test_cosine_schedule_has_the_right_ends():
     assert cosine(4, 100, 4) == 1 and cosine(52, 100, 4) == pytest.approx(0.525) and cosine(100, 100, 4) == pytest.approx(0.05)
     after = [cosine(s, 100, 4) for s in range(4, 101)]
     assert all(a >= b for a, b in zip(after[:-1], after[1:], strict=True))
-    assert cosine(0, 10, 0) == 1 and cosine(3, 3, 3) == 1
+    assert cosine(0, 10, 0) == 1 and cosine(3, 3, 3) == 1 and cosine(4, 4, 3) == pytest.approx(0.05)
 
 
 def test_clip_keeps_the_direction_and_bounds_the_norm():

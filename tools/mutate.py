@@ -51,7 +51,11 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "fwl": [*THEOREMS, MASKS],
     "stream": ["tests/theorems/test_2_forms.py", MASKS, "tests/test_bad_input.py"],
     "dynamic_evaluation": ["tests/test_dynamic_evaluation.py", *THEOREMS[:1], "tests/test_bad_input.py"],
-    "optim": ["tests/test_train.py", "tests/test_bad_input.py"],
+    "optim": [
+        "tests/test_train.py",
+        "tests/test_bad_input.py",
+        "tests/test_backend.py::test_clipping_by_a_factor_is_clipping_by_a_decision",
+    ],
     "optimizers": ["tests/test_optimizers.py", MASKS],
     **{f"rules.{p.stem}": RULES for p in sorted((PACKAGE / "rules").glob("*.py")) if p.stem != "__init__"},
 }

@@ -414,12 +414,31 @@ def test_bad_settings_are_refused(network: Network, kind: str) -> None:
     with pytest.raises(ValueError, match="a gain and a bias, got only one"):
         fwd(*case[:4], np.ones(3), None, case[6])
     wide = (np.concatenate([a, a], axis=-1) for a in case[:2])
-    with pytest.raises(ValueError, match="must have shape"):
+    with pytest.raises(ValueError, match=r"^v must have shape \(B,T,E\)" if network.norm else r"^state\.\w+ must have shape"):
         fwd(*wide, *case[2:])
     with pytest.raises(ValueError, match=r"(gain|bias) must have shape \(E\)"):
         fwd(*case[:4], np.ones(5), np.ones(5), case[6])
     with pytest.raises(ValueError, match=r"state\.\w+ must have shape"):
         fwd(*case[:6], rebuild(case[6], [np.concatenate([a, a], axis=1) for a in leaves(case[6])]))
+
+
+@every_network
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_the_epsilon_of_layernorm_is_a_millionth_unless_told_otherwise(network: Network, kind: str) -> None:
+    """The same bits as with eps = 1e-6; others with 1e-2 if there is a LayerNorm.   (W.14), (W.20)"""
+    fwd = getattr(network.module, f"ttt_{network.name.split(',')[0]}_{kind}_fwd")
+    case = arguments(network, Shape(2, 4, 3, 3), 0)
+    by_default, small, large = (fwd(*case, minibatch=2, read="strict", **eps)[0][0] for eps in ({}, {"eps": 1e-6}, {"eps": 1e-2}))
+    assert_bitwise(by_default, small)
+    assert (relative_error(large, small) > CLEAR) == network.norm
+
+
+def test_a_layer_without_a_bias_has_no_gradient_for_one() -> None:
+    """None in, None out.   (D.2)"""
+    draw = generator(2)
+    x, W, g_y = draw(2, 4, 3), draw(2, 3, 5), draw(2, 4, 5)
+    assert ttt.layer_bwd(g_y, x, W, None)[2] is None
+    assert_close(ttt.layer_bwd(g_y, x, W, draw(2, 5))[2], np.sum(g_y, axis=1))
 
 
 @pytest.mark.parametrize("fwd", [ttt_mlp_recurrent_fwd, ttt_mlp_dual_fwd])
