@@ -244,19 +244,32 @@ def test_a_missing_leaf_of_a_tree_is_rejected() -> None:
     check_adjoint(ignores_b, changed(dense_bwd, 2, lambda *_: None), DENSE)
 
 
-def waves_fwd(x: np.ndarray) -> tuple:
-    return np.sin(100 * x), np.cos(100 * x)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_function_that_bends_too_much_for_a_step_is_tried_with_a_finer_one(seed: int) -> None:
+    """At h = 1e-3 the difference of sin r x, r v = 200, is off by (r v h)^6 / 140 = 5e-7, at h / 4 by 1e-10; one in 10^6 is still seen."""
+    draw = np.random.default_rng(seed)
+    _, v = draw.standard_normal(1), draw.standard_normal(1)  # the check's u and v
+    rate, x = 200 / abs(v[0]), np.asarray([0.3])
 
+    def check(wrong: float, step: float) -> float:
+        return check_adjoint(
+            lambda x: (np.sin(rate * x), None), lambda dy, _: wrong * rate * dy * np.cos(rate * x), (x,), seed=seed, step=step
+        )
 
-def test_a_function_that_bends_too_much_for_a_step_is_tried_with_a_finer_one() -> None:
-    """The difference of sin 100 x with h = 1e-3 is off by more than 1e-8; a right adjoint passes all the same, one off by 1e-6 does not."""
-    x, v = generator(3)(6), np.full(6, 2.0)
-    coarse = directional_difference(lambda x: waves_fwd(x)[0], (x,), ([v],), 1e-3)
-    assert np.linalg.norm(coarse - 100 * v * np.cos(100 * x)) > 1e-7 * np.linalg.norm(coarse)
-    for seed in range(3):
-        assert check_adjoint(waves_fwd, lambda dy, cos: 100 * dy * cos, (x,), seed=seed).error < 1e-8
+    assert check(1.0, 1e-3).error < 1e-8
+    for wrong, step in ((1.0, 4e-3), (1 + 1e-6, 1e-3)):  # from 4e-3 the finer step is 1e-3, and not enough
         with pytest.raises(AdjointError):
-            check_adjoint(waves_fwd, lambda dy, cos: (100 + 1e-4) * dy * cos, (x,), seed=seed)
+            check(wrong, step)
+
+
+def test_the_reported_error_is_relative_to_the_length_of_the_change() -> None:
+    """|<u, J v> - <J^T u, v>| / |J v| for an adjoint off by one part in 10^9, whatever the size of the function."""
+    draw = np.random.default_rng(5)
+    u, v = draw.standard_normal(6), draw.standard_normal(6)
+    for size in (1.0, 1e-6):
+        report = check_adjoint(lambda x, s=size: (s * x, None), lambda dy, _, s=size: s * (1 + 1e-9) * dy, (np.ones(6),), seed=5)
+        assert report.error == pytest.approx(1e-9 * abs(u @ v) / np.linalg.norm(v), rel=0.05)
+        assert report.where == "<lambda>, argument 0"
 
 
 def test_a_non_finite_forward_pass_is_rejected() -> None:

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 
 from fwl_ref.fwl import write_fwd
-from fwl_ref.model import Config, features_fwd
+from fwl_ref.model import Config, effective_step_sizes, features_fwd, initialize, model_fwd
+from fwl_ref.slow_block import FastParameters
 from fwl_ref.transformer import KeyValues, block_fwd, stack_fwd
+from fwl_ref.tree import leaves, named_leaves
 from tests.strategies import block_cases, generator, make_model_case
-from tests.tolerances import assert_close
+from tests.tolerances import assert_bitwise, assert_close
 
 CONFIG = Config(width=8, layers=2, heads=2, vocabulary=7)
 
@@ -126,3 +128,90 @@ def test_what_is_written_is_the_formula_of_every_token(case):
         for found, wanted in zip(memory, (h, x[b, t], dh, a, dz, dn * z_hat, dn), strict=True):
             assert_close(found[b, t], wanted, scale=1.0)
         assert_close(logits[b, t], y)
+
+
+# --- where training starts
+
+host_made = pytest.mark.host("initial parameters are made on the host")
+WIDE = Config(width=96, layers=3, heads=2, vocabulary=257)  # matrices with enough entries to measure their deviation
+
+
+def deviation_is(matrix, expected):
+    """The deviation of n normal numbers is off by a share of 1 / sqrt(2n); four times that is one case in 16,000."""
+    assert abs(np.std(matrix) / expected - 1) < 4 / np.sqrt(2 * matrix.size)
+    assert abs(np.mean(matrix)) < 4 * expected / np.sqrt(matrix.size)
+
+
+@host_made
+def test_parameters_start_as_the_docstring_says():
+    """Normal with deviation 0.02, what goes into the residual stream of L blocks with 0.02 / sqrt(2L), gains 1, biases 0, F = 4D   (M.3)"""
+    p = initialize(WIDE, seed=1)
+    d, v, f = 96, 257, 4 * 96
+    shapes = {
+        "W_qkv": (d, 3 * d),
+        "W_o": (d, d),
+        "W_in": (d, f),
+        "W_out": (f, d),
+        "W1": (d, f),
+        "W2": (f, d),
+        "U": (d, v),
+        "embedding": (v, d),
+    }
+    assert len(p.blocks) == 3
+    for path, leaf in named_leaves(p._replace(eta=None, decay=None)):
+        name = path.rsplit(".", 1)[-1]
+        if name in shapes:
+            assert leaf.shape == shapes[name], path
+            deviation_is(leaf, 0.02 / np.sqrt(6) if name in ("W_o", "W_out") else 0.02)
+        else:
+            assert leaf.ndim == 1 and np.all(leaf == (1 if name.startswith("gain") else 0)), path
+    matrices = [leaf for leaf in leaves(p) if leaf.ndim == 2]
+    assert len({leaf.tobytes() for leaf in matrices}) == len(matrices) == 3 * 4 + 4  # no two are the same draw
+
+
+@host_made
+def test_step_sizes_start_at_a_hundredth_and_at_zero_in_a_plain_model():
+    """eta = 0.01 as in both published programs, lambda = 0.005, both as told; a plain model has the same parameters and neither   (M.3)"""
+    for config, eta, decay in ((CONFIG, 0.01, 0.005), (CONFIG._replace(fast=False), 0, 0)):
+        p = initialize(config)
+        assert [float(e) for e in p.eta] == pytest.approx([eta] * 6) and float(p.decay) == pytest.approx(decay)
+    told = initialize(CONFIG, step_size=0.3, decay=0.2)
+    assert [float(e) for e in told.eta] == pytest.approx([0.3] * 6) and float(told.decay) == pytest.approx(0.2)
+
+
+@host_made
+def test_a_seed_is_one_set_of_parameters():
+    """The same bits for the same seed, 0 unless told otherwise; in float64 the numbers that float32 rounds."""
+    first, again, other, fine = (
+        initialize(CONFIG),
+        initialize(CONFIG, seed=0),
+        initialize(CONFIG, seed=1),
+        initialize(CONFIG, dtype="float64"),
+    )
+    for a, b, c, d in zip(*(map(leaves, (first, again, other, fine))), strict=True):
+        assert_bitwise(a, b)
+        assert a.ndim < 2 or not np.any(a == c)
+        assert a.dtype == np.float32 and d.dtype == np.float64
+        assert_bitwise(d.astype(np.float32), a)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(("dialect", "eps"), [("tf", 0.0), ("jax", 1e-6)])
+def test_a_dialect_has_its_epsilon(dialect, eps, fast):
+    """The first token's logits are those of the slow block, with the LayerNorm of the published program   (M.3), (B.1)"""
+    case, _ = parameters(7)
+    config, p = CONFIG._replace(dialect=dialect, fast=fast), case.parameters
+    output, _ = model_fwd(p, case.tokens, case.labels, None, config)
+    (x, _), _ = features_fwd(p, case.tokens, config)
+    b = p.block
+    for row, logits in zip(x[:, 0], output.logits[:, 0], strict=True):
+        z = np.maximum(row @ b.W1 + b.b1, 0) ** 2 @ b.W2 + b.b2
+        assert_close(logits, norm(z, b.gain, b.bias, eps) @ b.U + b.c)
+        assert np.max(np.abs(logits - norm(z, b.gain, b.bias, 1e-6 - eps) @ b.U - b.c)) > 1e-8
+
+
+def test_a_dialect_has_its_step_sizes():
+    """tf: six; jax: none for the dense biases, and the gain's for the bias too."""
+    eta = FastParameters(*(np.asarray(float(i + 1)) for i in range(6)))
+    assert effective_step_sizes(eta, "tf") == eta
+    assert [float(e) for e in effective_step_sizes(eta, "jax")] == [1, 0, 3, 0, 5, 5]
