@@ -193,7 +193,7 @@ def model_bwd(dnll: Array, res: ModelResidual) -> Parameters:
         g_eta = effective_step_sizes_bwd(g_eta, res.config.dialect)
     else:
         g_x, g_block = slow_block_bwd(dnll, res.block)
-        zero = 0 * dnll[0, 0]
+        zero = namespace(dnll).zeros((), dtype=dnll.dtype, device=dnll.device)
         g_eta, g_decay = FastParameters(*(zero for _ in FastParameters._fields)), zero
     return Parameters(*features_bwd(g_x, res.embed, res.stack, res.norm), g_block, g_eta, g_decay)
 

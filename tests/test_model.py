@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 
 from fwl_ref.fwl import write_fwd
-from fwl_ref.model import Config, effective_step_sizes, features_fwd, initialize, model_fwd
+from fwl_ref.model import Config, effective_step_sizes, features_fwd, initialize, loss_and_gradient, model_bwd, model_fwd
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.transformer import KeyValues, block_fwd, stack_fwd
 from fwl_ref.tree import leaves, named_leaves
 from tests.strategies import block_cases, generator, make_model_case
-from tests.tolerances import assert_bitwise, assert_close
+from tests.tolerances import assert_bitwise, assert_close, assert_trees_close
 
 CONFIG = Config(width=8, layers=2, heads=2, vocabulary=7)
 
@@ -128,6 +128,36 @@ def test_what_is_written_is_the_formula_of_every_token(case):
         for found, wanted in zip(memory, (h, x[b, t], dh, a, dz, dn * z_hat, dn), strict=True):
             assert_close(found[b, t], wanted, scale=1.0)
         assert_close(logits[b, t], y)
+
+
+# --- the loss
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_loss_is_the_mean_over_the_weights(fast):
+    """sum w nll / sum w and its gradient, for weights of any sum, some of them 0; no weights are weights of 1   (M.5)"""
+    case, p = parameters(11)
+    config, shape = CONFIG._replace(fast=fast), case.tokens.shape
+    uneven = np.random.default_rng(1).uniform(0, 0.1, shape)
+    uneven[:, :2] = 0  # the first token of all too
+    assert 0 < np.sum(uneven) < 1
+    for weights in (uneven, 30 * uneven, None):
+        w = np.ones(shape) if weights is None else weights
+        loss, gradient, output = loss_and_gradient(p, case.tokens, case.labels, weights, config)
+        literal, res = model_fwd(p, case.tokens, case.labels, w, config)
+        assert_close(output.nll, literal.nll)
+        assert_close(loss, np.sum(w * literal.nll) / np.sum(w))
+        assert_trees_close(gradient, model_bwd(w / np.sum(w), res))
+        if not fast:
+            assert all(e.shape == () and e == 0 for e in (*gradient.eta, gradient.decay))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_without_any_weight_there_is_no_loss_and_no_gradient(fast):
+    """All weights 0: 0 and not 0 / 0   (M.5)"""
+    case, p = parameters(12)
+    loss, gradient, _ = loss_and_gradient(p, case.tokens, case.labels, np.zeros(case.tokens.shape), CONFIG._replace(fast=fast))
+    assert loss == 0 and all(np.all(g == 0) for g in leaves(gradient))
 
 
 # --- where training starts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,15 @@ def test_stale_is_current_for_chunks_of_one_token_only(read: str) -> None:
     assert_close(out[:, :first], output[0][:, :first])
     assert np.all(np.max(np.abs(out - output[0]), axis=(0, 2))[first:] > CLEAR)
     assert relative_error(state.M, output[1].M) > CLEAR
+
+
+@pytest.mark.parametrize("i", range(1, 6))
+def test_the_stale_form_refuses_what_does_not_fit(i: int) -> None:
+    """The argument that is too short is named, as in the other forms, for which tests/rules/test_laws.py asks.   (W.7)"""
+    case, name = list(arguments(SHAPE, 3)), ("q", "k", "v", "momentum", "decay", "step")[i]
+    case[i] = case[i][:, :1]
+    with pytest.raises(ValueError, match=rf"^{name} must have shape \(.*got {re.escape(str(case[i].shape))}"):
+        titans_stale_fwd(*case, 2, read="strict")
 
 
 @every_read
