@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
-from .backend import Array, host, like, namespace, to_numpy
+from .backend import Array, host, namespace, to_numpy
 from .checks import check_segment
 from .data import Batch, Document, windows
 from .device import batch_like
@@ -86,7 +86,7 @@ def dynamic_block(
     def score(theta: SlowParameters, item: tuple) -> tuple:
         x, labels = item
         (nll, _), res = slow_block_fwd(x, labels, theta, eps)
-        share = like(host.full(nll.shape, 1 / nll.shape[1]), nll, nll.dtype)
+        share = namespace(nll).full_like(nll, 1 / nll.shape[1])  # (1,L) the mean over the segment
         return nll[0, :], slow_block_bwd(share, res)[1]
 
     def segments(document: Document) -> Iterator[tuple]:
@@ -104,11 +104,8 @@ def dynamic_block(
 
 def with_step_size(params: Parameters, step_size: float, decay: float) -> Parameters:
     """The same parameters with one step size for all six fast parameters: what one has without learning them."""
-
-    def fill(x: Array, value: float) -> Array:
-        return 0 * x + value
-
-    return params._replace(eta=tree_map(lambda e: fill(e, step_size), params.eta), decay=fill(params.decay, decay))
+    eta = tree_map(lambda e: namespace(e).full_like(e, step_size), params.eta)
+    return params._replace(eta=eta, decay=namespace(params.decay).full_like(params.decay, decay))
 
 
 def bits_per_byte(losses: list[Array]) -> float:

@@ -7,9 +7,10 @@ import pytest
 
 from fwl_ref import train as training
 from fwl_ref.data import Document, load_corpus, training_batch
-from fwl_ref.dynamic_evaluation import Rule
-from fwl_ref.evaluate import bits_per_byte, dynamic, dynamic_block, fast_weights, static, with_step_size
-from fwl_ref.model import Config, initialize
+from fwl_ref.dynamic_evaluation import Rule, evaluate_block
+from fwl_ref.evaluate import bits_per_byte, dynamic, dynamic_block, fast_weights, print_table, static, with_step_size
+from fwl_ref.model import Config, features_fwd, initialize
+from fwl_ref.ops.cross_entropy import cross_entropy_fwd
 from fwl_ref.optim import adam_init, adam_step, clip, cosine, global_norm, squares
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.train import Progress, TrainSettings, train, train_step
@@ -297,6 +298,39 @@ def test_dynamic_evaluation_of_the_block_starts_like_fast_weights(params, segmen
     assert block[0] == pytest.approx(fast[0], rel=1e-12)
     if segment == 1:
         assert block[1] == pytest.approx(fast[1], rel=1e-10) and block[7] != pytest.approx(fast[7], rel=1e-6)
+
+
+@pytest.mark.parametrize("segment", [1, 2, 5])
+def test_dynamic_evaluation_of_the_block_moves_by_the_mean_over_a_segment(params, segment):
+    """One window of whole segments is ``evaluate_block`` with N = L, which theorems are about; a sum is not the mean   (Y.4)"""
+    found = dynamic_block(params, CONFIG, 10, rate=0.5, decay=0.1, segment=segment)(document(11))
+    data = document(11).data.astype("int64")[None]
+    (x, _), _ = features_fwd(params, data[:, :-1], CONFIG)
+    rates, ones = FastParameters(*(0 * e + 0.5 for e in params.eta)), np.ones((1, 10), dtype=x.dtype)
+    block = (x, data[:, 1:], ones, params.block, rates)
+    mean, total = (evaluate_block(*block, segment=segment, decay=0.1, n=n, eps=0.0)[0] for n in (float(segment), 1.0))
+    np.testing.assert_allclose(found, cross_entropy_fwd(mean, data[:, 1:])[0][0], rtol=1e-10)
+    if segment > 1:
+        assert np.max(np.abs(found - cross_entropy_fwd(total, data[:, 1:])[0][0])) > 1e-3
+
+
+def test_step_sizes_can_be_set_whatever_they_were(params):
+    """Six equal step sizes and a decay in place of learned ones, of zeros, of what is not a number; all else is the same arrays."""
+    for start in (params, params._replace(eta=tree_map(lambda e: 0 * e, params.eta), decay=0 * params.decay + np.nan)):
+        p = with_step_size(start, 0.25, 0.125)
+        assert [float(e) for e in p.eta] == [0.25] * 6 and float(p.decay) == 0.125 and p.decay.dtype == start.decay.dtype
+        assert p.embedding is start.embedding and p.block is start.block
+
+
+@pytest.mark.parametrize("lengths", [(1, 2, 9), (0, 30)])
+def test_a_table_leaves_out_what_has_nothing_to_predict(params, lengths, capsys):
+    """The first byte of a document is given: one of one byte has no loss, and no row."""
+    print_table([document(n, seed=n) for n in lengths], {"static": static(params, CONFIG, 8)})
+    printed = capsys.readouterr().out.splitlines()
+    kept = [n for n in lengths if n > 1]
+    assert [line.split()[0] for line in printed[1:-1]] == [str(n - 1) for n in kept]
+    expected = bits_per_byte([static(params, CONFIG, 8)(document(n, seed=n)) for n in kept])
+    assert printed[-1].split() == [f"{expected:.3f}", "all", str(len(kept)), "documents"]
 
 
 @pytest.mark.parametrize("method", methods(None))
