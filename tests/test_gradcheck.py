@@ -251,15 +251,14 @@ def test_a_function_that_bends_too_much_for_a_step_is_tried_with_a_finer_one(see
     _, v = draw.standard_normal(1), draw.standard_normal(1)  # the check's u and v
     rate, x = 200 / abs(v[0]), np.asarray([0.3])
 
-    def check(wrong: float, step: float) -> float:
-        return check_adjoint(
-            lambda x: (np.sin(rate * x), None), lambda dy, _: wrong * rate * dy * np.cos(rate * x), (x,), seed=seed, step=step
-        )
+    def check(wrong: float, **step: float) -> float:
+        waves, adjoint = lambda x: (np.sin(rate * x), None), lambda dy, _: wrong * rate * dy * np.cos(rate * x)
+        return check_adjoint(waves, adjoint, (x,), seed=seed, **step).error
 
-    assert check(1.0, 1e-3).error < 1e-8
-    for wrong, step in ((1.0, 4e-3), (1 + 1e-6, 1e-3)):  # from 4e-3 the finer step is 1e-3, and not enough
+    assert check(1.0) < 1e-8
+    for wrong, step in ((1.0, {"step": 4e-3}), (1 + 1e-6, {})):  # from 4e-3 the finer step is 1e-3, and not enough
         with pytest.raises(AdjointError):
-            check(wrong, step)
+            check(wrong, **step)
 
 
 def test_the_reported_error_is_relative_to_the_length_of_the_change() -> None:

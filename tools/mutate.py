@@ -1,11 +1,12 @@
 """Mutation testing of the numerical core: change one thing at a time and see whether a test notices.
 
-    python tools/mutate.py [MODULE ...] [--jobs 2] [--sample N]     e.g. ops.dense fwl; default: the whole core
-    python tools/mutate.py --page                                   write docs/mutation.md from the results so far
+    python tools/mutate.py [MODULE ...] [--jobs 2] [--again]     e.g. ops.dense fwl; default: the whole core
+    python tools/mutate.py --page                                write docs/mutation.md from the results so far
 
 A mutant is one changed operator, comparison, number, branch or statement, or two exchanged neighbours in a call or a returned tuple. Each
 runs in a forked process, against the tests named in ``CORE``, until one fails. Results are kept in ``results/mutation.json``, so a run can
-be interrupted and resumed; a module whose source has changed starts again. Survivors that no test can kill are explained in ``EQUIVALENT``.
+be interrupted and resumed; a module whose source has changed starts again, and ``--again`` tries survivors without an explanation once
+more, after tests have been added. Those that no test can notice are explained in ``equivalent_mutants.txt``.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import copy
 import hashlib
 import importlib.abc
 import importlib.util
+import itertools
 import json
 import os
-import random
 import sys
 import time
 from collections import Counter
@@ -31,11 +32,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fwl_ref"
 RESULTS = ROOT / "results" / "mutation.json"
 PAGE = ROOT / "docs" / "mutation.md"
+EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"  # reasons, "# " before each, and under it the mutants as the report prints them
 SECONDS = 120  # a mutant that loops for ever is killed, and counts as noticed
 
 THEOREMS = [f"tests/theorems/test_{n}.py" for n in ("1_equivalence", "2_forms", "3_causality", "4_weights_and_symmetry", "5_gradients")]
 LAWS, RULES, MASKS = ["tests/ops/test_laws.py", THEOREMS[-1]], ["tests/rules"], "tests/theorems/test_7_optimizers_are_masks.py"
 CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
+    "tree": ["tests/test_tree.py"],
+    "gradcheck": ["tests/test_gradcheck.py"],
     "ops.dense": LAWS,
     "ops.squared_relu": LAWS,
     "ops.gelu": LAWS,
@@ -48,6 +52,7 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "ops.masked_attention": ["tests/ops/test_masked_attention.py", *LAWS],
     "slow_block": ["tests/test_model.py", *THEOREMS],
     "transformer": ["tests/test_model.py", *THEOREMS],
+    "model": ["tests/test_model.py", "tests/test_train.py", *THEOREMS, "tests/test_bad_input.py"],
     "fwl": [*THEOREMS, MASKS],
     "stream": ["tests/theorems/test_2_forms.py", MASKS, "tests/test_bad_input.py"],
     "dynamic_evaluation": ["tests/test_dynamic_evaluation.py", *THEOREMS[:1], "tests/test_bad_input.py"],
@@ -55,45 +60,20 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
         "tests/test_train.py",
         "tests/test_bad_input.py",
         "tests/test_backend.py::test_clipping_by_a_factor_is_clipping_by_a_decision",
+        "tests/test_backend.py::test_a_training_step_brings_nothing_home_but_its_record",
     ],
     "optimizers": ["tests/test_optimizers.py", MASKS],
     **{f"rules.{p.stem}": RULES for p in sorted((PACKAGE / "rules").glob("*.py")) if p.stem != "__init__"},
 }
 
-# Mutants that compute the same function, or differ where the contract says nothing: what the report prints -> why.
-EQUIVALENT: dict[str, str] = {
-    "optim: `factor = limit / xp.where(norm > limit, norm, limit)`: `norm > limit` -> `norm >= limit`": (
-        "at norm = limit the factor is 1 either way"
-    ),
-    "ops.masked_attention: `if not is_host(mask):`: `if not is_host(mask):` -> `if False:`": (
-        "on NumPy no mask is elsewhere; the strict library notices"
-    ),
-    "ops.squared_relu: `r = xp.where(x < 0, xp.zeros_like(x), x)`: `x < 0` -> `x <= 0`": "0 is replaced by 0",
-    "ops.layernorm: `g_dy = g_dbias + xp.zeros_like(dy)`: `g_dbias + xp.zeros_like(dy)` -> `g_dbias - xp.zeros_like(dy)`": (
-        "0 is subtracted"
-    ),
-    "ops.embedding: `onehot = index[:, None] == xp.reshape(res.tokens, (1, -1))`: `1` -> `2`": (
-        "of -1 in a shape: NumPy reads any negative size as -1"
-    ),
-    "ops.embedding: `y = xp.take(table, xp.reshape(tokens, (-1,)), axis=0)`: `1` -> `2`": (
-        "of -1 in a shape: NumPy reads any negative size as -1"
-    ),
-    "ops.attention: `first = 0 if window is None else max(0, past + start - window + 1)`: `past + start` -> `past - start`": (
-        "more columns are formed, and the mask hides them: slower, the same function; tests/test_cost.py counts the columns"
-    ),
-    "ops.linear_attention: `outs = [xp.zeros_like(v[:, :0, :])]`: `xp.zeros_like(v[:, :0, :])` -> `xp.ones_like(v[:, :0, :])`": (
-        "the array is empty"
-    ),
-    "ops.linear_attention: `slope = n * xp.pow(keep, xp.where(n > 0, n - 1, xp.zeros_like(n)))`: "
-    "`xp.zeros_like(n)` -> `xp.ones_like(n)`": "at n = 0 the power is multiplied by n",
-}
+
+UNCHANGED = "unchanged"
 
 
 class Mutant(NamedTuple):
     module: str
     line: int
-    what: str  # the changed line, before and after
-    source: str
+    what: str  # the changed line, before and after; UNCHANGED is the module as it is
 
     @property
     def key(self) -> str:
@@ -172,13 +152,17 @@ def skipped(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)
 
 
-def mutants(module: str) -> list[Mutant]:
-    """All mutants of a module, in the order of its lines."""
-    path = PACKAGE / (module.replace(".", "/") + ".py")
-    source = path.read_text(encoding="utf-8")
-    lines, tree, found = source.splitlines(), ast.parse(source), []
+def path_of(module: str) -> Path:
+    return PACKAGE / (module.replace(".", "/") + ".py")
 
-    def walk(parent: ast.AST) -> None:
+
+def mutated(module: str) -> Iterator[tuple[int, str, ast.AST]]:
+    """(line, what, tree) of every mutant of a module; the tree is changed in place and only as it should be until the next step."""
+    source = path_of(module).read_text(encoding="utf-8")
+    lines, tree = source.splitlines(), ast.parse(source)
+    seen: Counter[str] = Counter()  # the same change to the same line, further down or to its right, gets a number
+
+    def walk(parent: ast.AST) -> Iterator[tuple[int, str, ast.AST]]:
         for field, value in ast.iter_fields(parent):
             if field in ("annotation", "returns", "decorator_list"):
                 continue
@@ -187,17 +171,25 @@ def mutants(module: str) -> list[Mutant]:
                     continue
                 for new in changes(child):
                     place(parent, field, i if isinstance(value, list) else None, new)
-                    found.append(Mutant(module, child.lineno, describe(child, new, lines), ast.unparse(ast.fix_missing_locations(tree))))
+                    what = describe(child, new, lines)
+                    seen[what] += 1
+                    yield child.lineno, what + (f", {seen[what]}" if seen[what] > 1 else ""), tree
                     place(parent, field, i if isinstance(value, list) else None, child)
-                walk(child)
+                yield from walk(child)
 
-    walk(tree)
-    seen: Counter[str] = Counter()  # the same change to the same line, further down or to its right, gets a number
-    for i, mutant in enumerate(found):
-        seen[mutant.what] += 1
-        if seen[mutant.what] > 1:
-            found[i] = mutant._replace(what=f"{mutant.what}, {seen[mutant.what]}")
-    return found
+    yield from walk(tree)
+
+
+def mutants(module: str) -> list[Mutant]:
+    """All mutants of a module, in the order of its lines."""
+    return [Mutant(module, line, what) for line, what, _ in mutated(module)]
+
+
+def source_of(mutant: Mutant) -> str:
+    """The module with this one change."""
+    if mutant.what == UNCHANGED:
+        return path_of(mutant.module).read_text(encoding="utf-8")
+    return next(ast.unparse(ast.fix_missing_locations(tree)) for _, what, tree in mutated(mutant.module) if what == mutant.what)
 
 
 def place(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
@@ -224,11 +216,10 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         if name != self.name:
             return None
-        origin = str(PACKAGE / (self.mutant.module.replace(".", "/") + ".py"))
-        return importlib.util.spec_from_loader(name, self, origin=origin)
+        return importlib.util.spec_from_loader(name, self, origin=str(path_of(self.mutant.module)))
 
     def exec_module(self, module) -> None:
-        exec(compile(self.mutant.source, module.__spec__.origin, "exec"), module.__dict__)
+        exec(compile(source_of(self.mutant), module.__spec__.origin, "exec"), module.__dict__)
 
 
 class NearestFirst:
@@ -266,64 +257,94 @@ def survives(mutant: Mutant) -> bool:
 
 def digest(module: str) -> str:
     """Of the source, so that results of another version are not mixed in."""
-    return hashlib.sha256((PACKAGE / (module.replace(".", "/") + ".py")).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(path_of(module).read_bytes()).hexdigest()[:16]
 
 
 def load() -> dict:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def run(modules: list[str], jobs: int, sample: int | None) -> None:
-    """Try every mutant that has no result yet."""
-    results = load()
+def save(results: dict) -> None:
+    """The whole file or none of it."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    partial = RESULTS.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1))
+    partial.replace(RESULTS)
+
+
+def run(modules: list[str], jobs: int, again: bool) -> None:
+    """Try every mutant that has no result yet, or with ``again`` has survived without an explanation."""
+    results, explained = load(), explanations()
     for module in modules:
         entry = results.get(module)
         if entry is None or entry["digest"] != digest(module):
             entry = results[module] = {"digest": digest(module), "mutants": {}}
-        todo = {m.key: m for m in mutants(module)}
-        if sample is not None:
-            todo = dict(sorted(random.Random(module).sample(sorted(todo.items()), min(sample, len(todo)))))
-        todo = {k: m for k, m in todo.items() if k not in entry["mutants"]}
-        path = PACKAGE / (module.replace(".", "/") + ".py")
-        if todo and not survives(Mutant(module, 0, "unchanged", path.read_text(encoding="utf-8"))):
+        todo, done = {m.key: m for m in mutants(module)}, entry["mutants"]
+        todo = {k: m for k, m in todo.items() if k not in done or (again and done[k]["survived"] and k not in explained)}
+        if todo and not survives(Mutant(module, 0, UNCHANGED)):
             sys.exit(f"{module}: its tests fail without a mutant, so they would seem to notice every one: run {' '.join(CORE[module])}")
         with ThreadPoolExecutor(jobs) as pool:
             for mutant, alive in zip(todo.values(), pool.map(survives, todo.values()), strict=True):
-                entry["mutants"][mutant.key] = {"line": mutant.line, "survived": alive}
-                if alive and mutant.key not in EQUIVALENT:
+                done[mutant.key] = {"line": mutant.line, "survived": alive}
+                if alive and mutant.key not in explained:
                     print(f"SURVIVED {mutant.module}.py:{mutant.line} {mutant.what}", flush=True)
-                RESULTS.parent.mkdir(parents=True, exist_ok=True)
-                RESULTS.write_text(json.dumps(results, indent=1))
-        alive = sum(m["survived"] for m in entry["mutants"].values())
-        print(f"{module}: {len(entry['mutants'])} mutants, {len(entry['mutants']) - alive} noticed, {alive} survived", flush=True)
+                save(results)
+        alive = sum(m["survived"] for m in done.values())
+        print(f"{module}: {len(done)} mutants, {len(done) - alive} noticed, {alive} survived", flush=True)
+
+
+def explanations() -> dict[str, str]:
+    """mutant -> why it computes the same function, or differs where the contract says nothing."""
+    why, found = "", {}
+    for line in EQUIVALENT.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            why = line[2:]
+        elif line:
+            found[line] = why
+    return found
 
 
 def page() -> str:
-    """docs/mutation.md."""
-    results = load()
+    """docs/mutation.md. Raises ValueError for modules that were not run to the end, and for an explanation of what did not survive."""
+    results, why = load(), explanations()
+    for module in CORE:
+        entry = results.get(module, {"digest": "", "mutants": {}})
+        tried = entry["mutants"] if entry["digest"] == digest(module) else {}
+        if missing := {m.key for m in mutants(module)} - set(tried):
+            raise ValueError(f"{module}: {len(missing)} mutants have not been tried on the present source: run {sys.argv[0]} {module}")
+    survivors = [key for module in CORE for key, m in results[module]["mutants"].items() if m["survived"]]
+    if stale := sorted(set(why) - set(survivors)):
+        raise ValueError(f"{EQUIVALENT.name} explains what is noticed or not a mutant any more: {'; '.join(stale)}")
     lines = [
         "# Mutation testing",
         "",
         "Written by `python tools/mutate.py --page`. A mutant is the numerical core with one operator, comparison, number, branch or",
         "statement changed, or two neighbouring arguments or results exchanged; it is *noticed* if a test fails. Checks that only raise",
-        "errors are not mutated: `tests/test_bad_input.py` is about them. Hypothesis draws the same ten examples of each property for",
-        "every mutant, and with the unchanged module all of those tests pass.",
+        "errors are not mutated: `tests/test_bad_input.py` is about them. Hypothesis draws the same examples of a property, ten at most,",
+        "for every mutant, and with the unchanged module all of those tests pass. A number behind a change: it is the second, third, ...",
+        "place in the file where the same line could change in this way.",
         "",
         "| module | mutants | noticed | survived, explained | survived, open |",
         "|:--|--:|--:|--:|--:|",
     ]
-    totals, rows = [0, 0, 0, 0], []
-    for module, entry in results.items():
-        found = entry["mutants"]
-        alive = [k for k, m in found.items() if m["survived"]]
-        explained = [k for k in alive if k in EQUIVALENT]
-        counts = (len(found), len(found) - len(alive), len(explained), len(alive) - len(explained))
+    totals = [0, 0, 0, 0]
+    for module in CORE:
+        tried = results[module]["mutants"]
+        alive = [key for key, m in tried.items() if m["survived"]]
+        explained = sum(key in why for key in alive)
+        counts = (len(tried), len(tried) - len(alive), explained, len(alive) - explained)
         totals = [a + b for a, b in zip(totals, counts, strict=True)]
         lines.append(f"| `{module}` | " + " | ".join(map(str, counts)) + " |")
-        rows += [(k, EQUIVALENT.get(k, "open")) for k in alive]
-    lines += [f"| all | {' | '.join(map(str, totals))} |", "", "## Survivors", ""]
-    lines += [f"- {key}. {why[0].upper()}{why[1:]}." for key, why in rows] or ["None."]
+    lines += [f"| all | {' | '.join(map(str, totals))} |", "", "## Survivors, and why no test can notice them"]
+    for reason, keys in itertools.groupby(survivors_in_order(survivors, why), lambda key: why.get(key, "Open.")):
+        lines += ["", reason, "", *(f"- {key}" for key in keys)]
     return "\n".join(lines) + "\n"
+
+
+def survivors_in_order(survivors: list[str], why: dict[str, str]) -> list[str]:
+    """Those without an explanation, then the others as they are explained."""
+    order = {key: i for i, key in enumerate(why)}
+    return sorted(survivors, key=lambda key: order.get(key, -1))
 
 
 def main() -> int:
@@ -331,13 +352,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("modules", nargs="*", help="default: the whole core")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--sample", type=int, default=None, help="so many mutants of each module, drawn once and for all")
+    parser.add_argument("--again", action="store_true", help="try survivors that are not explained once more")
     parser.add_argument("--page", action="store_true", help="write docs/mutation.md and run nothing")
     args = parser.parse_args()
     if unknown := [m for m in args.modules if m not in CORE]:
         parser.error(f"unknown modules {', '.join(unknown)}: choose from {', '.join(CORE)}")
     if args.page:
-        PAGE.write_text(page(), encoding="utf-8")
+        try:
+            PAGE.write_text(page(), encoding="utf-8")
+        except ValueError as error:
+            sys.exit(str(error))
         return 0
     os.chdir(ROOT)
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
@@ -348,7 +372,7 @@ def main() -> int:
     import numpy  # noqa: F401
     import pytest  # noqa: F401
 
-    run(args.modules or list(CORE), args.jobs, args.sample)
+    run(args.modules or list(CORE), args.jobs, args.again)
     return 0
 
 
