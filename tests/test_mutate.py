@@ -6,12 +6,19 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
 from tools import mutate
 
 pytestmark = pytest.mark.host("about the sources and the mutation tool")
+
+
+@cache
+def core() -> dict[str, list[mutate.Mutant]]:
+    """All mutants of the core; making them takes a second."""
+    return {module: mutate.mutants(module) for module in mutate.CORE}
 
 
 def test_mutants_are_programs_that_differ_from_the_module_on_one_line():
@@ -41,6 +48,7 @@ def f(x, y, flag):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_who_notices_is_told_from_who_does_not():
     """A fresh process: the module as it is passes its own tests, a sum that starts at 1 does not; other tests see no difference."""
     program = (
@@ -59,13 +67,13 @@ def test_an_explanation_is_about_a_mutant_of_the_present_source():
     """Each line under a reason is a mutant, word for word; none is explained twice."""
     listed = [line for line in mutate.EQUIVALENT.read_text(encoding="utf-8").splitlines() if line and not line.startswith("# ")]
     assert len(listed) == len(set(listed)) == len(mutate.explanations())
-    assert set(listed) <= {m.key for module in mutate.CORE for m in mutate.mutants(module)}
+    assert set(listed) <= {m.key for found in core().values() for m in found}
 
 
 def test_the_page_counts_the_mutants_of_the_present_source_and_leaves_none_open():
     """docs/mutation.md is written by tools/mutate.py --page; run it, and the modules that changed before it, if this fails."""
     rows = re.findall(r"^\| `([\w.]+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", mutate.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert {name: int(count) for name, count, *_ in rows} == {module: len(mutate.mutants(module)) for module in mutate.CORE}
+    assert {name: int(count) for name, count, *_ in rows} == {module: len(found) for module, found in core().items()}
     assert all(int(count) == int(noticed) + int(explained) and open_ == "0" for _, count, noticed, explained, open_ in rows)
 
 
