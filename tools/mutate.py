@@ -17,7 +17,6 @@ import copy
 import hashlib
 import importlib.abc
 import importlib.util
-import itertools
 import json
 import os
 import sys
@@ -123,21 +122,17 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
             other = copy.deepcopy(node)
             other.func.attr = SWAPPED[name]
             yield other
-        if name == "where":
-            other = copy.deepcopy(node)
-            other.args[1], other.args[2] = other.args[2], other.args[1]
-            yield other
     if isinstance(node, ast.Call):
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         if name not in SYMMETRIC and not name.startswith("check"):
-            yield from exchanged(node, lambda n: n.args, stop=1 if name == "where" else None)  # of where, done above
+            yield from exchanged(node, lambda n: n.args)
     if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
         yield from exchanged(node, lambda n: n.value.elts)
 
 
-def exchanged(node: ast.AST, items: Callable[[ast.AST], list[ast.AST]], stop: int | None = None) -> Iterator[ast.AST]:
+def exchanged(node: ast.AST, items: Callable[[ast.AST], list[ast.AST]]) -> Iterator[ast.AST]:
     """Exchange each two neighbours of ``items(node)`` that differ."""
-    for i in range(len(items(node)) - 1)[:stop]:
+    for i in range(len(items(node)) - 1):
         other = copy.deepcopy(node)
         both = items(other)
         both[i], both[i + 1] = both[i + 1], both[i]
@@ -305,16 +300,16 @@ def explanations() -> dict[str, str]:
 
 
 def page() -> str:
-    """docs/mutation.md. Raises ValueError for modules that were not run to the end, and for an explanation of what did not survive."""
+    """docs/mutation.md. Exits if a module was not run to the end, or something is explained that did not survive."""
     results, why = load(), explanations()
     for module in CORE:
         entry = results.get(module, {"digest": "", "mutants": {}})
         tried = entry["mutants"] if entry["digest"] == digest(module) else {}
         if missing := {m.key for m in mutants(module)} - set(tried):
-            raise ValueError(f"{module}: {len(missing)} mutants have not been tried on the present source: run {sys.argv[0]} {module}")
+            sys.exit(f"{module}: {len(missing)} mutants have not been tried on the present source: run {sys.argv[0]} {module}")
     survivors = [key for module in CORE for key, m in results[module]["mutants"].items() if m["survived"]]
     if stale := sorted(set(why) - set(survivors)):
-        raise ValueError(f"{EQUIVALENT.name} explains what is noticed or not a mutant any more: {'; '.join(stale)}")
+        sys.exit(f"{EQUIVALENT.name} explains what is noticed or not a mutant any more: {'; '.join(stale)}")
     lines = [
         "# Mutation testing",
         "",
@@ -336,15 +331,10 @@ def page() -> str:
         totals = [a + b for a, b in zip(totals, counts, strict=True)]
         lines.append(f"| `{module}` | " + " | ".join(map(str, counts)) + " |")
     lines += [f"| all | {' | '.join(map(str, totals))} |", "", "## Survivors, and why no test can notice them"]
-    for reason, keys in itertools.groupby(survivors_in_order(survivors, why), lambda key: why.get(key, "Open.")):
-        lines += ["", reason, "", *(f"- {key}" for key in keys)]
+    for reason in dict.fromkeys(["Open.", *why.values()]):
+        if keys := [key for key in survivors if why.get(key, "Open.") == reason]:
+            lines += ["", reason, "", *(f"- {key}" for key in keys)]
     return "\n".join(lines) + "\n"
-
-
-def survivors_in_order(survivors: list[str], why: dict[str, str]) -> list[str]:
-    """Those without an explanation, then the others as they are explained."""
-    order = {key: i for i, key in enumerate(why)}
-    return sorted(survivors, key=lambda key: order.get(key, -1))
 
 
 def main() -> int:
@@ -358,10 +348,7 @@ def main() -> int:
     if unknown := [m for m in args.modules if m not in CORE]:
         parser.error(f"unknown modules {', '.join(unknown)}: choose from {', '.join(CORE)}")
     if args.page:
-        try:
-            PAGE.write_text(page(), encoding="utf-8")
-        except ValueError as error:
-            sys.exit(str(error))
+        PAGE.write_text(page(), encoding="utf-8")
         return 0
     os.chdir(ROOT)
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
