@@ -17,6 +17,8 @@ from .checks import check_block_data, check_segment
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from .tree import add, leaves, size, tree_map
 
+FAST_ONLY = SlowParameters(*(name in FastParameters._fields for name in SlowParameters._fields))  # a rule's subset: the block but U and c
+
 
 class Rule(NamedTuple):
     """How parameters move after a segment. A rate of 0 and a decay of 0 is static evaluation."""
@@ -130,9 +132,8 @@ def evaluate_block(
     check_segment(segment)
     check_block_data(x, labels, weights, slow)
     xp = namespace(x, weights, *slow)
-    fast_only = SlowParameters(*(name in FastParameters._fields for name in SlowParameters._fields))
     rates = SlowParameters(*eta, 0.0, 0.0)
-    rule = Rule(rates, decay, subset=fast_only)
+    rule = Rule(rates, decay, subset=FAST_ONLY)
     all_logits, finals = [], []
     for b in range(x.shape[0]):
         share = weights[b, ...] / (n if isinstance(n, int | float) or n.ndim == 0 else n[b])  # (T,)

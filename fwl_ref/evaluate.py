@@ -14,7 +14,7 @@ from .backend import Array, host, namespace, to_numpy
 from .checks import check_segment
 from .data import Batch, Document, windows
 from .device import batch_like
-from .dynamic_evaluation import Rule, dynamic_evaluation
+from .dynamic_evaluation import FAST_ONLY, Rule, dynamic_evaluation
 from .model import DIALECTS, Config, Parameters, features_fwd, loss_and_gradient, model_fwd
 from .ops.linear_attention import chunk_slices
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
@@ -80,8 +80,7 @@ def dynamic_block(
     """Dynamic evaluation of the block's six fast parameters alone: the trunk runs forward once per window."""
     check_segment(segment)
     eps = DIALECTS[config.dialect]
-    fast_only = SlowParameters(*(name in FastParameters._fields for name in SlowParameters._fields))
-    rule = Rule(rate, decay, subset=fast_only)
+    rule = Rule(rate, decay, subset=FAST_ONLY)
 
     def score(theta: SlowParameters, item: tuple) -> tuple:
         x, labels = item

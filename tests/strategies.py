@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import array_api_strict
 import numpy as np
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from fwl_ref.fwl import FastSettings
 from fwl_ref.model import Config, Parameters, effective_step_sizes, fast_settings, features_fwd, initialize
 from fwl_ref.ops.linear_attention import linear_attention_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_fwd
-from fwl_ref.tree import tree_map
+from fwl_ref.tree import leaves, tree_map
 
 seeds = st.integers(0, 2**31 - 1)
 sizes = st.integers(1, 6)  # of an axis that must not be empty
@@ -30,6 +31,18 @@ def generator(seed: int) -> Callable[..., np.ndarray]:
     """``draw(*shape, scale=1)`` yields standard normal float64 arrays, one after another, from one seed."""
     rng = np.random.default_rng(seed)
     return lambda *shape, scale=1.0: rng.standard_normal(shape) * scale
+
+
+def move_like(a: np.ndarray, target: Any) -> Any:
+    """``a`` in the library and on the device of ``target``: NumPy, in its precision, or the strict library."""
+    if isinstance(target, np.ndarray | np.generic):
+        return np.asarray(a, dtype=target.dtype)
+    return array_api_strict.asarray(a).to_device(target.device)
+
+
+def arrays(tree: Any) -> list:
+    """The leaves of a tree that are arrays."""
+    return [a for a in leaves(tree) if hasattr(a, "dtype")]
 
 
 def chunks(length: int) -> st.SearchStrategy[int | None]:

@@ -40,8 +40,8 @@ from fwl_ref.ops.masked_attention import (
 from fwl_ref.ops.rotary import rotary_bwd, rotary_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
 from fwl_ref.optimizers import Optimizer, mask, momentum_with_decay, segments, system
-from fwl_ref.tree import leaves, tree_map
-from tests.strategies import generator, seeds
+from fwl_ref.tree import tree_map
+from tests.strategies import arrays, generator, move_like, seeds
 from tests.tolerances import assert_bitwise, assert_close, float32_bound
 
 
@@ -136,7 +136,7 @@ def _masked(optimizer: Optimizer) -> Op:
     """Any mask, here that of an optimizer; masks and slots are data, made like q."""
 
     def fwd(q: Any, k: Any, v: Any) -> tuple:
-        return masked_attention_fwd(q, k, v, _move_like(mask(optimizer, q.shape[1]), q))
+        return masked_attention_fwd(q, k, v, move_like(mask(optimizer, q.shape[1]), q))
 
     return Op("masked attention", fwd, masked_attention_bwd, None, lambda n, seed: _memory(1.0, False)(n, seed)[:3])
 
@@ -197,7 +197,7 @@ def run(op: Op, args: tuple, seed: int = 0) -> tuple[Any, Any, tuple, Any, tuple
     output, res = op.fwd(*args)
 
     def cotangent(y: Any) -> Any:
-        return _move_like(draw(*y.shape), y)
+        return move_like(draw(*y.shape), y)
 
     d_output = tree_map(cotangent, output)
     gradients = op.bwd(d_output, res)
@@ -210,16 +210,6 @@ def run(op: Op, args: tuple, seed: int = 0) -> tuple[Any, Any, tuple, Any, tuple
 
 def _host(a: Any) -> np.ndarray:
     return np.asarray(a if isinstance(a, np.ndarray | np.generic) else a.to_device(array_api_strict.Device("CPU_DEVICE")))
-
-
-def _move_like(a: np.ndarray, target: Any) -> Any:
-    if isinstance(target, np.ndarray | np.generic):
-        return np.asarray(a, dtype=target.dtype)
-    return array_api_strict.asarray(a).to_device(target.device)
-
-
-def _arrays(tree: Any) -> list:
-    return [a for a in leaves(tree) if hasattr(a, "dtype")]
 
 
 def _map_floats(f: Callable, args: tuple) -> tuple:
@@ -245,7 +235,7 @@ def _complex_step(f: Callable[..., Any], args: tuple, u: Any) -> list[np.ndarray
             moved = lifted[i].copy()
             moved[entry] += 1e-30j
             output = f(*lifted[:i], moved, *lifted[i + 1 :])
-            pairs = zip(_arrays(u), _arrays(output), strict=True)
+            pairs = zip(arrays(u), arrays(output), strict=True)
             gradient[entry] = sum(np.sum(a * np.imag(b)) for a, b in pairs) / 1e-30
         gradients.append(gradient)
     return gradients
@@ -307,19 +297,19 @@ def test_dense_dx_is_the_input_half_of_dense_backward() -> None:
 def test_ops_are_pure(op: Op, shape: Shape, seed: int) -> None:
     """No input, residual or cotangent is modified, and a second call gives the same bits."""
     args = op.arguments(shape, seed)
-    saved = [a.copy() for a in _arrays(args)]
+    saved = [a.copy() for a in arrays(args)]
     output, res = op.fwd(*args)
-    kept = [a.copy() for a in (*_arrays(output), *_arrays(res))]
+    kept = [a.copy() for a in (*arrays(output), *arrays(res))]
     first = run(op, args, seed)
-    d_output = [a.copy() for a in _arrays(first[3])]
+    d_output = [a.copy() for a in arrays(first[3])]
     op.bwd(first[3], first[1])
     again = run(op, args, seed)
     for what, now, before in (
-        ("inputs", _arrays(args), saved),
-        ("output and residual", [*_arrays(output), *_arrays(res)], kept),
-        ("residual after backward", [*_arrays(first[0]), *_arrays(first[1])], kept),
-        ("cotangent", _arrays(first[3]), d_output),
-        ("second run", _arrays(again), _arrays(first)),
+        ("inputs", arrays(args), saved),
+        ("output and residual", [*arrays(output), *arrays(res)], kept),
+        ("residual after backward", [*arrays(first[0]), *arrays(first[1])], kept),
+        ("cotangent", arrays(first[3]), d_output),
+        ("second run", arrays(again), arrays(first)),
     ):
         for a, b in zip(now, before, strict=True):
             assert_bitwise(a, b, f"{op.name}: {what}")
@@ -333,10 +323,10 @@ def test_dtype_is_preserved_and_float32_is_float64_rounded(op: Op, shape: Shape,
     rounded_args = _map_floats(lambda a: a.astype("float32"), exact_args)
     exact, rounded = run(op, exact_args, seed), run(op, rounded_args, seed)
     for results, dtype in ((exact, "float64"), (rounded, "float32")):
-        for a in _arrays(results):
+        for a in arrays(results):
             assert a.dtype.kind != "f" or a.dtype == dtype, f"{op.name}: {a.dtype} from {dtype}"
     for i in (0, 2, 5):  # output, gradients, second gradients
-        for a, b in zip(_arrays(rounded[i]), _arrays(exact[i]), strict=True):
+        for a, b in zip(arrays(rounded[i]), arrays(exact[i]), strict=True):
             assert_close(a, b, float32_bound(terms=64, stages=32), op.name, scale=1.0)
 
 
@@ -357,7 +347,7 @@ def test_ops_accept_non_contiguous_inputs(op: Op, shape: Shape, seed: int) -> No
     args = op.arguments(shape, seed)
     strided = _map_floats(_strided, args)
     for i in (0, 2, 5):
-        for a, b in zip(_arrays(run(op, strided, seed)[i]), _arrays(run(op, args, seed)[i]), strict=True):
+        for a, b in zip(arrays(run(op, strided, seed)[i]), arrays(run(op, args, seed)[i]), strict=True):
             assert_close(a, b, what=op.name, scale=1.0)
 
 
@@ -367,7 +357,7 @@ def test_empty_batch_and_empty_sequence_work(op: Op, shape: Shape) -> None:
     """B = 0, T = 0 and T = 1: shapes of outputs and gradients follow the inputs, nothing is NaN; theorem 9 at op level."""
     args = op.arguments(shape, 0)
     output, _, gradients, _, _, second = run(op, args)
-    assert all(np.all(np.isfinite(a)) for a in _arrays((output, gradients, second)))
+    assert all(np.all(np.isfinite(a)) for a in arrays((output, gradients, second)))
     floats = [a.shape for a in args if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
     assert [g.shape for g in gradients] == floats
     if shape.length == 0 or shape.batch == 0:
@@ -383,7 +373,7 @@ def test_ops_run_on_any_array_library_and_device(op: Op) -> None:
     strict_args = tuple(array_api_strict.asarray(a).to_device(device) if isinstance(a, np.ndarray) else a for a in args)
     expected, actual = run(op, args), run(op, strict_args)
     for i in (0, 1, 2, 5):
-        for a, b in zip(_arrays(actual[i]), _arrays(expected[i]), strict=True):
+        for a, b in zip(arrays(actual[i]), arrays(expected[i]), strict=True):
             assert a.device == device, f"{op.name}: a result left its device"
             assert_close(_host(a), b, what=op.name)
 

@@ -27,7 +27,7 @@ from fwl_ref.rules.common import READS
 from fwl_ref.tree import leaves, rebuild, tree_map
 from tests.rules import table_a, table_b
 from tests.rules.table_a import Rule, Shape
-from tests.strategies import chunks, generator, seeds, splits
+from tests.strategies import arrays, chunks, generator, move_like, seeds, splits
 from tests.test_structure import PACKAGE, parse
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, float32_bound
 
@@ -60,18 +60,8 @@ def run(fwd: Callable, bwd: Callable, case: tuple, seed: int) -> tuple[Any, tupl
     """Output, gradients and residual for a random cotangent, which is moved to wherever the output lives."""
     draw = generator(seed + 99)
     output, res = fwd(*case)
-    d_output = tree_map(lambda y: _move_like(draw(*y.shape), y), output)
+    d_output = tree_map(lambda y: move_like(draw(*y.shape), y), output)
     return output, bwd(d_output, res), res
-
-
-def _move_like(a: np.ndarray, target: Any) -> Any:
-    if isinstance(target, np.ndarray | np.generic):
-        return np.asarray(a, dtype=target.dtype)
-    return array_api_strict.asarray(a).to_device(target.device)
-
-
-def _arrays(tree: Any) -> list:
-    return [a for a in leaves(tree) if hasattr(a, "dtype")]
 
 
 def cut(tokens: tuple, part: slice) -> tuple:
@@ -272,10 +262,10 @@ def test_rules_are_pure(rule: Rule, form: str, shape: Shape, seed: int, read: st
     output, res = fwd(*case)
     draw = generator(seed)
     d_output = tree_map(lambda y: draw(*y.shape), output)
-    kept = [a.copy() for a in _arrays((output, res, d_output))]
+    kept = [a.copy() for a in arrays((output, res, d_output))]
     first = bwd(d_output, res)
     again = fwd(*case)[0], bwd(d_output, res)
-    for now, before in ((leaves(case), saved), (_arrays((output, res, d_output)), kept), (leaves(again), leaves((output, first)))):
+    for now, before in ((leaves(case), saved), (arrays((output, res, d_output)), kept), (leaves(again), leaves((output, first)))):
         for a, b in zip(now, before, strict=True):
             assert_bitwise(a, b, rule.name)
 
@@ -289,7 +279,7 @@ def test_dtype_is_preserved_and_float32_is_float64_rounded(rule: Rule, form: str
     double = tree_map(lambda a: a.astype("float64"), single)
     rounded, exact = (run(*pair(rule, form, read, 2), case, seed) for case in (single, double))
     for results, dtype in ((rounded, "float32"), (exact, "float64")):
-        assert all(a.dtype == dtype for a in _arrays(results) if a.dtype.kind == "f")
+        assert all(a.dtype == dtype for a in arrays(results) if a.dtype.kind == "f")
     for a, b in zip(leaves(rounded[:2]), leaves(exact[:2]), strict=True):
         assert_close(a, b, float32_bound(terms=64, stages=32), rule.name, scale=1.0)
 
@@ -333,7 +323,7 @@ def test_rules_run_on_any_array_library_and_device(rule: Rule, form: str, read: 
     device, case = array_api_strict.Device("device1"), arguments(rule, small, 0)
     there = rebuild(case, [array_api_strict.asarray(a).to_device(device) for a in leaves(case)])
     expected, actual = (run(*pair(rule, form, read, 3), c, 0) for c in (case, there))
-    for a, b in zip(_arrays(actual), _arrays(expected), strict=True):
+    for a, b in zip(arrays(actual), arrays(expected), strict=True):
         assert a.device == device, f"{rule.name}: a result left its device"
         assert_close(np.asarray(a.to_device(array_api_strict.Device("CPU_DEVICE"))), b, what=rule.name)
 
@@ -418,8 +408,8 @@ def test_the_signature_of_a_rule_is_what_it_computes(module: str, name: str, lin
     draw, read = generator(0), {"read": "strict"} if name.endswith("_fwd") else {}
     case = [np.abs(draw(*(LETTERS[d] for d in dims))) for dims in inputs]
     result = getattr(importlib.import_module(f"fwl_ref.rules.{module}"), name)(*case, **read)
-    arrays = leaves(result[0] if read else result)
-    assert [a.shape for a in arrays] == [tuple(LETTERS[d] for d in dims) for dims in outputs]
+    found = leaves(result[0] if read else result)
+    assert [a.shape for a in found] == [tuple(LETTERS[d] for d in dims) for dims in outputs]
 
 
 # The README ------------------------------------------------------------------------------------------------------------------
