@@ -10,22 +10,50 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from hypothesis import strategies as st
 
 from fwl_ref.dynamic_evaluation import evaluate_block
 from fwl_ref.fwl import fast_block_fwd
+from fwl_ref.optimizers import OptimizerState
 from fwl_ref.slow_block import FastParameters, slow_block_bwd, slow_block_fwd
+from fwl_ref.stream import Stream, stream_predict, stream_reveal, stream_start
 from fwl_ref.tree import leaves, tree_map
-from tests.strategies import BlockCase
+from tests.strategies import BlockCase, chunks, splits
 from tests.tolerances import RTOL, assert_bitwise, relative_error
 
+State = FastParameters | OptimizerState
 CLEAR = 1e4 * RTOL  # what a negative control must exceed: orders of magnitude clear of the tolerance
 EVERY_NORMALIZER = ("constant", "sequence", "batch")
 
 
-def run(case: BlockCase, state: FastParameters | None = None) -> tuple[np.ndarray, FastParameters]:
-    """Logits (B,T,V) of the fast weight block, and the accumulated gradients it leaves behind."""
+def run(case: BlockCase, state: State | None = None) -> tuple[np.ndarray, State]:
+    """Logits (B,T,V) of the fast weight block, and the accumulated gradients or slots that it leaves behind."""
     (logits, _, state), _ = fast_block_fwd(*case, state)
     return logits, state
+
+
+def run_stream(case: BlockCase, state: State | None = None) -> tuple[np.ndarray, State]:
+    """``run``, one token at a time."""
+    stream = stream_start(case.x.shape[0], case.slow, case.settings) if state is None else Stream(state, None)
+    rows = [plain(tokens(case, slice(0, 0)))]
+    for t in range(case.x.shape[1]):
+        logits, stream = stream_predict(stream, case.x[:, t], case.slow, case.eta, case.settings)
+        stream = stream_reveal(stream, case.labels[:, t], case.weights[:, t], case.slow, case.decay, case.settings)
+        rows.append(logits[:, None, :])
+    return np.concatenate(rows, axis=1), stream.state
+
+
+def run_in_pieces(case: BlockCase, state: State | None, data: st.DataObject) -> tuple[np.ndarray, State]:
+    """``run`` on pieces cut anywhere, each in chunks of any size or as a stream, with the state carried from one to the next."""
+    cuts, rows = data.draw(splits(case.x.shape[1]), label="cuts"), []
+    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        part = tokens(case, slice(low, high))
+        if data.draw(st.booleans(), label="stream"):
+            logits, state = run_stream(part, state)
+        else:
+            logits, state = run(with_settings(part, chunk=data.draw(chunks(high - low), label="chunk")), state)
+        rows.append(logits)
+    return np.concatenate(rows, axis=1), state
 
 
 def plain(case: BlockCase) -> np.ndarray:

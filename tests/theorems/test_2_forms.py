@@ -10,24 +10,13 @@ from hypothesis import strategies as st
 from fwl_ref.fwl import FastSettings, fast_block_bwd, fast_block_fwd
 from fwl_ref.model import model_bwd, model_fwd
 from fwl_ref.slow_block import FastParameters
-from fwl_ref.stream import Stream, stream_predict, stream_reveal, stream_start
+from fwl_ref.stream import stream_predict, stream_reveal, stream_start
 from fwl_ref.tree import leaves, tree_map
-from tests.strategies import block_cases, chunks, fast_state, make_block_case, model_cases, seeds, splits
-from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, plain, run, tokens, with_settings, with_steps
+from tests.strategies import block_cases, fast_state, make_block_case, model_cases, seeds
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, plain, run, run_in_pieces, run_stream, tokens, with_settings, with_steps
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 
 FIXED = make_block_case(2, 7, 4, 6, 5, FastSettings(chunk=3), seed=6, mask="real", decay=0.1)
-
-
-def run_stream(case, state=None):
-    """Logits and final state, one token at a time."""
-    stream = stream_start(case.x.shape[0], case.slow) if state is None else Stream(state, None)
-    rows = [plain(tokens(case, slice(0, 0)))]
-    for t in range(case.x.shape[1]):
-        logits, stream = stream_predict(stream, case.x[:, t], case.slow, case.eta, case.settings)
-        stream = stream_reveal(stream, case.labels[:, t], case.weights[:, t], case.slow, case.decay, case.settings)
-        rows.append(logits[:, None, :])
-    return np.concatenate(rows, axis=1), stream.state
 
 
 # Theorem 7: pieces -----------------------------------------------------------------------------------------------------------
@@ -36,18 +25,10 @@ def run_stream(case, state=None):
 @given(case=block_cases(min_length=0), data=st.data(), seed=seeds)
 def test_running_in_pieces_with_the_state_carried_is_running_in_one_piece(case, data, seed):
     """run(x[:k]) then run(x[k:], state) = run(x): any number of splits, any chunk size or the streaming form in each   (F.6), (F.8)"""
-    cuts = data.draw(splits(case.x.shape[1]), label="cuts")
-    state = start = data.draw(st.sampled_from([None, fast_state(case, seed)]), label="state")
-    rows = []
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
-        part = tokens(case, slice(low, high))
-        if data.draw(st.booleans(), label="stream"):
-            logits, state = run_stream(part, state)
-        else:
-            logits, state = run(with_settings(part, chunk=data.draw(chunks(high - low), label="chunk")), state)
-        rows.append(logits)
+    start = data.draw(st.sampled_from([None, fast_state(case, seed)]), label="state")
+    logits, state = run_in_pieces(case, start, data)
     whole, whole_state = run(case, start)
-    assert_close(np.concatenate(rows, axis=1), whole)
+    assert_close(logits, whole)
     assert_trees_close(state, whole_state, what="state", scale=1.0)
 
 

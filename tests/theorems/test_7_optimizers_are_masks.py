@@ -38,17 +38,17 @@ from fwl_ref.optimizers import (
     slots,
 )
 from fwl_ref.slow_block import FastParameters
-from fwl_ref.stream import Stream, stream_predict, stream_reveal, stream_start
 from fwl_ref.tree import leaves, tree_map
-from tests.strategies import BlockCase, block_cases, chunks, generator, make_block_case, off_the_kink, seeds, splits
+from tests.strategies import BlockCase, block_cases, generator, make_block_case, off_the_kink, seeds
 from tests.theorems import literal
 from tests.theorems.compare import (
     CLEAR,
     EVERY_NORMALIZER,
     assert_future_is_invisible,
     block_logits,
-    plain,
     run,
+    run_in_pieces,
+    run_stream,
     segment_masked,
     shares,
     token_gradient,
@@ -129,17 +129,6 @@ def moves_of(case: BlockCase, walk: literal.Walk) -> np.ndarray:
     return literal.moves(walked(case, walk), case.slow)
 
 
-def run_stream(case: BlockCase, state: OptimizerState | None = None) -> tuple[np.ndarray, OptimizerState]:
-    """Logits and final slots, one token at a time."""
-    stream = stream_start(case.x.shape[0], case.slow, case.settings) if state is None else Stream(state, None)
-    rows = [plain(tokens(case, slice(0, 0)))]
-    for t in range(case.x.shape[1]):
-        logits, stream = stream_predict(stream, case.x[:, t], case.slow, case.eta, case.settings)
-        stream = stream_reveal(stream, case.labels[:, t], case.weights[:, t], case.slow, case.decay, case.settings)
-        rows.append(logits[:, None, :])
-    return np.concatenate(rows, axis=1), stream.state
-
-
 # The rows --------------------------------------------------------------------------------------------------------------------
 
 
@@ -169,16 +158,9 @@ def test_the_slots_hold_what_the_optimizer_has_moved(name: str, case: BlockCase,
 def test_pieces_chunks_and_streams_of_an_optimizer_are_the_whole(name: str, case: BlockCase, data: st.DataObject) -> None:
     """Cut anywhere, each piece in chunks of any size or token by token, slots carried: the same logits and slots. (O.2), (O.16), (O.18)"""
     case = reading(case, data.draw(ROWS[name], label=name).optimizer)
-    cuts, state, rows = data.draw(splits(case.x.shape[1]), label="cuts"), None, []
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
-        part = tokens(case, slice(low, high))
-        if data.draw(st.booleans(), label="stream"):
-            logits, state = run_stream(part, state)
-        else:
-            logits, state = run(with_settings(part, chunk=data.draw(chunks(high - low), label="chunk")), state)
-        rows.append(logits)
+    logits, state = run_in_pieces(case, None, data)
     whole, expected = run(case)
-    assert_close(np.concatenate(rows, axis=1), whole)
+    assert_close(logits, whole)
     assert state.token == expected.token
     assert_trees_close(state.slots, expected.slots, what="slots", scale=float(LONGEST))
 
