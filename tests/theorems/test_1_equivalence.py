@@ -275,7 +275,7 @@ def test_the_slope_of_the_loss_in_the_step_size_is_minus_a_causal_row_sum_of_the
 @given(smooth)
 def test_the_slope_of_the_loss_in_the_step_size_agrees_with_differences_of_the_forward_pass(case):
     """d l_t / d eta at 0 by central differences of (F.6), as a second witness: no backward pass of the block takes part."""
-    step = ladder(case, 1)[0]
+    step = ladder(case, 1)[-1]  # the difference's own error falls with h^6; rounding is far below 1e-8 on every rung
 
     def losses(h):
         nll, _ = cross_entropy_fwd(run(with_steps(case, float(h)))[0], case.labels)
