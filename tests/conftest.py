@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from fwl_ref.data import Corpus, load_corpus
 from tests import backends
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
@@ -25,6 +26,15 @@ settings.load_profile(PROFILE)
 left_out: Counter[str] = Counter()  # reason -> tests about the host alone
 unmoved: list[str] = []  # tests that ran and moved no array to the device
 notes: dict[str, str] = {}  # things that could not be checked here, and why: said at the end of every run
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A dozen short, repetitive documents."""
+    folder = tmp_path_factory.mktemp("text")
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(f"the {i}th cat sat on mat {i}. " * 20)
+    return load_corpus(str(folder))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -336,15 +336,6 @@ def test_a_document_without_a_second_byte_is_refused(length):
 # --- training
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A few short documents."""
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(6):
-        (folder / f"{i}.txt").write_text(f"line {i} of text. " * 30)
-    return load_corpus(str(folder))
-
-
 SHORT = TrainSettings(steps=4, batch=2, window=6, warmup=1)
 
 

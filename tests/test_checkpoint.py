@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from fwl_ref import checkpoint
 from fwl_ref.checkpoint import FORMAT, Checkpoint, check_writable, load_checkpoint, save_arrays, save_checkpoint, whole_file
-from fwl_ref.data import load_corpus
 from fwl_ref.model import Config, initialize
 from fwl_ref.optim import adam_init
 from fwl_ref.train import Progress, TrainSettings, train
@@ -21,15 +20,6 @@ pytestmark = pytest.mark.host("files")
 
 CONFIG = Config(width=4, layers=1, heads=1, chunk=5)
 SETTINGS = TrainSettings(steps=6, batch=2, window=12, warmup=2, seed=3)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A few repetitive documents."""
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(6):
-        (folder / f"{i}.txt").write_text(f"the {i}th cat sat on mat {i}. " * 20)
-    return load_corpus(str(folder))
 
 
 def fresh(config=CONFIG, dtype="float32", settings=SETTINGS):

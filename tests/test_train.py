@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fwl_ref import train as training
-from fwl_ref.data import Document, load_corpus, training_batch
+from fwl_ref.data import Document, training_batch
 from fwl_ref.dynamic_evaluation import Rule, evaluate_block
 from fwl_ref.evaluate import bits_per_byte, dynamic, dynamic_block, fast_weights, print_table, static, with_step_size
 from fwl_ref.model import Config, features_fwd, initialize
@@ -18,15 +18,6 @@ from fwl_ref.tree import leaves, named_leaves, tree_map
 
 CONFIG = Config(width=8, layers=1, heads=2, chunk=5)
 SETTINGS = TrainSettings(steps=6, batch=2, window=12, warmup=2, seed=3)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A few repetitive documents."""
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(12):
-        (folder / f"{i}.txt").write_text(f"the {i}th cat sat on mat {i}. " * 20)
-    return load_corpus(str(folder))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,9 @@
     update       state_{t+1} = state_t - step_t gradient_t, at the state that the token's mini-batch began with
     read         f(q) with the network before (strict) or after (inclusive) the update
 
+Token by token this is one loop for every network (``recurrent_fwd``). By whole mini-batches each layer of a network is linear attention
+(``dual_layer``); how its layers follow each other is the rule's.
+
 The inner gradient contains LayerNorm's backward pass, so the outer one needs the adjoint of that: ``layernorm_bwd_bwd``. In these files
 ``d...`` is a gradient of the inner loss and ``g_...`` one of the outer loss. Gain and bias are slow parameters, one copy per token inside,
 so that their gradients come per token, too; ``norm`` is the pair, or () to do without.
@@ -15,14 +18,36 @@ Sun et al. 2024 (arXiv 2407.04620).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..backend import Array, Tree, namespace
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
-from ..tree import leaves, tree_map
-from .common import check_rule
+from ..tree import add, leaves, tree_map, zeros_like
+from .common import check_rule, outer, stack, sums, sums_bwd, unfaded
 
 EPS = 1e-6  # LayerNorm's
+
+
+class Network(NamedTuple):
+    """What a rule brings: f and the gradient of the inner loss for one token (B,...), and the adjoints of both."""
+
+    gradient: Callable  # state, k, v, *norm -> gradient, shaped as a state
+    gradient_bwd: Callable  # g_gradient, state, k, v, *norm -> g_state, g_k, g_v, *g_norm
+    read_fwd: Callable  # state, q, *norm -> f(q), residual
+    read_bwd: Callable  # g_out, state, q, residual -> g_state, g_q, *g_norm
+
+
+class TTTResidual(NamedTuple):
+    q: Array  # (B,T,K)
+    k: Array  # (B,T,K)
+    v: Array  # (B,T,E)
+    step: Array  # (B,T)
+    norm: tuple[Array, ...]  # (B,T,E) gain and bias per token, or ()
+    states: tuple[Tree, ...]  # all T + 1 states of the recurrent form; the first of a mini-batch
+    minibatch: int
+    read: str
+    eps: float
 
 
 class InnerGradientResidual(NamedTuple):
@@ -90,6 +115,36 @@ def layer_bwd(g_y: Array, x: Array, W: Array, b: Array | None) -> tuple[Array, A
     return g_x, g_W, None if b is None else xp.sum(g_rows, axis=1)  # (B,E)
 
 
+def layer_gradient(x: Array, dy: Array, b: Array | None) -> tuple[Array, Array | None]:
+    """(B,K),(B,E),(B,E)->(B,K,E),(B,E)   dl/dW = x^T dy, dl/db = dy for one token; of b only whether there is one"""
+    return outer(x, dy), None if b is None else dy
+
+
+def layer_gradient_bwd(g_W: Array, g_b: Array | None, x: Array, dy: Array) -> tuple[Array, Array]:
+    """Adjoint of layer_gradient: g_x, g_dy."""
+    # forward: dW = x^T dy,  db = dy
+    g_x, _, _ = layer_bwd(dy, x, g_W, None)  # (B,K) dy g_W^T
+    return g_x, layer(x, g_W, g_b)  # (B,E) x g_W + g_b
+
+
+def dual_layer(q: Array, k: Array, u: Array, W: Array, b: Array | None, read: str) -> tuple[Array, Array, Array | None]:
+    """(B,S,K),(B,S,K),(B,S,E),(B,K,E),(B,E)->(B,S,E),(B,K,E),(B,E)   y_t = q_t W + b + sum_s (q_t . k_s + 1) u_s   (W.16)
+
+    A layer that every token has changed, W by k_s^T u_s and b by u_s, and that is never formed: linear attention with a constant channel
+    for the bias. Returns y, and W and b after the last token.
+    """
+    y, S = sums(_with_one(q, b), _with_one(k, b), u, unfaded(q.shape[1], q), _packed(W, b), read)  # (B,S,E), (B,K+1,E)
+    return y, *_unpacked(S, b)
+
+
+def dual_layer_bwd(g_y: Array, g_after: tuple | None, q: Array, k: Array, u: Array, W: Array, b: Array | None, read: str) -> tuple:
+    """Adjoint of dual_layer: g_q, g_k, g_u, g_W, g_b. ``g_after``: the gradients of W and b after the last token, None for 0.   (W.17)"""
+    g_S, width = None if g_after is None else _packed(*g_after), q.shape[2]  # (B,K+1,E)
+    # forward: y, S = sums([q, 1], [k, 1], u)
+    g_q, g_k, g_u, _, g_S = sums_bwd(g_y, g_S, _with_one(q, b), _with_one(k, b), u, unfaded(q.shape[1], q), _packed(W, b), read)
+    return g_q[:, :, :width], g_k[:, :, :width], g_u, *_unpacked(g_S, b)  # the channel of ones is nobody's input
+
+
 def descend(state: Tree, rate: Array, gradient: Tree) -> Tree:
     """state - rate * gradient for every parameter (B,...), the rate (B) one number per sequence"""
     return tree_map(lambda p, d: p - _broad(rate, p) * d, state, gradient)
@@ -102,6 +157,60 @@ def descend_bwd(g_state: Tree, rate: Array, gradient: Tree) -> tuple[Array, Tree
     pairs = zip(leaves(g_state), leaves(gradient), strict=True)
     g_rate = -sum(xp.sum(g * d, axis=tuple(range(1, g.ndim))) for g, d in pairs)  # (B,)
     return g_rate, tree_map(lambda g: -_broad(rate, g) * g, g_state)
+
+
+def recurrent_fwd(
+    network: Network, q: Array, k: Array, v: Array, step: Array, norm: tuple[Array, ...], state: Tree,
+    *, minibatch: int, read: str, eps: float,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T,E)...,state->(B,T,E),state   state_{t+1} = state_t - step_t dl_t/dstate   (W.14), (W.20)"""
+    states, outs = [state], []
+    for t in range(q.shape[1]):
+        if t % minibatch == 0:
+            first = states[t]
+        norm_t = [p[:, t, :] for p in norm]  # (B,E)
+        gradient = network.gradient(first, k[:, t, :], v[:, t, :], *norm_t, eps=eps)
+        states.append(descend(states[t], step[:, t], gradient))
+        out, _ = network.read_fwd(states[t] if read == "strict" else states[t + 1], q[:, t, :], *norm_t, eps=eps)  # (B,E)
+        outs.append(out)
+    return (stack(outs, v), states[-1]), TTTResidual(q, k, v, step, norm, tuple(states), minibatch, read, eps)
+
+
+def recurrent_bwd(network: Network, g_out: Array, g_state_out: Tree | None, res: TTTResidual) -> tuple:
+    """Adjoint of recurrent_fwd: backpropagation through time.   (W.15), (W.21)
+
+    Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state, those of gain and bias summed over tokens.
+    """
+    q, k, v, step, norm, states, minibatch, read, eps = res
+    namespace(g_out, q)
+    g_state = zeros_like(states[-1]) if g_state_out is None else g_state_out
+    g_first, g_qs, g_ks, g_vs, g_steps, g_norms = zeros_like(states[-1]), [], [], [], [], []
+    for t in reversed(range(q.shape[1])):
+        norm_t, seen, first = [p[:, t, :] for p in norm], states[t] if read == "strict" else states[t + 1], states[t - t % minibatch]
+        token = first, k[:, t, :], v[:, t, :], *norm_t
+        # forward: out = f(q) with the state that is read
+        _, head = network.read_fwd(seen, q[:, t, :], *norm_t, eps=eps)
+        g_seen, g_q, *g_norm_read = network.read_bwd(g_out[:, t, :], seen, q[:, t, :], head)  # (B,K)
+        g_qs.append(g_q)
+        if read == "inclusive":
+            g_state = add(g_state, g_seen)
+        # forward: state' = state - step * gradient
+        g_step, g_gradient = descend_bwd(g_state, step[:, t], network.gradient(*token, eps=eps))  # (B,)
+        g_steps.append(g_step)
+        # forward: gradient = network.gradient(first, k, v)
+        g_moved, g_k, g_v, *g_norm = network.gradient_bwd(g_gradient, *token, eps=eps)
+        g_ks.append(g_k)
+        g_vs.append(g_v)
+        g_norms.append([a + b for a, b in zip(g_norm, g_norm_read, strict=True)])
+        g_first = add(g_first, g_moved)
+        if read == "strict":
+            g_state = add(g_state, g_seen)
+        if t % minibatch == 0:
+            # forward: first = state
+            g_state, g_first = add(g_state, g_first), zeros_like(g_first)
+    tokens = (stack(rows[::-1], like) for rows, like in ((g_qs, q), (g_ks, k), (g_vs, v), (g_steps, step)))
+    g_norm = tuple(stack([rows[i] for rows in g_norms[::-1]], p) for i, p in enumerate(norm))  # (B,T,E)
+    return *tokens, *per_token_bwd(g_norm), g_state
 
 
 def check_ttt(read: str, minibatch: int, q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None) -> None:
@@ -128,6 +237,22 @@ def per_token_bwd(g_norm: tuple[Array, ...]) -> tuple[Array | None, Array | None
 def _rows(x: Array) -> Array:
     """(B,K) or (B,S,K) -> (B,S,K)"""
     return x[:, None, :] if x.ndim == 2 else x
+
+
+def _packed(W: Array, b: Array | None) -> Array:
+    """(B,K,E),(B,E)->(B,K+1,E)   a bias is a weight whose input is 1"""
+    return W if b is None else namespace(W, b).concat([W, b[:, None, :]], axis=1)
+
+
+def _unpacked(S: Array, b: Array | None) -> tuple[Array, Array | None]:
+    """The inverse of _packed; of b only whether there is one."""
+    return (S, None) if b is None else (S[:, :-1, :], S[:, -1, :])
+
+
+def _with_one(x: Array, b: Array | None) -> Array:
+    """(B,S,K)->(B,S,K+1)   the input of a packed layer"""
+    xp = namespace(x)
+    return x if b is None else xp.concat([x, xp.ones((*x.shape[:2], 1), dtype=x.dtype, device=x.device)], axis=2)
 
 
 def _broad(rate: Array, like: Array) -> Array:
