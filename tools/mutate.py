@@ -260,7 +260,7 @@ def load() -> dict:
 
 
 def save(results: dict) -> None:
-    """The whole file or none of it."""
+    """The whole file or none of it. By hand: no module of the package may be imported before a fork has replaced one."""
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     partial = RESULTS.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=1))

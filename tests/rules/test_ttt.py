@@ -89,10 +89,14 @@ def arguments(network: Network, n: Shape, seed: int) -> tuple:
     return *ttt_tokens(n, seed), *norm, network.state(n, seed)
 
 
+def function(network: Network, kind: str, way: str) -> Callable:
+    """The rule's own, e.g. ttt_mlp_dual_fwd."""
+    return getattr(network.module, f"{network.module.__name__.rsplit('.', 1)[-1]}_{kind}_{way}")
+
+
 def form(network: Network, kind: str, eps: float, minibatch: int, read: str) -> tuple[Callable, Callable]:
     """fwd(*arguments) and bwd((dout, dstate), res), one gradient for each argument that is there."""
-    name = network.module.__name__.rsplit(".", 1)[-1]
-    fwd, bwd = (getattr(network.module, f"{name}_{kind}_{way}") for way in ("fwd", "bwd"))
+    fwd, bwd = (function(network, kind, way) for way in ("fwd", "bwd"))
 
     def present(d_output: tuple, res: Any) -> tuple:
         gradients = bwd(*d_output, res)
@@ -426,7 +430,7 @@ def test_bad_settings_are_refused(network: Network, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["recurrent", "dual"])
 def test_the_epsilon_of_layernorm_is_a_millionth_unless_told_otherwise(network: Network, kind: str) -> None:
     """The same bits as with eps = 1e-6; others with 1e-2 if there is a LayerNorm.   (W.14), (W.20)"""
-    fwd = getattr(network.module, f"ttt_{network.name.split(',')[0]}_{kind}_fwd")
+    fwd = function(network, kind, "fwd")
     case = arguments(network, Shape(2, 4, 3, 3), 0)
     by_default, small, large = (fwd(*case, minibatch=2, read="strict", **eps)[0][0] for eps in ({}, {"eps": 1e-6}, {"eps": 1e-2}))
     assert_bitwise(by_default, small)
