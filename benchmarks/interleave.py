@@ -1,7 +1,8 @@
-"""Times that can be compared: jobs in turn within one run, medians over rounds, ratios within a round.
+"""Times that can be compared: jobs in turn within one run, medians over rounds, ratios within a
+round.
 
-A machine that slows down slows every job of a round, so ratios of neighbours hold where seconds do not. Set OPENBLAS_NUM_THREADS=1 for the
-steadier comparison on a machine that does other things too.
+A machine that slows down slows every job of a round, so ratios of neighbours hold where seconds do
+not. Set OPENBLAS_NUM_THREADS=1 for the steadier comparison on a machine that does other things too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Times(NamedTuple):
 
 
 def interleaved(jobs: dict[str, Callable[[], Any]], rounds: int = 5) -> dict[str, Times]:
-    """Run every job once to warm up, then ``rounds`` times in turn. A job returns an array of the device that it is to be waited for."""
+    """Run every job once to warm up, then ``rounds`` times in turn. A job returns an array of the
+    device that it is to be waited for.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for count in range(rounds + 1):
         for name, job in jobs.items():

@@ -2,8 +2,8 @@
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/ratios.py [--width 128] [--window 256] [--rounds 5] [--backend numpy]
 
-Half a minute on one core. The first table divides by a chunk of 64, the second by static reading; beside the measured ratio stands the
-ratio of multiply-adds by formula.
+Half a minute on one core. The first table divides by a chunk of 64, the second by static reading;
+beside the measured ratio stands the ratio of multiply-adds by formula.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import argparse
 import numpy as np
 from interleave import interleaved, machine
 
-from fwl_ref import cost, evaluate
 from fwl_ref.backend import BACKENDS
-from fwl_ref.data import Document
-from fwl_ref.device import to_backend
-from fwl_ref.dynamic_evaluation import Rule
-from fwl_ref.model import Config, initialize, loss_and_gradient, model_fwd
+from fwl_ref.demo import cost
+from fwl_ref.dynamic_evaluation import Descent
+from fwl_ref.lm import evaluate
+from fwl_ref.lm.data import Document
+from fwl_ref.lm.device import to_backend
+from fwl_ref.lm.model import Config, initialize, loss_and_gradient, model_fwd
 
 CHUNKS = (64, 8, 16, 32, 128, None)
 
@@ -32,7 +33,7 @@ def chunk_sizes(config: Config, window: int, rounds: int, backend: str) -> None:
     gradient = interleaved({str(c): lambda f=f: loss_and_gradient(params, text, text, None, f)[0] for c, f in configs.items()}, rounds)
     print("| chunk | forward, ms | ratio | gradient, ms | ratio | multiply-adds |\n|--:|--:|--:|--:|--:|--:|")
     for chunk, fixed in configs.items():
-        a, b, adds = forward[str(chunk)], gradient[str(chunk)], cost.fast(fixed, window) / cost.fast(configs[CHUNKS[0]], window)
+        a, b, adds = (forward[str(chunk)], gradient[str(chunk)], cost.fast(fixed, window) / cost.fast(configs[CHUNKS[0]], window))
         print(
             f"| {chunk or 'T'} | {1e3 * a.seconds:.1f} | {a.ratio:.2f} ± {a.spread:.2f} "
             f"| {1e3 * b.seconds:.1f} | {b.ratio:.2f} ± {b.spread:.2f} | {adds:.2f} |"
@@ -48,7 +49,7 @@ def ways_of_reading(config: Config, window: int, rounds: int, backend: str, segm
         "fast, reset": (evaluate.fast_weights(params, config, window), cost.fast(config, window)),
         "fast, carried": (evaluate.fast_weights(params, config, window, carried=True), cost.fast(config, window, carried=True)),
         "dynamic, whole model": (
-            evaluate.dynamic(params, config, window, rule=Rule(0.01), segment=segment),
+            evaluate.dynamic(params, config, window, descent=Descent(0.01), segment=segment),
             cost.dynamic(config, window, segment),
         ),
         "dynamic, block alone": (

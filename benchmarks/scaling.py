@@ -1,10 +1,12 @@
-"""NumPy against CuPy as the text, the width and the batch grow: forward pass and training step of the language model, float32.
+"""NumPy against CuPy as the text, the width and the batch grow: forward pass and training step of
+the language model, float32.
 
     python benchmarks/scaling.py --backend cupy --full     on a GPU: T 1k to 64k, D 128 to 1024, batch 1 to 64
     python benchmarks/scaling.py                           NumPy alone, small sizes: that the script runs, in half a minute
 
-Both libraries run in turn within one process. A size that does not fit into ``--memory`` gigabytes by the formula of ``fwl_ref.memory`` is
-left out and the line says so; NumPy is left out where one training step would take more than ``--seconds`` at the speed seen so far.
+Both libraries run in turn within one process. A size that does not fit into ``--memory`` gigabytes
+by the formula of ``fwl_ref.lm.footprint`` is left out and the line says so; NumPy is left out where
+one training step would take more than ``--seconds`` at the speed seen so far.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from collections.abc import Iterator
 
 from interleave import interleaved, machine
 
-from fwl_ref import cost, memory
 from fwl_ref.backend import BACKENDS, backend_target, peak_bytes
-from fwl_ref.check import forward, step, toy_corpus
-from fwl_ref.model import Config
-from fwl_ref.train import TrainSettings, begin
+from fwl_ref.demo import cost
+from fwl_ref.lm import footprint
+from fwl_ref.lm.model import Config
+from fwl_ref.lm.train import TrainSettings, begin
+from fwl_ref.verify.selftest import forward, step, toy_corpus
 
 FULL = ((1024, 4096, 16384, 65536), (128, 256, 512, 1024), (1, 8, 64))
 SMALL = ((128, 512), (64, 128), (1, 4))
@@ -47,9 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
     for window, width, batch in sizes(args.full):
         config = Config(width=width, layers=2, heads=max(1, width // 64))
         settings = TrainSettings(batch=batch, window=window)
-        need = memory.training(config, batch, window).total
+        need = footprint.training(config, batch, window).total
         if need > 1e9 * args.memory:
-            print(f"| {window} | {width} | {batch} | left out: {memory.readable(need)} of {args.memory:g} GB | | | | | | | |", flush=True)
+            print(
+                f"| {window} | {width} | {batch} | left out: {footprint.readable(need)} of {args.memory:g} GB | | | | | | | |", flush=True
+            )
             continue
         work = 3 * batch * window * cost.fast(config, window)  # forward, and twice that backward
         names = ["numpy"] if not speed or work / speed <= args.seconds else []
@@ -66,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
             pair = [times[f"{name} {what}"].seconds if f"{name} {what}" in times else None for name in BACKENDS]
             cells += [f"{seconds:.4f}" if seconds else "-" for seconds in pair] + [f"{pair[0] / pair[1]:.1f}" if all(pair) else "-"]
         taken = peak_bytes(target)
-        print(f"| {' | '.join([*cells, memory.readable(need), memory.readable(taken) if taken else '-'])} |", flush=True)
+        print(f"| {' | '.join([*cells, footprint.readable(need), footprint.readable(taken) if taken else '-'])} |", flush=True)
 
 
 if __name__ == "__main__":

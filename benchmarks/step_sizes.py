@@ -2,8 +2,9 @@
 
     python benchmarks/step_sizes.py [--steps 600] [--seeds 0] [--out results/step_sizes.json]
 
-Trains the demo's fast model in four variants on the standard library and reads validation documents with each. About four minutes a
-seed on two cores. The plain Markdown tables it prints are the ones in the docs.
+Trains the demo's fast model in four variants on the standard library and reads validation documents
+with each. About four minutes a seed on two cores. The plain Markdown tables it prints are the ones
+in the docs.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from fwl_ref import train as training
-from fwl_ref.data import load_corpus, training_batch
-from fwl_ref.demo import FULL, pick
-from fwl_ref.evaluate import bits_per_byte, fast_weights
+from fwl_ref.demo.parallel import worker_pool
+from fwl_ref.demo.run import FULL, pick
 from fwl_ref.fwl import write_fwd
-from fwl_ref.model import Config, Parameters, fast_settings, features_fwd, loss_and_gradient
-from fwl_ref.parallel import worker_pool
-from fwl_ref.train import TrainSettings, train
+from fwl_ref.lm import train as training
+from fwl_ref.lm.data import load_corpus, training_batch
+from fwl_ref.lm.evaluate import bits_per_byte, fast_weights
+from fwl_ref.lm.model import Config, Parameters, fast_settings, features_fwd, loss_and_gradient
+from fwl_ref.lm.train import TrainSettings, train
 from fwl_ref.tree import named_leaves
 
 VARIANTS: dict[str, tuple[dict, dict]] = {  # name -> changes of the configuration, changes of the training settings
@@ -66,7 +67,9 @@ def study(name: str, steps: int, seed: int) -> dict[str, Any]:
 
 
 def largest_shares(norms: list[dict[str, float]]) -> dict[str, float]:
-    """In the ten steps with the largest gradients, each parameter's mean share of the squared norm; the largest three."""
+    """In the ten steps with the largest gradients, each parameter's mean share of the squared norm;
+    the largest three.
+    """
     top = sorted(norms, key=lambda step: -sum(v * v for v in step.values()))[:10]
     share = {n: float(np.mean([step[n] ** 2 / sum(v * v for v in step.values()) for step in top])) for n in top[0]}
     return dict(sorted(share.items(), key=lambda item: -item[1])[:3])
@@ -83,7 +86,9 @@ def mean_direction(params: Parameters, config: Config, settings: TrainSettings, 
 
 
 def spikes(params: Parameters, config: Config, settings: TrainSettings, corpus: Any, count: int = 120) -> dict[str, Any]:
-    """What goes with a large gradient of eta_W1 on training batches: one extreme token, a long run of one byte, or writes that agree?"""
+    """What goes with a large gradient of eta_W1 on training batches: one extreme token, a long run
+    of one byte, or writes that agree?
+    """
     rows = []
     for step in range(count):
         tokens, labels, weights = training_batch(corpus.train, settings.batch, settings.window, settings.seed, step)
@@ -91,7 +96,7 @@ def spikes(params: Parameters, config: Config, settings: TrainSettings, corpus: 
         (x, _), _ = features_fwd(params, tokens, config)
         (memory, _), res = write_fwd(x, labels, weights, params.block, fast_settings(config))
         longest = max(len(list(run)) for row in tokens for _, run in groupby(row))
-        each, together = np.linalg.norm(memory.dh, axis=-1), np.linalg.norm(np.sum(memory.dh, axis=1), axis=-1)
+        each, together = (np.linalg.norm(memory.dh, axis=-1), np.linalg.norm(np.sum(memory.dh, axis=1), axis=-1))
         rows.append((abs(float(grads.eta.W1)), np.max(res.norm.rstd), np.max(each), longest, np.max(together)))
     logs = np.log(np.array(rows) + 1e-12)
     names = ("largest rstd of a token", "largest norm of dh of a token", "longest run of one byte", "norm of the sum of dh of a window")

@@ -1,4 +1,6 @@
-"""The site: Sphinx, MyST-NB, furo. ``make docs`` builds it, strictly and without a network but for the first fetch of MathJax."""
+"""The site: Sphinx, MyST-NB, furo. ``make docs`` builds it, strictly and without a network but for
+the first fetch of MathJax.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "links", "
 exclude_patterns = ["conf.py", "_ext/**", "handout/**"]
 nitpicky = True
 
-# The notebooks are shown as they are committed, with their outputs. Sphinx wants its sources in one folder, so they are copied into it.
+# The notebooks are shown as they are committed, with their outputs. Sphinx wants its sources in one
+# folder, so they are copied into it.
 nb_execution_mode = "off"
 NOTEBOOKS = HERE / "notebooks"
 shutil.rmtree(NOTEBOOKS, ignore_errors=True)

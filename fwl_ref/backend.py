@@ -1,7 +1,8 @@
 """The only file that imports an array library.
 
-Every function in the package starts with ``xp = namespace(x)``: the arrays that come in decide which library computes and in
-which precision. Nothing else in the package knows whether it runs on NumPy, on CuPy or on a strict array-API implementation.
+Every function in the package starts with ``xp = namespace(x)``: the arrays that come in decide
+which library computes and in which precision. Nothing else in the package knows whether it runs on
+NumPy, on CuPy or on a strict array-API implementation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ __all__ = [
     "BACKENDS", "BackendError", "backend_target", "backend_versions", "wait", "waiting_refused", "peak_bytes",
 ]  # fmt: skip
 
-BACKENDS = ("numpy", "cupy")  # by name, where a command asks for one; functions go by the arrays they are given
+BACKENDS = (
+    "numpy",
+    "cupy",
+)  # by name, where a command asks for one; functions go by the arrays they are given
 
 
 class BackendError(RuntimeError):
@@ -50,16 +54,22 @@ def namespace(*arrays: Array | None) -> Any:
 
 
 def library(*arrays: Array) -> Any:
-    """The namespace shared by arrays that may differ in dtype: features and labels. Raises TypeError as ``namespace`` does."""
+    """The namespace shared by arrays that may differ in dtype: features and labels. Raises
+    TypeError as ``namespace`` does.
+    """
     try:
         xp = array_api_compat.array_namespace(*arrays)
     except TypeError:
         kinds = sorted({f"{type(a).__module__}.{type(a).__name__}" for a in arrays})
-        raise TypeError(f"all arrays must come from one library, got {' and '.join(kinds)}: move them with like()") from None
+        raise TypeError(
+            f"all arrays must come from one library, got {' and '.join(kinds)}: move them with like()"
+        ) from None
     if not array_api_compat.is_numpy_namespace(xp):
         devices = {str(array_api_compat.device(a)) for a in arrays}
         if len(devices) > 1:
-            raise TypeError(f"all arrays must live on one device, got {' and '.join(sorted(devices))}: move them with like()")
+            raise TypeError(
+                f"all arrays must live on one device, got {' and '.join(sorted(devices))}: move them with like()"
+            )
     return xp
 
 
@@ -69,7 +79,9 @@ def is_host(x: Array) -> bool:
 
 
 def to_numpy(x: Array) -> host.ndarray:
-    """Copy ``x`` to the host: the one explicit device-to-host transfer (printing, plotting, saving)."""
+    """Copy ``x`` to the host: the one explicit device-to-host transfer (printing, plotting,
+    saving).
+    """
     if is_host(x):
         return host.asarray(x)
     if array_api_compat.is_cupy_array(x):
@@ -78,10 +90,12 @@ def to_numpy(x: Array) -> host.ndarray:
 
 
 def like(x: Any, target: Array, dtype: Any = None) -> Array:
-    """Move the host array ``x`` to the library and device of ``target``; keep ``x``'s dtype unless one is given.
+    """Move the host array ``x`` to the library and device of ``target``; keep ``x``'s dtype unless
+    one is given.
 
-    On a GPU the copy goes through pinned memory on the current stream and nothing waits for it: CuPy does both by itself for an array in
-    pageable host memory, and has read ``x`` when this returns.
+    On a GPU the copy goes through pinned memory on the current stream and nothing waits for it:
+    CuPy does both by itself for an array in pageable host memory, and has read ``x`` when this
+    returns.
     """
     x = host.asarray(x) if dtype is None else host.asarray(x, dtype=_host_dtype(dtype))
     if is_host(target):
@@ -101,9 +115,11 @@ def _host_dtype(dtype: Any) -> Any:
 
 
 def backend_target(backend: str) -> Array:
-    """An empty array in the library, and on the device, that ``backend`` ("numpy" or "cupy") names: a target for ``like``.
+    """An empty array in the library, and on the device, that ``backend`` ("numpy" or "cupy") names:
+    a target for ``like``.
 
-    Raises BackendError if CuPy or a GPU is missing, saying what to install; ValueError for another name.
+    Raises BackendError if CuPy or a GPU is missing, saying what to install; ValueError for another
+    name.
     """
     if backend not in BACKENDS:
         raise ValueError(f"the backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -111,7 +127,9 @@ def backend_target(backend: str) -> Array:
 
 
 def backend_versions(backend: str = "numpy") -> dict[str, str]:
-    """Names and versions a result must be reported with; for CuPy also the device. Raises as ``backend_target``."""
+    """Names and versions a result must be reported with; for CuPy also the device. Raises as
+    ``backend_target``.
+    """
     import platform
 
     found = {"python": platform.python_version(), "numpy": host.__version__}
@@ -133,16 +151,20 @@ def backend_versions(backend: str = "numpy") -> dict[str, str]:
 
 
 def wait(x: Array) -> None:
-    """Return when everything that was asked of the device of ``x`` is done: for clocks. Host arrays are always ready."""
+    """Return when everything that was asked of the device of ``x`` is done: for clocks. Host arrays
+    are always ready.
+    """
     if array_api_compat.is_cupy_array(x):
         _cupy().cuda.Device(x.device.id).synchronize()
 
 
 @contextmanager
 def waiting_refused(x: Array) -> Iterator[type[Exception]]:
-    """Inside, whatever makes the host wait for the device of ``x``, a hidden transfer above all, raises the error that this yields.
+    """Inside, whatever makes the host wait for the device of ``x``, a hidden transfer above all,
+    raises the error that this yields.
 
-    For checks. It relies on CuPy's own detection, which the host has no need of and some versions of CuPy may lack: then nothing is raised.
+    For checks. It relies on CuPy's own detection, which the host has no need of and some versions
+    of CuPy may lack: then nothing is raised.
     """
     detect = None
     if array_api_compat.is_cupy_array(x):
@@ -153,13 +175,17 @@ def waiting_refused(x: Array) -> Iterator[type[Exception]]:
         yield BackendError
         return
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="cupyx.allow_synchronize")  # it is announced to go some day
+        warnings.filterwarnings(
+            "ignore", message="cupyx.allow_synchronize"
+        )  # it is announced to go some day
         with detect(False):
             yield cupyx.DeviceSynchronized
 
 
 def peak_bytes(x: Array, reset: bool = False) -> int:
-    """The most device memory that arrays have taken since ``reset``, as held by CuPy's pool; 0 for host arrays."""
+    """The most device memory that arrays have taken since ``reset``, as held by CuPy's pool; 0 for
+    host arrays.
+    """
     if not array_api_compat.is_cupy_array(x):
         return 0
     pool = _cupy().get_default_memory_pool()
@@ -180,9 +206,13 @@ def _cupy() -> Any:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise BackendError(f"CuPy {cupy.__version__} finds no GPU ({error}): see nvidia-smi, or use the numpy backend") from None
+        raise BackendError(
+            f"CuPy {cupy.__version__} finds no GPU ({error}): see nvidia-smi, or use the numpy backend"
+        ) from None
     if not count:
-        raise BackendError(f"CuPy {cupy.__version__} finds no GPU: see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the numpy backend")
+        raise BackendError(
+            f"CuPy {cupy.__version__} finds no GPU: see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the numpy backend"
+        )
     return cupy
 
 

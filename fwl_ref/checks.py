@@ -1,7 +1,8 @@
-"""Errors at the boundary: the invariant, the value found, the likely fix. Raised before any work is done.
+"""Errors at the boundary: the invariant, the value found, the likely fix. Raised before any work is
+done.
 
-Values are inspected on the host only. Arrays on a device were checked when they were on the host, so a training step there makes no
-hidden transfer.
+Values are inspected on the host only. Arrays on a device were checked when they were on the host,
+so a training step there makes no hidden transfer.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def check_weights(weights: Array) -> None:
 
 
 def check_block_data(x: Array, labels: Array, weights: Array, slow: Any) -> None:
-    """Features, labels and weights of whole sequences, for a block with these parameters: one library, shapes that fit, values in range."""
+    """Features, labels and weights of whole sequences, for a block with these parameters: one
+    library, shapes that fit, values in range.
+    """
     namespace(x, weights, *slow)
     library(x, labels)
     if x.ndim != 3:
@@ -48,7 +51,9 @@ def check_block_data(x: Array, labels: Array, weights: Array, slow: Any) -> None
     check_like(labels, x.shape[:2], "labels", "(B,T)")
     check_like(weights, x.shape[:2], "weights", "(B,T)")
     if x.shape[2] != slow.W1.shape[0]:
-        raise ValueError(f"features have width {x.shape[2]} but W1 has shape {tuple(slow.W1.shape)}: the first axis of W1 must match")
+        raise ValueError(
+            f"features have width {x.shape[2]} but W1 has shape {tuple(slow.W1.shape)}: the first axis of W1 must match"
+        )
     check_labels(labels, slow.U.shape[1])
     check_weights(weights)
 
@@ -56,10 +61,21 @@ def check_block_data(x: Array, labels: Array, weights: Array, slow: Any) -> None
 def check_like(array: Array, shape: tuple, what: str, letters: str) -> None:
     """One entry per token, neither broadcast nor cut."""
     if tuple(array.shape) != tuple(shape):
-        raise ValueError(f"{what} must have shape {letters} = {tuple(shape)}, one per token of each sequence, got {tuple(array.shape)}")
+        raise ValueError(
+            f"{what} must have shape {letters} = {tuple(shape)}, one per token of each sequence, got {tuple(array.shape)}"
+        )
 
 
-def check_fast_block(x: Array, labels: Array, weights: Array, slow: Any, eta: Any, decay: Array, settings: Any, state: Any) -> None:
+def check_fast_block(
+    x: Array,
+    labels: Array,
+    weights: Array,
+    slow: Any,
+    eta: Any,
+    decay: Array,
+    settings: Any,
+    state: Any,
+) -> None:
     """Everything fast_block_fwd relies on."""
     check_settings(settings)
     check_decay(decay, settings)
@@ -67,22 +83,34 @@ def check_fast_block(x: Array, labels: Array, weights: Array, slow: Any, eta: An
     check_block_data(x, labels, weights, slow)
     check_divisor(settings.optimizer, slow)
     if settings.eps == 0 and x.shape[2] < 2:
-        raise ValueError("LayerNorm without epsilon needs a width of at least 2, got 1: its variance is 0; set eps > 0")
+        raise ValueError(
+            "LayerNorm without epsilon needs a width of at least 2, got 1: its variance is 0; set eps > 0"
+        )
     if state is not None:
         check_streamable(settings)
         check_state(state, x.shape[0], slow, settings.optimizer)
 
 
 def check_state(state: Any, batch: int, slow: Any, optimizer: Any = None) -> None:
-    """One entry per sequence: a state of one sequence is not broadcast to others. An optimizer's state holds its own slots."""
+    """One entry per sequence: a state of one sequence is not broadcast to others. An optimizer's
+    state holds its own slots.
+    """
     if (optimizer is None) == hasattr(state, "slots"):
-        wanted, found = ("accumulated gradients", "slots") if optimizer is None else (f"slots of {optimizer.name}", "accumulated gradients")
-        raise ValueError(f"the state must hold {wanted}, got {found}: carry a state only between calls with the same optimizer")
+        wanted, found = (
+            ("accumulated gradients", "slots")
+            if optimizer is None
+            else (f"slots of {optimizer.name}", "accumulated gradients")
+        )
+        raise ValueError(
+            f"the state must hold {wanted}, got {found}: carry a state only between calls with the same optimizer"
+        )
     held, per = (state, "sequence") if optimizer is None else (state.slots, "sequence and slot")
     lead = (batch,) if optimizer is None else (batch, len(optimizer.write(0)))
     expected = (*lead, *slow.W1.shape)
     if tuple(held.W1.shape) != expected:
-        raise ValueError(f"the state holds {tuple(held.W1.shape)} for W1, expected one matrix per {per}, {expected}")
+        raise ValueError(
+            f"the state holds {tuple(held.W1.shape)} for W1, expected one matrix per {per}, {expected}"
+        )
 
 
 def check_decay(decay: Array, settings: Any) -> None:
@@ -97,13 +125,17 @@ def check_decay(decay: Array, settings: Any) -> None:
 def check_settings(settings: Any) -> None:
     """Normalizer, constant, epsilon, chunk, optimizer."""
     if settings.normalizer not in NORMALIZERS:
-        raise ValueError(f"the normalizer must be one of {', '.join(NORMALIZERS)}, got {settings.normalizer!r}")
+        raise ValueError(
+            f"the normalizer must be one of {', '.join(NORMALIZERS)}, got {settings.normalizer!r}"
+        )
     if not (host.isfinite(settings.constant) and settings.constant > 0):
         raise ValueError(f"the constant normalizer must be finite and > 0, got {settings.constant}")
     if not (host.isfinite(settings.eps) and settings.eps >= 0):
         raise ValueError(f"LayerNorm's eps must be finite and >= 0, got {settings.eps}")
     if settings.chunk is not None and settings.chunk < 1:
-        raise ValueError(f"the chunk size must be at least 1 token (or None for one chunk), got {settings.chunk}")
+        raise ValueError(
+            f"the chunk size must be at least 1 token (or None for one chunk), got {settings.chunk}"
+        )
     if settings.optimizer is not None:
         check_optimizer(settings.optimizer)
 

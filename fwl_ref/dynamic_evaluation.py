@@ -1,10 +1,11 @@
-"""Dynamic evaluation, literally: score a segment, then take a gradient step on it (Krause et al., arXiv 1709.07432, 1904.08378).
+"""Dynamic evaluation, literally: score a segment, then take a gradient step on it (Krause et al.,
+arXiv 1709.07432, 1904.08378).
 
     SGD   theta_i = theta_{i-1} - eta grad L(segment_i; theta_{i-1})  +  lambda (theta_0 - theta_{i-1})
     RMS   theta_i = theta_{i-1} - eta grad / (sqrt(MS) + eps)  +  lambda (theta_0 - theta_{i-1}) RMSnorm
 
-Loops, first-order gradients, parameters that really change. No fast weight code is imported: this is the baseline that fast weights are
-compared with, and the oracle that they are checked against.
+Loops, first-order gradients, parameters that really change. No fast weight code is imported: this
+is the baseline that fast weights are compared with, and the oracle that they are checked against.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from .checks import check_block_data, check_segment
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from .tree import add, leaves, size, tree_map
 
-FAST_ONLY = SlowParameters(*(name in FastParameters._fields for name in SlowParameters._fields))  # a rule's subset: the block but U and c
+FAST_ONLY = SlowParameters(
+    *(name in FastParameters._fields for name in SlowParameters._fields)
+)  # a rule's subset: the block but U and c
 
 
-class Rule(NamedTuple):
+class Descent(NamedTuple):
     """How parameters move after a segment. A rate of 0 and a decay of 0 is static evaluation."""
 
     rate: Tree  # eta: one float for all parameters, or a tree of step sizes
@@ -37,19 +40,25 @@ class RmsScale(NamedTuple):
 
 
 def rms_scale(mean_square: Tree, eps: float = 0.1) -> RmsScale:
-    """The RMS rule's statistics from MS, the mean of squared gradients over training batches.   (Y.3)
+    """The RMS rule's statistics from MS, the mean of squared gradients over training
+    batches.   (Y.3)
 
-    ``eps`` is in units of mean(sqrt(MS)), so that it means the same for any model. Raises ValueError if no gradient was ever non-zero.
+    ``eps`` is in units of mean(sqrt(MS)), so that it means the same for any model. Raises
+    ValueError if no gradient was ever non-zero.
     """
     root = tree_map(lambda m: namespace(m).sqrt(m), mean_square)
     mean = sum(float(to_numpy(namespace(r).sum(r))) for r in leaves(root)) / size(root)
     if not mean > 0:
-        raise ValueError("the RMS rule needs squared gradients of some training batches, got all zeros: collect them first")
+        raise ValueError(
+            "the RMS rule needs squared gradients of some training batches, got all zeros: collect them first"
+        )
     return RmsScale(tree_map(lambda r: r + eps * mean, root), tree_map(lambda r: r / mean, root))
 
 
 def mean_square(gradients: Iterable[Tree]) -> Tree:
-    """MS, the mean of squared gradients over training batches, collected beforehand and then frozen.   (Y.3)"""
+    """MS, the mean of squared gradients over training batches, collected beforehand and then
+    frozen.   (Y.3)
+    """
     total, count = None, 0
     for gradient in gradients:
         squared = tree_map(lambda g: g * g, gradient)
@@ -60,32 +69,50 @@ def mean_square(gradients: Iterable[Tree]) -> Tree:
     return tree_map(lambda t: t / count, total)
 
 
-def update(theta: Tree, gradient: Tree, theta0: Tree, rule: Rule) -> Tree:
-    """theta after one segment: the SGD rule   (Y.1), or with ``rule.scale`` the RMS rule   (Y.2)."""
+def update(theta: Tree, gradient: Tree, theta0: Tree, descent: Descent) -> Tree:
+    """theta after one segment: the SGD rule   (Y.1), or with ``descent.scale`` the RMS
+    rule   (Y.2).
+    """
 
     def sgd(p: Array, g: Array, p0: Array, rate: Any) -> Array:
-        return p - rate * g + rule.decay * (p0 - p)
+        return p - rate * g + descent.decay * (p0 - p)
 
     def rms(p: Array, g: Array, p0: Array, rate: Any, divisor: Array, norm: Array) -> Array:
         xp = namespace(p, norm)
-        pull = xp.where(norm * rule.decay < 1, norm * rule.decay, xp.ones_like(norm))  # RMSnorm clipped to 1 / lambda
+        pull = xp.where(
+            norm * descent.decay < 1, norm * descent.decay, xp.ones_like(norm)
+        )  # RMSnorm clipped to 1 / lambda
         return p - rate * g / divisor + pull * (p0 - p)
 
-    rates = rule.rate if isinstance(rule.rate, tuple) else tree_map(lambda _: rule.rate, theta)
-    if rule.scale is None:
+    rates = (
+        descent.rate if isinstance(descent.rate, tuple) else tree_map(lambda _: descent.rate, theta)
+    )
+    if descent.scale is None:
         moved = tree_map(sgd, theta, gradient, theta0, rates)
     else:
-        moved = tree_map(rms, theta, gradient, theta0, rates, rule.scale.divisor, rule.scale.norm)
-    return moved if rule.subset is None else tree_map(lambda m, p, free: m if free else p, moved, theta, rule.subset)
+        moved = tree_map(
+            rms, theta, gradient, theta0, rates, descent.scale.divisor, descent.scale.norm
+        )
+    return (
+        moved
+        if descent.subset is None
+        else tree_map(lambda m, p, free: m if free else p, moved, theta, descent.subset)
+    )
 
 
-def dynamic_evaluation(theta0: Tree, segments: Iterable[Any], score: Callable, rule: Rule, theta: Tree | None = None) -> Iterator[tuple]:
+def dynamic_evaluation(
+    theta0: Tree,
+    segments: Iterable[Any],
+    score: Callable,
+    descent: Descent,
+    theta: Tree | None = None,
+) -> Iterator[tuple]:
     """Score each segment with the parameters of before it, then update on it.
 
     Parameters
-    ----------
-    score : ``score(theta, segment) -> result, gradient``, the gradient of the segment's loss at theta.
-    theta : where to start; None = theta0. Start each document at theta0 unless you mean to carry on.
+    ---------- score : ``score(theta, segment) -> result, gradient``, the gradient of the segment's
+    loss at theta. theta : where to start; None = theta0. Start each document at theta0 unless you
+    mean to carry on.
 
     Yields
     ------
@@ -94,7 +121,7 @@ def dynamic_evaluation(theta0: Tree, segments: Iterable[Any], score: Callable, r
     theta = theta0 if theta is None else theta
     for segment in segments:
         result, gradient = score(theta, segment)
-        theta = update(theta, gradient, theta0, rule)
+        theta = update(theta, gradient, theta0, descent)
         yield result, theta
 
 
@@ -111,18 +138,17 @@ def evaluate_block(
     eps: float = 1e-6,
     stale: bool = False,
 ) -> tuple[Array, FastParameters]:
-    """Dynamic evaluation of the block alone, on given features, one set of parameters per sequence.   (Y.4)
+    """Dynamic evaluation of the block alone, on given features, one set of parameters per
+    sequence.   (Y.4)
 
     Parameters
-    ----------
-    x, labels, weights : (B,T,D), (B,T), (B,T)
-    segment : tokens per update, L
-    n : the normalizer N, a number or one per sequence (B,)
-    stale : take every gradient at theta_0 instead of at the current parameters. With ``segment`` 1 this is what fast weights compute.
+    ---------- x, labels, weights : (B,T,D), (B,T), (B,T) segment : tokens per update, L n : the
+    normalizer N, a number or one per sequence (B,) stale : take every gradient at theta_0 instead
+    of at the current parameters. With ``segment`` 1 this is what fast weights compute.
 
     Returns
-    -------
-    logits (B,T,V), each scored before the update on its segment, and the final fast parameters with a leading batch axis.
+    ------- logits (B,T,V), each scored before the update on its segment, and the final fast
+    parameters with a leading batch axis.
 
     Raises
     ------
@@ -133,7 +159,7 @@ def evaluate_block(
     check_block_data(x, labels, weights, slow)
     xp = namespace(x, weights, *slow)
     rates = SlowParameters(*eta, 0.0, 0.0)
-    rule = Rule(rates, decay, subset=FAST_ONLY)
+    descent = Descent(rates, decay, subset=FAST_ONLY)
     all_logits, finals = [], []
     for b in range(x.shape[0]):
         share = weights[b, ...] / (n if isinstance(n, int | float) or n.ndim == 0 else n[b])  # (T,)
@@ -147,8 +173,10 @@ def evaluate_block(
 
         parts = [slice(s, min(s + segment, x.shape[1])) for s in range(0, x.shape[1], segment)]
         rows, theta = [xp.zeros((0, slow.U.shape[1]), dtype=x.dtype, device=x.device)], slow
-        for logits, theta in dynamic_evaluation(slow, parts, score, rule):  # noqa: B007 the last theta is the answer
+        for logits, theta in dynamic_evaluation(slow, parts, score, descent):  # noqa: B007 the last theta is the answer
             rows.append(logits)
         all_logits.append(xp.concat(rows, axis=0))  # (T,V)
         finals.append(theta[: len(FastParameters._fields)])
-    return xp.stack(all_logits), FastParameters(*(xp.stack(list(column)) for column in zip(*finals, strict=True)))
+    return xp.stack(all_logits), FastParameters(
+        *(xp.stack(list(column)) for column in zip(*finals, strict=True))
+    )

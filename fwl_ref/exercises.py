@@ -1,12 +1,15 @@
-"""The notebooks' exercises check themselves: one line that says where an answer goes wrong, and never what the answer is.
+"""The notebooks' exercises check themselves: one line that says where an answer goes wrong, and
+never what the answer is.
 
     check("my_dense_bwd", my_dense_bwd, dense_bwd, cases, mistakes={"Is it x^T dy or dy x^T?": transposed})
 
-prints ``not done yet``, the first wrong entry with a hint, or ``correct``. A hint comes from ``mistakes``, wrong versions of the
-function by the hint that helps whoever wrote the same; without a match it is the sign or the size of the entry. A blank, a wrong shape
-or an error inside the attempt is a line too, not a traceback, so a notebook with blanks runs from top to bottom.
+prints ``not done yet``, the first wrong entry with a hint, or ``correct``. A hint comes from
+``mistakes``, wrong versions of the function by the hint that helps whoever wrote the same; without
+a match it is the sign or the size of the entry. A blank, a wrong shape or an error inside the
+attempt is a line too, not a traceback, so a notebook with blanks runs from top to bottom.
 
-``agree`` and the two ``adjoint_by_differences`` are what the notebooks compare gradients with on the way.
+``agree`` and the two ``adjoint_by_differences`` are what the notebooks compare gradients with on
+the way.
 """
 
 from __future__ import annotations
@@ -18,7 +21,15 @@ from .backend import Tree, host, is_host, to_numpy
 from .gradcheck import directional_difference
 from .tree import leaves, rebuild
 
-__all__ = ["check", "verdict", "agree", "adjoint_by_differences", "second_adjoint_by_differences", "first_wrong", "WrongEntry"]
+__all__ = [
+    "check",
+    "verdict",
+    "agree",
+    "adjoint_by_differences",
+    "second_adjoint_by_differences",
+    "first_wrong",
+    "WrongEntry",
+]
 
 RTOL = 1e-8  # of the largest entry: far above float64 rounding, far below a wrong formula
 
@@ -52,28 +63,32 @@ def verdict(
     mistakes: Mapping[str, Any] | None = None,
     returns: Sequence[str] = (),
 ) -> str:
-    """One line on how ``attempt(*case)`` compares with ``reference(*case)`` in every case, in order.
+    """One line on how ``attempt(*case)`` compares with ``reference(*case)`` in every case, in
+    order.
 
     Parameters
-    ----------
-    attempt, reference : functions of the same arguments; or values, if there is nothing to call (``cases`` left out).
+    ---------- attempt, reference : functions of the same arguments; or values, if there is nothing
+    to call (``cases`` left out).
         Results: an array, a number, a text, a shape (a tuple of ints), or a tuple of arrays.
     cases : tuples of arguments. Let sizes differ from each other, or a transpose goes unseen.
-    mistakes : hint -> a likely wrong version of the function (or value). The hint of the first that the attempt agrees with is shown.
+        mistakes : hint -> a likely wrong version of the function (or value). The hint of the first
+        that the attempt agrees with is shown.
         In a tuple of results it is the first wrong one that must agree; a version may return None for the others. Instead of a version,
         the name of a result: a hint for that result if nothing before it fits; or None: for whatever is wrong.
     returns : names for the entries of a tuple of results; a NamedTuple has its own.
 
     Returns
-    -------
-    ``"NAME: not done yet (returned None)"``, ``"NAME: correct"``, or what is wrong first. The expected number is never in it.
+    ------- ``"NAME: not done yet (returned None)"``, ``"NAME: correct"``, or what is wrong first.
+    The expected number is never in it.
     """
     for number, case in enumerate(cases):
         expected = _call(reference, case)
         copy = tuple(_copy(a) for a in case)
         try:
             found = _call(attempt, copy)
-        except Exception as error:  # the reader's code: any error is an answer, and one line says which
+        except (
+            Exception
+        ) as error:  # the reader's code: any error is an answer, and one line says which
             return f"{name}: {_line(error)}raised {type(error).__name__}: {' '.join(str(error).split())}"
         problem = _problem(found, expected, returns)
         if problem is None and not all(_same(a, b) for a, b in zip(copy, case, strict=True)):
@@ -87,7 +102,9 @@ def verdict(
 
 
 def agree(found: Tree, expected: Tree, rtol: float = 1e-10) -> bool:
-    """True if two results have the same shapes and agree to ``rtol`` of the largest entry, array by array."""
+    """True if two results have the same shapes and agree to ``rtol`` of the largest entry, array by
+    array.
+    """
     found, expected = (
         leaves(found if isinstance(found, tuple) else (found,)),
         leaves(expected if isinstance(expected, tuple) else (expected,)),
@@ -97,10 +114,13 @@ def agree(found: Tree, expected: Tree, rtol: float = 1e-10) -> bool:
     return all(first_wrong(a, b, rtol) is None for a, b in zip(found, expected, strict=True))
 
 
-def adjoint_by_differences(f: Callable[..., Tree], args: tuple, cotangent: Tree, step: float = 1e-3) -> tuple:
+def adjoint_by_differences(
+    f: Callable[..., Tree], args: tuple, cotangent: Tree, step: float = 1e-3
+) -> tuple:
     """J^T cotangent of ``f`` at ``args``, entry by entry: slow, and it knows no derivative.
 
-    Each entry is a sixth-order central difference, good to about 1e-10. One result per argument; None for integers and non-arrays.
+    Each entry is a sixth-order central difference, good to about 1e-10. One result per argument;
+    None for integers and non-arrays.
     """
     given, results = leaves((cotangent,)), []
     for i, arg in enumerate(args):
@@ -114,17 +134,31 @@ def adjoint_by_differences(f: Callable[..., Tree], args: tuple, cotangent: Tree,
                 unit = host.zeros_like(part)
                 unit[index] = 1
                 tangents = [unit if k == j else None for k in range(len(parts))]
-                change = leaves((directional_difference(f, args, tuple(tangents if k == i else None for k in range(len(args))), step),))
-                gradients[j][index] = sum(float(host.sum(u * v)) for u, v in zip(given, change, strict=True))
+                change = leaves(
+                    (
+                        directional_difference(
+                            f,
+                            args,
+                            tuple(tangents if k == i else None for k in range(len(args))),
+                            step,
+                        ),
+                    )
+                )
+                gradients[j][index] = sum(
+                    float(host.sum(u * v)) for u, v in zip(given, change, strict=True)
+                )
         results.append(rebuild((arg,), gradients)[0])
     return tuple(results)
 
 
-def second_adjoint_by_differences(f: Callable[..., Tree], args: tuple, g_d_args: tuple, dy: Tree, step: float = 3e-3) -> tuple:
+def second_adjoint_by_differences(
+    f: Callable[..., Tree], args: tuple, g_d_args: tuple, dy: Tree, step: float = 3e-3
+) -> tuple:
     """g_dy and g_args of ``f_bwd`` as a function of (dy, args), from the forward pass alone.
 
-    <g, J^T dy> = <dy, J g>, so g_dy = J g is the forward derivative along g, and g_args is the gradient of <dy, J g>: a difference of
-    differences, good to about 1e-10 where ``f`` is smooth. ``None`` in ``g_d_args`` is zero.
+    <g, J^T dy> = <dy, J g>, so g_dy = J g is the forward derivative along g, and g_args is the
+    gradient of <dy, J g>: a difference of differences, good to about 1e-10 where ``f`` is smooth.
+    ``None`` in ``g_d_args`` is zero.
     """
     tangents = tuple(None if g is None else leaves((g,)) for g in g_d_args)
 
@@ -135,8 +169,13 @@ def second_adjoint_by_differences(f: Callable[..., Tree], args: tuple, g_d_args:
 
 
 def first_wrong(found: Any, expected: Any, rtol: float = RTOL) -> WrongEntry | None:
-    """The first entry, in reading order, off by more than ``rtol`` times the largest expected entry; None if there is none."""
-    found, expected = host.asarray(found) * 1.0, host.asarray(expected) * 1.0  # booleans cannot be subtracted
+    """The first entry, in reading order, off by more than ``rtol`` times the largest expected
+    entry; None if there is none.
+    """
+    found, expected = (
+        host.asarray(found) * 1.0,
+        host.asarray(expected) * 1.0,
+    )  # booleans cannot be subtracted
     with host.errstate(invalid="ignore"):
         wrong = ~(host.abs(found - expected) <= rtol * host.max(host.abs(expected), initial=0.0))
     if not host.any(wrong):
@@ -162,7 +201,11 @@ def _problem(found: Any, expected: Any, returns: Sequence[str] = (), name: str =
     if found is None or found is Ellipsis:
         return f"not done yet ({name} is None)" if name else "not done yet (returned None)"
     if isinstance(expected, str | bool):
-        return None if type(found) is type(expected) and found == expected else f"{_said(found)} is not it"
+        return (
+            None
+            if type(found) is type(expected) and found == expected
+            else f"{_said(found)} is not it"
+        )
     if _is_shape(expected):
         return _shape_problem(found, expected)
     if isinstance(expected, tuple):
@@ -171,7 +214,14 @@ def _problem(found: Any, expected: Any, returns: Sequence[str] = (), name: str =
             count = len(found) if isinstance(found, tuple | list) else 1
             return f"returned {count} result{'s' * (count != 1)}, expected {len(expected)}: {', '.join(names)}"
         pairs = [(f, e, n) for f, e, n in zip(found, expected, names, strict=True) if e is not None]
-        return next((p for f, e, n in pairs if (p := _problem(f, e, (), f"{name}.{n}" if name else n)) is not None), None)
+        return next(
+            (
+                p
+                for f, e, n in pairs
+                if (p := _problem(f, e, (), f"{name}.{n}" if name else n)) is not None
+            ),
+            None,
+        )
     return _array_problem(found, expected, name)
 
 
@@ -184,7 +234,11 @@ def _array_problem(found: Any, expected: Any, name: str) -> str | None:
     wrong = first_wrong(found, expected)
     if wrong is None:
         return None
-    entry = f"{name or 'entry'}{' ' * (not name)}[{', '.join(map(str, wrong.index))}]" if wrong.index else name or "the result"
+    entry = (
+        f"{name or 'entry'}{' ' * (not name)}[{', '.join(map(str, wrong.index))}]"
+        if wrong.index
+        else name or "the result"
+    )
     count = f"; {wrong.count} of {found.size} entries are wrong" if found.size > 1 else ""
     return f"first wrong entry: {entry} = {wrong.found:.3g}, {_side(wrong)}{_pattern(found, expected)}{count}"
 
@@ -208,8 +262,16 @@ def _pattern(found: Any, expected: Any) -> str:
         return ""
     factor = host.sum(found * expected) / max(host.sum(expected * expected), 1e-300)
     if factor != 0 and first_wrong(found, factor * expected) is None:
-        return ", as every sign is" if abs(factor + 1) < RTOL else " (the whole result has one wrong factor)"
-    if found.ndim > 1 and found.shape[-1] == found.shape[-2] and first_wrong(host.swapaxes(found, -1, -2), expected) is None:
+        return (
+            ", as every sign is"
+            if abs(factor + 1) < RTOL
+            else " (the whole result has one wrong factor)"
+        )
+    if (
+        found.ndim > 1
+        and found.shape[-1] == found.shape[-2]
+        and first_wrong(host.swapaxes(found, -1, -2), expected) is None
+    ):
         return " (the result is the transpose)"
     return ""
 
@@ -227,11 +289,27 @@ def _names(expected: tuple, returns: Sequence[str]) -> Sequence[str]:
     return getattr(expected, "_fields", returns) or [f"result {i}" for i in range(len(expected))]
 
 
-def _hint(found: Any, expected: Any, case: tuple, mistakes: Mapping[str, Any], returns: Sequence[str]) -> str:
-    """The hint of the mistake that gives what was found; one that cannot be told from the right answer here counts as none."""
+def _hint(
+    found: Any, expected: Any, case: tuple, mistakes: Mapping[str, Any], returns: Sequence[str]
+) -> str:
+    """The hint of the mistake that gives what was found; one that cannot be told from the right
+    answer here counts as none.
+    """
     pick, result = (lambda x: x), None
-    if isinstance(expected, tuple) and not _is_shape(expected) and isinstance(found, tuple | list) and len(found) == len(expected):
-        wrong = next((i for i, (f, e) in enumerate(zip(found, expected, strict=True)) if e is not None and _problem(f, e)), 0)
+    if (
+        isinstance(expected, tuple)
+        and not _is_shape(expected)
+        and isinstance(found, tuple | list)
+        and len(found) == len(expected)
+    ):
+        wrong = next(
+            (
+                i
+                for i, (f, e) in enumerate(zip(found, expected, strict=True))
+                if e is not None and _problem(f, e)
+            ),
+            0,
+        )
         pick, result = (lambda x: x[wrong]), _names(expected, returns)[wrong]
     for hint, mistake in mistakes.items():
         if mistake is None or (result is not None and mistake == result):
@@ -239,7 +317,11 @@ def _hint(found: Any, expected: Any, case: tuple, mistakes: Mapping[str, Any], r
         if isinstance(mistake, str) and not isinstance(expected, str):
             continue
         version = pick(_call(mistake, tuple(_copy(a) for a in case)))
-        if version is not None and _problem(pick(found), version) is None and _problem(version, pick(expected)) is not None:
+        if (
+            version is not None
+            and _problem(pick(found), version) is None
+            and _problem(version, pick(expected)) is not None
+        ):
             return f". Hint: {hint}"
     return ""
 

@@ -1,4 +1,5 @@
-"""The fast weight block: write, read, and both differentiated (Clark et al., EMNLP 2022, arXiv 2212.02475).
+"""The fast weight block: write, read, and both differentiated (Clark et al., EMNLP 2022, arXiv
+2212.02475).
 
     sweep  function    direction
     1      write_fwd   up     slow forward
@@ -23,17 +24,18 @@
                            '--------- |  their gradients  | <--------------'
                                       +-------------------+
 
-The numbers are the order in time; up is towards a loss, down is towards the features x. The forward pass fills the memory (1, 2) and
-uses it (3). The backward pass retraces those steps in reverse: 4 undoes 3, 5 undoes 2, 6 undoes 1. The features also enter sweep 3
-directly, as queries, and sweep 4 returns that share of g_x.
+The numbers are the order in time; up is towards a loss, down is towards the features x. The forward
+pass fills the memory (1, 2) and uses it (3). The backward pass retraces those steps in reverse: 4
+undoes 3, 5 undoes 2, 6 undoes 1. The features also enter sweep 3 directly, as queries, and sweep 4
+returns that share of g_x.
 
 Token t uses, for every fast parameter p,
 
     p_t = p - eta_p sum_{s<t} (1 - lambda)^{t-s-1} dl_s/dp / N
 
-A weight gradient is an outer product (input, output gradient), so x_t W_t is linear attention: query the fast input, key the slow input,
-value the slow output gradient. A bias is a weight whose input is 1, so the keys carry a constant channel and one call serves weight and
-bias together.
+A weight gradient is an outer product (input, output gradient), so x_t W_t is linear attention:
+query the fast input, key the slow input, value the slow output gradient. A bias is a weight whose
+input is 1, so the keys carry a constant channel and one call serves weight and bias together.
 
 ``d...`` is what the slow loss says, ``g_...`` is what the outer loss says.
 """
@@ -44,29 +46,45 @@ from typing import NamedTuple
 
 from .backend import Array, namespace
 from .checks import check_fast_block
-from .ops.cross_entropy import CrossEntropyResidual, cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
+from .ops.cross_entropy import (
+    CrossEntropyResidual,
+    cross_entropy_bwd,
+    cross_entropy_bwd_bwd,
+    cross_entropy_fwd,
+)
 from .ops.dense import DenseResidual, dense_bwd, dense_bwd_bwd, dense_dx, dense_fwd
 from .ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
 from .ops.linear_attention import linear_attention_chunked_bwd, linear_attention_chunked_fwd
 from .ops.masked_attention import masked_attention_chunked_bwd, masked_attention_chunked_fwd
-from .ops.squared_relu import SquaredReluResidual, squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
+from .ops.squared_relu import (
+    SquaredReluResidual,
+    squared_relu_bwd,
+    squared_relu_bwd_bwd,
+    squared_relu_fwd,
+)
 from .optimizers import Optimizer, OptimizerState, preconditioned_heads, system
 from .slow_block import FastParameters, SlowParameters
 
 
 class FastSettings(NamedTuple):
-    """What is fixed about a fast weight block. See docs/notation.md for the normalizers, model.py for the dialects."""
+    """What is fixed about a fast weight block. See docs/notation.md for the normalizers, model.py
+    for the dialects.
+    """
 
     normalizer: str = "constant"  # "constant", "sequence" or "batch"
     constant: float = 1.0  # the value of N if the normalizer is constant
     eps: float = 1e-6  # LayerNorm; the tf dialect has 0
     chunk: int | None = 64  # tokens per chunk of the linear attention; None = parallel form
     first_order: bool = False  # stop the outer gradient at the memory's values
-    optimizer: Optimizer | None = None  # what the read does with past gradients; None = SGD with the learned decay
+    optimizer: Optimizer | None = (
+        None  # what the read does with past gradients; None = SGD with the learned decay
+    )
 
 
 class Memory(NamedTuple):
-    """What write leaves behind for read. Keys are inputs, values are gradients of the slow loss, per token."""
+    """What write leaves behind for read. Keys are inputs, values are gradients of the slow loss,
+    per token.
+    """
 
     h: Array  # (B,T,F) slow hidden input: the fast pass starts from it, h' = h - ...
     x: Array  # (B,T,D) keys of layer 1
@@ -95,7 +113,9 @@ class WriteResidual(NamedTuple):
 
 
 class ReadResidual(NamedTuple):
-    """Sweep 3. An attention's residual is that of linear attention or, with an optimizer, one of masked attention per head."""
+    """Sweep 3. An attention's residual is that of linear attention or, with an optimizer, one of
+    masked attention per head.
+    """
 
     a: Array  # (B,T,F) fast hidden activation a'
     x: Array  # (B,T,D)
@@ -121,18 +141,27 @@ def normalizer(weights: Array, settings: FastSettings) -> Array:
     xp = namespace(weights)
     if settings.normalizer == "constant":
         return xp.full((), settings.constant, dtype=weights.dtype, device=weights.device)
-    n = xp.sum(weights) if settings.normalizer == "batch" else xp.sum(weights, axis=1, keepdims=True)
+    n = (
+        xp.sum(weights)
+        if settings.normalizer == "batch"
+        else xp.sum(weights, axis=1, keepdims=True)
+    )
     return xp.where(n > 0, n, xp.ones_like(n))  # all weights zero: nothing is written, whatever N
 
 
-def write_fwd(x: Array, labels: Array, weights: Array, slow: SlowParameters, settings: FastSettings):
+def write_fwd(
+    x: Array, labels: Array, weights: Array, slow: SlowParameters, settings: FastSettings
+):
     """(B,T,D),(B,T),(B,T)->Memory,(B,T,V)   sweeps 1 and 2   (F.1)"""
     xp = namespace(x, weights, *slow)
     # sweep 1, up: slow forward
     h, dense1 = dense_fwd(x, slow.W1, slow.b1)  # (B,T,F)
     a, act = squared_relu_fwd(h)  # (B,T,F)
     z, dense2 = dense_fwd(a, slow.W2, slow.b2)  # (B,T,D)
-    gain, bias = xp.broadcast_to(slow.gain, z.shape), xp.broadcast_to(slow.bias, z.shape)  # (B,T,D) per token: so are the gradients
+    gain, bias = (
+        xp.broadcast_to(slow.gain, z.shape),
+        xp.broadcast_to(slow.bias, z.shape),
+    )  # (B,T,D) per token: so are the gradients
     n, norm = layernorm_fwd(z, gain, bias, settings.eps)  # (B,T,D)
     logits, unembed = dense_fwd(n, slow.U, slow.c)  # (B,T,V)
     _, loss = cross_entropy_fwd(logits, labels)
@@ -143,7 +172,9 @@ def write_fwd(x: Array, labels: Array, weights: Array, slow: SlowParameters, set
     dz, dgain, dbias = layernorm_bwd(dn, norm)  # (B,T,D)
     da = dense_dx(dz, dense2)  # (B,T,F)
     dh = squared_relu_bwd(da, act)  # (B,T,F)
-    res = WriteResidual(dense1, act, dense2, norm, unembed, loss, dnll, dlogits, dn, dz, da, settings.first_order)
+    res = WriteResidual(
+        dense1, act, dense2, norm, unembed, loss, dnll, dlogits, dn, dz, da, settings.first_order
+    )
     return (Memory(h, x, dh, a, dz, dgain, dbias), logits), res
 
 
@@ -156,9 +187,11 @@ def read_fwd(
     state: FastParameters | OptimizerState | None,
     settings: FastSettings,
 ):
-    """Memory,(B,T,D)->(B,T,V),FastParameters   sweep 3: fast logits and the accumulated gradients   (F.2)
+    """Memory,(B,T,D)->(B,T,V),FastParameters   sweep 3: fast logits and the accumulated
+    gradients   (F.2)
 
-    With ``settings.optimizer`` the mask is that optimizer's and the state an OptimizerState   (O.23)
+    With ``settings.optimizer`` the mask is that optimizer's and the state an
+    OptimizerState   (O.23)
     """
     xp = namespace(x, decay, *eta, *slow)
     keep, chunk, optimizer = 1 - decay, settings.chunk, settings.optimizer
@@ -177,7 +210,8 @@ def read_fwd(
     q2 = xp.concat([eta.W2 * a, eta.b2 * ones], axis=-1)  # (B,T,F+1)
     k2 = xp.concat([memory.a, ones], axis=-1)  # (B,T,F+1)
     (o2, state2), attention2 = _attend_fwd(q2, k2, memory.dz, keep, state2, chunk, tables, heads2)
-    # gain_t = gain - eta_gain sum_{s<t} dgain_s, and the same for the bias: cumulative sums, q = k = 1
+    # gain_t = gain - eta_gain sum_{s<t} dgain_s, and the same for the bias: cumulative sums, q = k
+    # = 1
     v3 = xp.concat([memory.dgain, memory.dbias], axis=-1)  # (B,T,2D)
     (sums, state3), attention3 = _attend_fwd(ones, ones, v3, keep, state3, chunk, tables, heads3)
     width = x.shape[-1]
@@ -185,7 +219,9 @@ def read_fwd(
     bias = slow.bias - eta.bias * sums[..., width:]  # (B,T,D)
     n, norm = layernorm_fwd(zslow - o2, gain, bias, settings.eps)  # (B,T,D)
     logits, unembed = dense_fwd(n, slow.U, slow.c)  # (B,T,V)
-    res = ReadResidual(a, x, sums, attention1, attention2, attention3, act, dense2, norm, unembed, eta, optimizer)
+    res = ReadResidual(
+        a, x, sums, attention1, attention2, attention3, act, dense2, norm, unembed, eta, optimizer
+    )
     held = _unpack(state1, state2, state3)
     return (logits, OptimizerState(held, start + x.shape[1]) if optimizer else held), res
 
@@ -193,8 +229,9 @@ def read_fwd(
 def read_bwd(g_logits: Array, g_state: FastParameters | None, res: ReadResidual):
     """Adjoint of read_fwd: sweep 4.   (F.4)
 
-    Returns g_memory, g_x, g_slow (None for W1 and b1, which enter through memory.h alone), g_eta, g_decay, g_state_in. With an
-    optimizer the gradients of a state are those of its slots, and g_decay is 0.
+    Returns g_memory, g_x, g_slow (None for W1 and b1, which enter through memory.h alone), g_eta,
+    g_decay, g_state_in. With an optimizer the gradients of a state are those of its slots, and
+    g_decay is 0.
     """
     xp = namespace(g_logits)
     eta, width, fwidth = res.eta, res.x.shape[-1], res.a.shape[-1]
@@ -223,7 +260,9 @@ def read_bwd(g_logits: Array, g_state: FastParameters | None, res: ReadResidual)
     g_x = eta.W1 * g_q1[..., :width]  # (B,T,D)
     # sweep 3: keep = 1 - decay
     g_decay = -(g_keep1 + g_keep2 + g_keep3)  # ()
-    g_memory = Memory(g_h, g_k1[..., :width], g_dh, g_k2[..., :fwidth], g_dz, g_v3[..., :width], g_v3[..., width:])
+    g_memory = Memory(
+        g_h, g_k1[..., :width], g_dh, g_k2[..., :fwidth], g_dz, g_v3[..., :width], g_v3[..., width:]
+    )
     g_slow = SlowParameters(None, None, g_W2, g_b2, g_gain, g_bias, g_U, g_c)
     g_eta = FastParameters(g_eta_W1, g_eta_b1, g_eta_W2, g_eta_b2, g_eta_gain, g_eta_bias)
     return g_memory, g_x, g_slow, g_eta, g_decay, _unpack(g_state1, g_state2, g_state3)
@@ -232,7 +271,8 @@ def read_bwd(g_logits: Array, g_state: FastParameters | None, res: ReadResidual)
 def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParameters]:
     """Adjoint of write_fwd with respect to x and the slow parameters: sweeps 5 and 6.   (F.5)
 
-    With ``first_order`` the memory's values count as constants: sweep 5 falls away and sweep 6 carries the keys' gradients only.
+    With ``first_order`` the memory's values count as constants: sweep 5 falls away and sweep 6
+    carries the keys' gradients only.
     """
     xp = namespace(*g_memory)
     g_a, g_h, g_slow = g_memory.a, g_memory.h, None
@@ -244,7 +284,9 @@ def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParamete
         g_dz, _, g_W2_5, _ = dense_bwd_bwd(g_da, None, None, res.dz, res.dense2)  # (B,T,D)
         # sweep 2: dz, dgain, dbias = layernorm_bwd(dn)
         g_dz += g_memory.dz
-        g_dn, g_z5, g_gain5, _ = layernorm_bwd_bwd(g_dz, g_memory.dgain, g_memory.dbias, res.dn, res.norm)  # (B,T,D)
+        g_dn, g_z5, g_gain5, _ = layernorm_bwd_bwd(
+            g_dz, g_memory.dgain, g_memory.dbias, res.dn, res.norm
+        )  # (B,T,D)
         # sweep 2: dn = dlogits U^T
         g_dlogits, _, g_U5, _ = dense_bwd_bwd(g_dn, None, None, res.dlogits, res.unembed)  # (B,T,V)
         # sweep 2: dlogits = cross_entropy_bwd(w / N)
@@ -281,10 +323,10 @@ def fast_block_fwd(
     """(B,T,D),(B,T),(B,T)->(B,T,V),(B,T,V),FastParameters   write, then read   (F.6)
 
     Parameters
-    ----------
-    x, labels, weights : features; the next token at each position; its weight in the slow loss (0 = not written)
-    slow, eta, decay : slow parameters, six step sizes, the rate lambda at which updates fade towards the slow weights
-    state : what an earlier call returned as state_out; needs the constant normalizer. None = nothing yet. It is the gradients accumulated
+    ---------- x, labels, weights : features; the next token at each position; its weight in the
+    slow loss (0 = not written) slow, eta, decay : slow parameters, six step sizes, the rate lambda
+    at which updates fade towards the slow weights state : what an earlier call returned as
+    state_out; needs the constant normalizer. None = nothing yet. It is the gradients accumulated
         before the first token, per sequence, or with ``settings.optimizer`` the slots of that optimizer
 
     Returns
@@ -304,7 +346,8 @@ def fast_block_fwd(
 
 
 def fast_block_bwd(g_logits: Array, g_state: FastParameters | None, res: FastBlockResidual):
-    """Adjoint of fast_block_fwd for a loss on the fast logits (and, rarely, on the final state): sweeps 4, 5, 6.   (F.7)
+    """Adjoint of fast_block_fwd for a loss on the fast logits (and, rarely, on the final state):
+    sweeps 4, 5, 6.   (F.7)
 
     Returns g_x, g_slow, g_eta, g_decay, g_state_in.
     """
@@ -316,7 +359,9 @@ def fast_block_bwd(g_logits: Array, g_state: FastParameters | None, res: FastBlo
 
 
 def _attend_fwd(q, k, v, keep, state, chunk, tables, heads):
-    """One strictly causal read: with the mask of the learned decay, or with the optimizer's, a sum over the heads of its preconditioner."""
+    """One strictly causal read: with the mask of the learned decay, or with the optimizer's, a sum
+    over the heads of its preconditioner.
+    """
     if tables is None:
         return linear_attention_chunked_fwd(q, k, v, keep, state, chunk)
     total, residuals = 0, []
@@ -335,7 +380,8 @@ def _attend_bwd(dout, dstate_out, res, optimizer):
     xp = namespace(dout)
     dq, dk, dv, dstate = 0, 0, 0, None
     for u, w, head in res:
-        # forward: total += w out, out and state_out = attention(u q, k, v, state); every head leaves the same state, count it once
+        # forward: total += w out, out and state_out = attention(u q, k, v, state); every head
+        # leaves the same state, count it once
         dq_r, dk_r, dv_r, dstate_r = masked_attention_chunked_bwd(w * dout, dstate_out, head)
         dq, dk, dv, dstate_out = dq + u * dq_r, dk + dk_r, dv + dv_r, None
         dstate = dstate_r if dstate is None else dstate + dstate_r
@@ -343,7 +389,9 @@ def _attend_bwd(dout, dstate_out, res, optimizer):
 
 
 def _heads(optimizer: Optimizer | None) -> tuple:
-    """The heads (u, w) of each of the three reads; without a preconditioner one head that changes nothing."""
+    """The heads (u, w) of each of the three reads; without a preconditioner one head that changes
+    nothing.
+    """
     if optimizer is None or optimizer.divisor is None:
         return (((1.0, 1.0),),) * 3
     pairs = [preconditioned_heads(divisor) for divisor in _pack(optimizer.divisor)]  # (R,K), (R,E)
@@ -351,7 +399,9 @@ def _heads(optimizer: Optimizer | None) -> tuple:
 
 
 def _pack(state: FastParameters | None):
-    """Six accumulated gradients -> the three attention states; a bias is the row of a constant key. Leading axes: sequences, slots."""
+    """Six accumulated gradients -> the three attention states; a bias is the row of a constant key.
+    Leading axes: sequences, slots.
+    """
     if state is None:
         return None, None, None
     xp = namespace(*state)
@@ -360,11 +410,18 @@ def _pack(state: FastParameters | None):
     return layer1, layer2, xp.concat([state.gain, state.bias], axis=-1)[..., None, :]  # (...,1,2D)
 
 
-def _unpack(layer1: Array | None, layer2: Array | None, norm: Array | None) -> FastParameters | None:
+def _unpack(
+    layer1: Array | None, layer2: Array | None, norm: Array | None
+) -> FastParameters | None:
     """The inverse of _pack."""
     if layer1 is None:
         return None
     width = layer2.shape[-1]
     return FastParameters(
-        layer1[..., :-1, :], layer1[..., -1, :], layer2[..., :-1, :], layer2[..., -1, :], norm[..., 0, :width], norm[..., 0, width:]
+        layer1[..., :-1, :],
+        layer1[..., -1, :],
+        layer2[..., :-1, :],
+        layer2[..., -1, :],
+        norm[..., 0, :width],
+        norm[..., 0, width:],
     )

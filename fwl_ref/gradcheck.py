@@ -1,9 +1,12 @@
-"""check_adjoint: proves that a backward pass is the adjoint of its forward pass, and its adjoint of it.
+"""check_adjoint: proves that a backward pass is the adjoint of its forward pass, and its adjoint of
+it.
 
-For a random tangent v of one input and a random cotangent u of the output, the adjoint satisfies <u, J v> = <J^T u, v>. The left side is
-a sixth-order central difference of the forward pass, so the check knows nothing about how the backward pass was derived. The difference is
-measured against |J v|, the standard deviation of <u, J v> over random u: an accidental near-zero can neither fail nor pass a check.
-Every leaf of every input is checked on its own, so a small gradient cannot hide behind a large one.
+For a random tangent v of one input and a random cotangent u of the output, the adjoint satisfies
+<u, J v> = <J^T u, v>. The left side is a sixth-order central difference of the forward pass, so the
+check knows nothing about how the backward pass was derived. The difference is measured against |J
+v|, the standard deviation of <u, J v> over random u: an accidental near-zero can neither fail nor
+pass a check. Every leaf of every input is checked on its own, so a small gradient cannot hide
+behind a large one.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ class AdjointReport(NamedTuple):
     checked: int
 
 
-def directional_difference(f: Callable[..., Tree], args: tuple, tangents: tuple, step: float) -> Tree:
+def directional_difference(
+    f: Callable[..., Tree], args: tuple, tangents: tuple, step: float
+) -> Tree:
     """d/de f(args + e tangents) at e = 0 by a sixth-order central difference."""
     total = None
     for i, c in _STENCIL:
@@ -57,12 +62,12 @@ def check_adjoint(
     """Check ``bwd`` as the adjoint of ``fwd`` and, if given, ``bwd_bwd`` as the adjoint of ``bwd``.
 
     Parameters
-    ----------
-    fwd : ``fwd(*args) -> output, residual``; args and output may be trees. Integer arrays and non-arrays are constants.
-    bwd : ``bwd(d_output, residual) -> d_args``, one entry per differentiable argument in order; None means zero.
-    bwd_bwd : ``bwd_bwd(*g_d_args, d_output, residual) -> g_d_output, *g_args``.
-    step : of the finite difference; the error is O(step^6) plus rounding / step. A leaf that fails is tried once more at a quarter of it.
-    rtol : largest allowed |<u, J v> - <J^T u, v>| / |J v|, above the rounding of the difference itself.
+    ---------- fwd : ``fwd(*args) -> output, residual``; args and output may be trees. Integer
+    arrays and non-arrays are constants. bwd : ``bwd(d_output, residual) -> d_args``, one entry per
+    differentiable argument in order; None means zero. bwd_bwd : ``bwd_bwd(*g_d_args, d_output,
+    residual) -> g_d_output, *g_args``. step : of the finite difference; the error is O(step^6) plus
+    rounding / step. A leaf that fails is tried once more at a quarter of it. rtol : largest allowed
+    |<u, J v> - <J^T u, v>| / |J v|, above the rounding of the difference itself.
 
     Raises
     ------
@@ -84,7 +89,9 @@ def check_adjoint(
     def backward_adjoint(g_d_args, residual):
         return bwd_bwd(*g_d_args, *residual)
 
-    second = _check(backward, backward_adjoint, (cotangent, *args), _name(bwd_bwd), seed + 2, step, rtol)
+    second = _check(
+        backward, backward_adjoint, (cotangent, *args), _name(bwd_bwd), seed + 2, step, rtol
+    )
     return max(report, second)._replace(checked=report.checked + second.checked)
 
 
@@ -95,7 +102,9 @@ def _check(fwd, bwd, args, name, seed, step, rtol) -> AdjointReport:
     gradients = _as_tuple(bwd(u, residual))
     variables = [i for i, a in enumerate(args) if _differentiable(a)]
     if len(gradients) != len(variables):
-        raise AdjointError(f"{name} returned {len(gradients)} gradients for {len(variables)} differentiable arguments")
+        raise AdjointError(
+            f"{name} returned {len(gradients)} gradients for {len(variables)} differentiable arguments"
+        )
     eps = _machine_epsilon(leaves(output)[0])
     worst, checked = AdjointReport(0.0, "", 0), 0
     for i, gradient in zip(variables, gradients, strict=True):
@@ -104,13 +113,17 @@ def _check(fwd, bwd, args, name, seed, step, rtol) -> AdjointReport:
         for j, (label, leaf, grad) in enumerate(zip(names, leaves(args[i]), grads, strict=True)):
             where = f"{name}, argument {i}" + (f" ({label})" if label else "")
             if grad is not None and tuple(grad.shape) != tuple(leaf.shape):
-                raise AdjointError(f"{where}: gradient of shape {tuple(grad.shape)} for an input of shape {tuple(leaf.shape)}")
+                raise AdjointError(
+                    f"{where}: gradient of shape {tuple(grad.shape)} for an input of shape {tuple(leaf.shape)}"
+                )
             v = like(draw(leaf.shape), leaf, leaf.dtype)
             tangents = [None] * len(names)
             tangents[j] = v
             checked += 1
             for h in (step, step / _FINER):
-                jv = directional_difference(lambda *a: fwd(*a)[0], args, _tangents(args, i, tangents), h)
+                jv = directional_difference(
+                    lambda *a: fwd(*a)[0], args, _tangents(args, i, tangents), h
+                )
                 lhs, rhs = _inner(u, jv), 0.0 if grad is None else _inner(grad, v)
                 scale = _norm(jv)
                 rounding = 30 * eps * _norm(output) / h
@@ -145,7 +158,9 @@ def _is_float(a: Any) -> bool:
 
 
 def _aligned(gradient: Tree, arg: Tree) -> list:
-    """Leaves of the gradient in the order of the argument's leaves, None where the gradient has none."""
+    """Leaves of the gradient in the order of the argument's leaves, None where the gradient has
+    none.
+    """
     out = []
 
     def walk(a, g):
@@ -180,11 +195,18 @@ def _generator(seed: int) -> Callable[[tuple], host.ndarray]:
 
 
 def _inner(a: Tree, b: Tree) -> float:
-    return float(sum(float(to_numpy(namespace(x, y).sum(x * y))) for x, y in zip(leaves(a), leaves(b), strict=True)))
+    return float(
+        sum(
+            float(to_numpy(namespace(x, y).sum(x * y)))
+            for x, y in zip(leaves(a), leaves(b), strict=True)
+        )
+    )
 
 
 def _norm(a: Tree) -> float:
-    return float(host.sqrt(sum(float(host.sum(to_numpy(x).astype("float64") ** 2)) for x in leaves(a))))
+    return float(
+        host.sqrt(sum(float(host.sum(to_numpy(x).astype("float64") ** 2)) for x in leaves(a)))
+    )
 
 
 def _machine_epsilon(x: Array) -> float:

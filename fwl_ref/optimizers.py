@@ -1,16 +1,20 @@
 """Optimizers on stale gradients are causal masks.
 
-Take every gradient g_s at theta_0. An optimizer that is linear in its gradients then moves the parameters by
+Take every gradient g_s at theta_0. An optimizer that is linear in its gradients then moves the
+parameters by
 
     theta_t - theta_0 = - eta sum_{s<t} M_ts g_s
 
-and its impulse response M says all there is to say: M_ts is how far a unit gradient at s has moved the parameters when token t reads them.
-A fast weight block whose read has the mask M *is* that optimizer. Each optimizer below is written as what it carries from token to token, a
-few slots of the parameters' shape (displacement, velocity, ...), from which the mask and the chunked and recurrent forms follow:
+and its impulse response M says all there is to say: M_ts is how far a unit gradient at s has moved
+the parameters when token t reads them. A fast weight block whose read has the mask M *is* that
+optimizer. Each optimizer below is written as what it carries from token to token, a few slots of
+the parameters' shape (displacement, velocity, ...), from which the mask and the chunked and
+recurrent forms follow:
 
     slots_{t+1} = keep_t slots_t + write_t g_t        theta_t = theta_0 - eta read_t . slots_t
 
-An optimizer is given to a block by ``FastSettings(optimizer=momentum(0.9))``. In shapes, N is the number of slots.
+An optimizer is given to a block by ``FastSettings(optimizer=momentum(0.9))``. In shapes, N is the
+number of slots.
 """
 
 from __future__ import annotations
@@ -30,9 +34,15 @@ class Optimizer(NamedTuple):
     name: str
     keep: Callable[[int], Sequence[Sequence[float]]]  # (N,N) what token t leaves of the slots
     write: Callable[[int], Sequence[float]]  # (N,) into which slots the gradient of token t goes
-    read: Callable[[int], Sequence[float]]  # (N,) of which slots the displacement that token t reads is made
-    formula: Callable[[int, int], float] | None = None  # M_ts for s < t as derived on paper; nothing but closed_form uses it
-    divisor: Tree | None = None  # FastParameters: every entry of every gradient is divided by it; None = 1
+    read: Callable[
+        [int], Sequence[float]
+    ]  # (N,) of which slots the displacement that token t reads is made
+    formula: Callable[[int, int], float] | None = (
+        None  # M_ts for s < t as derived on paper; nothing but closed_form uses it
+    )
+    divisor: Tree | None = (
+        None  # FastParameters: every entry of every gradient is divided by it; None = 1
+    )
 
 
 class OptimizerState(NamedTuple):
@@ -42,12 +52,15 @@ class OptimizerState(NamedTuple):
     token: int  # how many tokens it has seen
 
 
-# The rows of the dictionary ---------------------------------------------------------------------------------------------------
+# The rows of the dictionary
+# ---------------------------------------------------------------------------------------------------
 
 
 def sgd() -> Optimizer:
     """theta <- theta - eta g   (O.5)"""
-    return Optimizer("SGD", lambda t: ((1.0,),), lambda t: (1.0,), lambda t: (1.0,), lambda t, s: 1.0)
+    return Optimizer(
+        "SGD", lambda t: ((1.0,),), lambda t: (1.0,), lambda t: (1.0,), lambda t, s: 1.0
+    )
 
 
 def schedule(rates: Sequence[float]) -> Optimizer:
@@ -59,17 +72,27 @@ def schedule(rates: Sequence[float]) -> Optimizer:
 
     def rate(t: int) -> tuple[float]:
         if t >= len(rates):
-            raise ValueError(f"the schedule ends after {len(rates)} tokens, but token {t} writes too: give a step size for every token")
+            raise ValueError(
+                f"the schedule ends after {len(rates)} tokens, but token {t} writes too: give a step size for every token"
+            )
         return (rates[t],)
 
-    return Optimizer("step-size schedule", lambda t: ((1.0,),), rate, lambda t: (1.0,), lambda t, s: rates[s])
+    return Optimizer(
+        "step-size schedule", lambda t: ((1.0,),), rate, lambda t: (1.0,), lambda t, s: rates[s]
+    )
 
 
 def decay(rate: float) -> Optimizer:
     """theta <- theta - eta g + rate (theta_0 - theta)   (O.7)"""
     _check_fraction("the decay rate", rate)
     keep = 1.0 - rate
-    return Optimizer("decay", lambda t: ((keep,),), lambda t: (1.0,), lambda t: (1.0,), lambda t, s: keep ** (t - s - 1))
+    return Optimizer(
+        "decay",
+        lambda t: ((keep,),),
+        lambda t: (1.0,),
+        lambda t: (1.0,),
+        lambda t, s: keep ** (t - s - 1),
+    )
 
 
 def momentum(mu: float) -> Optimizer:
@@ -78,7 +101,9 @@ def momentum(mu: float) -> Optimizer:
 
 
 def momentum_with_decay(mu: float, rate: float) -> Optimizer:
-    """v <- mu v + g,  theta <- theta - eta v + rate (theta_0 - theta). Slots: displacement, velocity.   (O.9)"""
+    """v <- mu v + g,  theta <- theta - eta v + rate (theta_0 - theta). Slots: displacement,
+    velocity.   (O.9)
+    """
     _check_fraction("the momentum", mu)
     _check_fraction("the decay rate", rate)
     a = 1.0 - rate
@@ -87,11 +112,19 @@ def momentum_with_decay(mu: float, rate: float) -> Optimizer:
         return (a ** (t - s) - mu ** (t - s)) / (a - mu) if a != mu else (t - s) * a ** (t - s - 1)
 
     # displacement <- a displacement + (mu v + g),  v <- mu v + g
-    return Optimizer("momentum with decay", lambda t: ((a, mu), (0.0, mu)), lambda t: (1.0, 1.0), lambda t: (1.0, 0.0), formula)
+    return Optimizer(
+        "momentum with decay",
+        lambda t: ((a, mu), (0.0, mu)),
+        lambda t: (1.0, 1.0),
+        lambda t: (1.0, 0.0),
+        formula,
+    )
 
 
 def averaging() -> Optimizer:
-    """SGD, read at the mean of its iterates theta_0, ..., theta_t. Slots: sum of the displacements up to now, displacement.   (O.10)"""
+    """SGD, read at the mean of its iterates theta_0, ..., theta_t. Slots: sum of the displacements
+    up to now, displacement.   (O.10)
+    """
     # displacement <- displacement + g,  sum <- sum + displacement + g
     return Optimizer(
         "averaging",
@@ -103,18 +136,30 @@ def averaging() -> Optimizer:
 
 
 def sliding_window(window: int) -> Optimizer:
-    """theta = theta_0 - eta (the last ``window`` gradients): older ones are taken back exactly. Slots: those gradients.   (O.11)
+    """theta = theta_0 - eta (the last ``window`` gradients): older ones are taken back exactly.
+    Slots: those gradients.   (O.11)
 
-    A queue costs ``window`` slots and no exact form with a state has fewer, since each gradient must be known when it leaves.
+    A queue costs ``window`` slots and no exact form with a state has fewer, since each gradient
+    must be known when it leaves.
     """
     _check_count("a sliding window", window, "token")
-    shift = tuple(_unit(i - 1, window) for i in range(window))  # slot i takes what slot i - 1 held; slot 0 takes the new gradient
+    shift = tuple(
+        _unit(i - 1, window) for i in range(window)
+    )  # slot i takes what slot i - 1 held; slot 0 takes the new gradient
     first, every = _unit(0, window), (1.0,) * window
-    return Optimizer("sliding window", lambda t: shift, lambda t: first, lambda t: every, lambda t, s: float(t - s <= window))
+    return Optimizer(
+        "sliding window",
+        lambda t: shift,
+        lambda t: first,
+        lambda t: every,
+        lambda t, s: float(t - s <= window),
+    )
 
 
 def segments(length: int) -> Optimizer:
-    """One step per segment of ``length`` tokens, with the sum of its gradients. Slots: displacement, gradients of this segment.   (O.12)"""
+    """One step per segment of ``length`` tokens, with the sum of its gradients. Slots:
+    displacement, gradients of this segment.   (O.12)
+    """
     _check_count("a segment", length, "token")
 
     def last(t: int) -> bool:
@@ -130,9 +175,11 @@ def segments(length: int) -> Optimizer:
 
 
 def any_mask(mask: Array) -> Optimizer:
-    """theta_t = theta_0 - eta sum_{s<t} mask[t,s] g_s for a strictly causal mask (T,T). Slots: every gradient, T of them.   (O.13)
+    """theta_t = theta_0 - eta sum_{s<t} mask[t,s] g_s for a strictly causal mask (T,T). Slots:
+    every gradient, T of them.   (O.13)
 
-    Raises ValueError naming the first entry on or above the diagonal that is not 0. For short texts: it keeps T matrices per parameter.
+    Raises ValueError naming the first entry on or above the diagonal that is not 0. For short
+    texts: it keeps T matrices per parameter.
     """
     mask = to_numpy(mask)
     check_strict(mask)
@@ -142,23 +189,34 @@ def any_mask(mask: Array) -> Optimizer:
 
     def row(t: int) -> int:
         if t >= length:
-            raise ValueError(f"the mask has {length} rows, but token {t} takes part too: give a row and a column for every token")
+            raise ValueError(
+                f"the mask has {length} rows, but token {t} takes part too: give a row and a column for every token"
+            )
         return t
 
-    return Optimizer("any mask", lambda t: everything, lambda t: everything[row(t)], lambda t: rows[row(t)], lambda t, s: rows[t][s])
+    return Optimizer(
+        "any mask",
+        lambda t: everything,
+        lambda t: everything[row(t)],
+        lambda t: rows[row(t)],
+        lambda t, s: rows[t][s],
+    )
 
 
 def preconditioned(optimizer: Optimizer, divisor: Tree) -> Optimizer:
-    """``optimizer`` on g / divisor, entry by entry: with sgd() and divisor = sqrt(MS) + eps, the RMS rule without its decay   (O.20)
+    """``optimizer`` on g / divisor, entry by entry: with sgd() and divisor = sqrt(MS) + eps, the
+    RMS rule without its decay   (O.20)
 
-    ``divisor`` has the fast parameters' type and shapes. Raises ValueError unless all of it is finite and > 0.
+    ``divisor`` has the fast parameters' type and shapes. Raises ValueError unless all of it is
+    finite and > 0.
     """
     for name, leaf in named_leaves(divisor):
         _check_divisor(leaf, f"the divisor of {name}")
     return optimizer._replace(name=f"{optimizer.name}, preconditioned", divisor=divisor)
 
 
-# What follows from the slots --------------------------------------------------------------------------------------------------
+# What follows from the slots
+# --------------------------------------------------------------------------------------------------
 
 
 def slots(optimizer: Optimizer) -> int:
@@ -166,8 +224,12 @@ def slots(optimizer: Optimizer) -> int:
     return len(optimizer.write(0))
 
 
-def system(optimizer: Optimizer, start: int, length: int, like: Array) -> tuple[Array, Array, Array]:
-    """(T,N,N),(T,N),(T,N)   keep, write, read of the tokens start, start + 1, ..., as arrays like ``like``   (O.2)"""
+def system(
+    optimizer: Optimizer, start: int, length: int, like: Array
+) -> tuple[Array, Array, Array]:
+    """(T,N,N),(T,N),(T,N)   keep, write, read of the tokens start, start + 1, ..., as arrays like
+    ``like``   (O.2)
+    """
     xp, n, tokens = namespace(like), slots(optimizer), range(start, start + length)
 
     def table(f: Callable, *shape: int) -> Array:
@@ -178,17 +240,25 @@ def system(optimizer: Optimizer, start: int, length: int, like: Array) -> tuple[
 
 
 def mask(optimizer: Optimizer, length: int) -> Array:
-    """(T,T)   M on the host, by running the slots on unit impulses: token s writes the unit vector e_s and nothing else   (O.1), (O.3)"""
+    """(T,T)   M on the host, by running the slots on unit impulses: token s writes the unit vector
+    e_s and nothing else   (O.1), (O.3)
+    """
     one, impulses = host.ones((1, length, 1)), host.eye(length)[None, :, :]
-    (out, _), _ = masked_attention_recurrent_fwd(one, one, impulses, *system(optimizer, 0, length, one))
+    (out, _), _ = masked_attention_recurrent_fwd(
+        one, one, impulses, *system(optimizer, 0, length, one)
+    )
     return out[0, :, :]
 
 
 def closed_form(optimizer: Optimizer, length: int) -> Array:
-    """(T,T)   M on the host, by the formula derived on paper, which knows nothing of slots   (O.5) to (O.13)"""
+    """(T,T)   M on the host, by the formula derived on paper, which knows nothing of slots   (O.5)
+    to (O.13)
+    """
     if optimizer.formula is None:
         raise ValueError(f"{optimizer.name} has no formula: mask() runs its slots instead")
-    entries = [[optimizer.formula(t, s) if s < t else 0.0 for s in range(length)] for t in range(length)]
+    entries = [
+        [optimizer.formula(t, s) if s < t else 0.0 for s in range(length)] for t in range(length)
+    ]
     return host.reshape(host.asarray(entries, dtype="float64"), (length, length))
 
 
@@ -198,7 +268,9 @@ def write_slots(optimizer: Optimizer, state: OptimizerState, gradient: Tree) -> 
 
     def moved(held: Array, g: Array) -> Array:
         xp, n = namespace(held, g), len(write)
-        rows = [sum(keep[i][j] * held[:, j, ...] for j in range(n)) + write[i] * g for i in range(n)]
+        rows = [
+            sum(keep[i][j] * held[:, j, ...] for j in range(n)) + write[i] * g for i in range(n)
+        ]
         return xp.stack(rows, axis=1)
 
     return OptimizerState(tree_map(moved, state.slots, gradient), state.token + 1)
@@ -208,25 +280,32 @@ def read_slots(optimizer: Optimizer, state: OptimizerState) -> Tree:
     """(B,N,...)->(B,...)   (theta_0 - theta_t) / eta, leaf by leaf   (O.2)"""
     read = optimizer.read(state.token)
     sums = tree_map(lambda held: sum(c * held[:, n, ...] for n, c in enumerate(read)), state.slots)
-    return sums if optimizer.divisor is None else tree_map(lambda s, r: s / r, sums, optimizer.divisor)
+    return (
+        sums if optimizer.divisor is None else tree_map(lambda s, r: s / r, sums, optimizer.divisor)
+    )
 
 
 def preconditioned_heads(divisor: Array) -> tuple[Array, Array]:
-    """(D,F)->(R,D),(R,F)   rows u_r and w_r with 1 / divisor = sum_r u_r^T w_r, R = rank(1 / divisor)   (O.21)
+    """(D,F)->(R,D),(R,F)   rows u_r and w_r with 1 / divisor = sum_r u_r^T w_r, R = rank(1 /
+    divisor)   (O.21)
 
-    Dividing a sum of outer products entry by entry is a sum over R heads, (sum_s x_s^T d_s) / divisor = sum_r sum_s (x_s u_r)^T (d_s w_r);
-    a divisor that is itself an outer product a^T b needs one head, keys x / a and values d / b (O.22).
+    Dividing a sum of outer products entry by entry is a sum over R heads, (sum_s x_s^T d_s) /
+    divisor = sum_r sum_s (x_s u_r)^T (d_s w_r); a divisor that is itself an outer product a^T b
+    needs one head, keys x / a and values d / b (O.22).
     """
     xp = namespace(divisor)
     _check_divisor(divisor, "the divisor")
     left, sizes, right = xp.linalg.svd(1 / divisor, full_matrices=False)  # (D,r), (r,), (r,F)
-    noise = max(divisor.shape) * float(xp.finfo(divisor.dtype).eps)  # below it a singular value is rounding
+    noise = max(divisor.shape) * float(
+        xp.finfo(divisor.dtype).eps
+    )  # below it a singular value is rounding
     on_host = to_numpy(sizes)  # the number of heads is a shape, so the host must know it
     rank = int(host.sum(on_host > noise * on_host[0]))
     return xp.matrix_transpose(left[:, :rank]), sizes[:rank, None] * right[:rank, :]
 
 
-# Errors -----------------------------------------------------------------------------------------------------------------------
+# Errors
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def _unit(i: int, n: int) -> tuple[float, ...]:

@@ -1,7 +1,8 @@
-"""The block before any fast weights: the slow pass as an ordinary layer, first-order gradients only.
+"""The block before any fast weights: the slow pass as an ordinary layer, first-order gradients
+only.
 
-The plain model and dynamic evaluation use it. It knows nothing of writing and reading, so it can serve as the literal side of the
-equivalence that the fast weight block claims.
+The plain model and dynamic evaluation use it. It knows nothing of writing and reading, so it can
+serve as the literal side of the equivalence that the fast weight block claims.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class SlowParameters(NamedTuple):
 
 
 class FastParameters(NamedTuple):
-    """One entry per fast parameter: step sizes (scalars), accumulated gradients (state), or the parameters themselves."""
+    """One entry per fast parameter: step sizes (scalars), accumulated gradients (state), or the
+    parameters themselves.
+    """
 
     W1: Array
     b1: Array
@@ -48,7 +51,9 @@ class SlowBlockResidual(NamedTuple):
     loss: CrossEntropyResidual
 
 
-def slow_block_fwd(x: Array, labels: Array, p: SlowParameters, eps: float) -> tuple[tuple[Array, Array], SlowBlockResidual]:
+def slow_block_fwd(
+    x: Array, labels: Array, p: SlowParameters, eps: float
+) -> tuple[tuple[Array, Array], SlowBlockResidual]:
     """(...,D),(...)->(...),(...,V)   cross-entropy per token, and the logits   (B.1)"""
     h, dense1 = dense_fwd(x, p.W1, p.b1)  # (...,F)
     a, act = squared_relu_fwd(h)  # (...,F)
@@ -60,7 +65,9 @@ def slow_block_fwd(x: Array, labels: Array, p: SlowParameters, eps: float) -> tu
 
 
 def slow_block_bwd(dnll: Array, res: SlowBlockResidual) -> tuple[Array, SlowParameters]:
-    """Adjoint of slow_block_fwd with respect to x and the parameters, gradients summed over tokens.   (B.2)"""
+    """Adjoint of slow_block_fwd with respect to x and the parameters, gradients summed over
+    tokens.   (B.2)
+    """
     dlogits = cross_entropy_bwd(dnll, res.loss)  # (...,V)
     dn, dU, dc = dense_bwd(dlogits, res.unembed)  # (...,D)
     dz, dgain, dbias = layernorm_bwd(dn, res.norm)  # (...,D)

@@ -4,9 +4,10 @@
     logits, stream = stream_predict(stream, x, slow, eta, settings)         # score first ...
     stream = stream_reveal(stream, labels, weights, slow, decay, settings)  # ... then learn what the token was
 
-The state is the sum of past gradients (faded by the decay), one entry per fast parameter and sequence, so the fast parameters are
-simply p - eta state. With an optimizer the state is that optimizer's slots. Nothing here uses linear attention: it is the recurrent
-reading of the same mathematics.
+The state is the sum of past gradients (faded by the decay), one entry per fast parameter and
+sequence, so the fast parameters are simply p - eta state. With an optimizer the state is that
+optimizer's slots. Nothing here uses linear attention: it is the recurrent reading of the same
+mathematics.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .backend import Array, namespace
-from .checks import check_decay, check_divisor, check_labels, check_like, check_settings, check_state, check_streamable, check_weights
+from .checks import (
+    check_decay,
+    check_divisor,
+    check_labels,
+    check_like,
+    check_settings,
+    check_state,
+    check_streamable,
+    check_weights,
+)
 from .fwl import FastSettings, write_fwd
 from .ops.dense import dense_fwd
 from .ops.layernorm import layernorm_fwd
@@ -24,9 +34,13 @@ from .slow_block import FastParameters, SlowParameters
 
 
 class Stream(NamedTuple):
-    """Between tokens ``pending`` is None; between predict and reveal it holds the features that were predicted from."""
+    """Between tokens ``pending`` is None; between predict and reveal it holds the features that
+    were predicted from.
+    """
 
-    state: FastParameters | OptimizerState  # sums of past gradients, or slots; each with a leading batch axis
+    state: (
+        FastParameters | OptimizerState
+    )  # sums of past gradients, or slots; each with a leading batch axis
     pending: Array | None  # (B,D)
 
 
@@ -35,25 +49,38 @@ def stream_start(batch: int, slow: SlowParameters, settings: FastSettings | None
     xp, optimizer = namespace(*slow), settings.optimizer if settings else None
     lead = (batch,) if optimizer is None else (batch, slots(optimizer))
     shapes = ((name, getattr(slow, name)) for name in FastParameters._fields)
-    empty = FastParameters(**{n: xp.zeros((*lead, *p.shape), dtype=p.dtype, device=p.device) for n, p in shapes})
+    empty = FastParameters(
+        **{n: xp.zeros((*lead, *p.shape), dtype=p.dtype, device=p.device) for n, p in shapes}
+    )
     return Stream(empty if optimizer is None else OptimizerState(empty, 0), None)
 
 
-def stream_predict(stream: Stream, x: Array, slow: SlowParameters, eta: FastParameters, settings: FastSettings) -> tuple[Array, Stream]:
+def stream_predict(
+    stream: Stream, x: Array, slow: SlowParameters, eta: FastParameters, settings: FastSettings
+) -> tuple[Array, Stream]:
     """(B,D)->(B,V)   logits for the next token from the features of this one   (F.8)
 
-    Raises ValueError without the constant normalizer, if the previous token was never revealed, or for another number of sequences than
-    the stream was started with.
+    Raises ValueError without the constant normalizer, if the previous token was never revealed, or
+    for another number of sequences than the stream was started with.
     """
     check_settings(settings)
     check_streamable(settings)
     check_state(stream.state, x.shape[0], slow, settings.optimizer)
     check_divisor(settings.optimizer, slow)
     if stream.pending is not None:
-        raise ValueError("predict after predict: reveal the previous token's label first (weight 0 if it must not be written)")
-    sums = stream.state if settings.optimizer is None else read_slots(settings.optimizer, stream.state)
+        raise ValueError(
+            "predict after predict: reveal the previous token's label first (weight 0 if it must not be written)"
+        )
+    sums = (
+        stream.state if settings.optimizer is None else read_slots(settings.optimizer, stream.state)
+    )
     xp = namespace(x, *sums)
-    fast = FastParameters(*(getattr(slow, n) - e * s for n, e, s in zip(FastParameters._fields, eta, sums, strict=True)))
+    fast = FastParameters(
+        *(
+            getattr(slow, n) - e * s
+            for n, e, s in zip(FastParameters._fields, eta, sums, strict=True)
+        )
+    )
     h = xp.matmul(x[:, None, :], fast.W1)[:, 0, :] + fast.b1  # (B,F)
     a, _ = squared_relu_fwd(h)  # (B,F)
     z = xp.matmul(a[:, None, :], fast.W2)[:, 0, :] + fast.b2  # (B,D)
@@ -62,26 +89,41 @@ def stream_predict(stream: Stream, x: Array, slow: SlowParameters, eta: FastPara
     return logits, Stream(stream.state, x)
 
 
-def stream_reveal(stream: Stream, labels: Array, weights: Array, slow: SlowParameters, decay: Array, settings: FastSettings) -> Stream:
+def stream_reveal(
+    stream: Stream,
+    labels: Array,
+    weights: Array,
+    slow: SlowParameters,
+    decay: Array,
+    settings: FastSettings,
+) -> Stream:
     """(B,),(B,)   learn what the predicted tokens were   (F.9)
 
-    Raises ValueError if nothing was predicted, if labels are out of range, weights negative, or either not one per sequence; and without
-    the constant normalizer.
+    Raises ValueError if nothing was predicted, if labels are out of range, weights negative, or
+    either not one per sequence; and without the constant normalizer.
     """
     check_settings(settings)
     check_decay(decay, settings)
     check_streamable(settings)
     if stream.pending is None:
-        raise ValueError("reveal before predict: a token must be scored before its label is shown, or the score is not a prediction")
+        raise ValueError(
+            "reveal before predict: a token must be scored before its label is shown, or the score is not a prediction"
+        )
     check_like(labels, stream.pending.shape[:1], "labels", "(B,)")
     check_like(weights, stream.pending.shape[:1], "weights", "(B,)")
     check_labels(labels, slow.U.shape[1])
     check_weights(weights)
     xp = namespace(stream.pending, weights)
-    (m, _), _ = write_fwd(stream.pending[:, None, :], labels[:, None], weights[:, None], slow, settings)
+    (m, _), _ = write_fwd(
+        stream.pending[:, None, :], labels[:, None], weights[:, None], slow, settings
+    )
     outer1 = xp.matmul(xp.matrix_transpose(m.x), m.dh)  # (B,D,F)
     outer2 = xp.matmul(xp.matrix_transpose(m.a), m.dz)  # (B,F,D)
-    new = FastParameters(outer1, m.dh[:, 0, :], outer2, m.dz[:, 0, :], m.dgain[:, 0, :], m.dbias[:, 0, :])
+    new = FastParameters(
+        outer1, m.dh[:, 0, :], outer2, m.dz[:, 0, :], m.dgain[:, 0, :], m.dbias[:, 0, :]
+    )
     if settings.optimizer is not None:
         return Stream(write_slots(settings.optimizer, stream.state, new), None)
-    return Stream(FastParameters(*((1 - decay) * s + g for s, g in zip(stream.state, new, strict=True))), None)
+    return Stream(
+        FastParameters(*((1 - decay) * s + g for s, g in zip(stream.state, new, strict=True))), None
+    )

@@ -1,7 +1,8 @@
-"""Parameters, gradients and states are trees: NamedTuples and tuples nested in each other, with arrays as leaves.
+"""Parameters, gradients and states are trees: NamedTuples and tuples nested in each other, with
+arrays as leaves.
 
-A gradient has the type of the thing it is the gradient of, so one ``map`` serves the optimizer, dynamic evaluation and the checks.
-``None`` is an absent leaf and stays ``None``.
+A gradient has the type of the thing it is the gradient of, so one ``map`` serves the optimizer,
+dynamic evaluation and the checks. ``None`` is an absent leaf and stays ``None``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def tree_map(f: Callable[..., Array], tree: Tree, *others: Tree) -> Tree:
 
 
 def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Array]]:
-    """Yield ``("blocks.0.w_out", array)`` for every leaf, in a fixed order."""
+    """Yield ``("trunk.0.w_out", array)`` for every leaf, in a fixed order."""
     if isinstance(tree, tuple):
         names = getattr(tree, "_fields", range(len(tree)))
         for name, child in zip(names, tree, strict=True):

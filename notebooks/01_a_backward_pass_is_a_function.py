@@ -47,7 +47,7 @@ rng = np.random.default_rng(0)
 # In code, one op a line. Under each forward line stand the lines that reverse it.
 
 # %%
-T, D, F = 4, 3, 2  # tokens, width of the input, width of the output: all different, so that a transpose cannot hide
+T, D, F = (4, 3, 2)  # tokens, width of the input, width of the output: all different, so that a transpose cannot hide
 x, w, b = rng.standard_normal((T, D)), rng.standard_normal((D, F)), rng.standard_normal(F)
 
 xw = x @ w  # (T,F)

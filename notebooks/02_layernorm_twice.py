@@ -265,7 +265,7 @@ print(inspect.getsource(layernorm_bwd_bwd))
 
 # %%
 for name, shape in (("shared gain", (D,)), ("a gain per token", (3, D))):
-    tokens, g, b = rng.standard_normal((3, D)), rng.standard_normal(shape), rng.standard_normal(shape)
+    tokens, g, b = (rng.standard_normal((3, D)), rng.standard_normal(shape), rng.standard_normal(shape))
     for epsilon in (0.0, 1e-5, 0.5):
         report = check_adjoint(lambda z, g, b, e=epsilon: layernorm_fwd(z, g, b, e), layernorm_bwd, (tokens, g, b), layernorm_bwd_bwd)
         print(f"{name}, eps {epsilon}: both orders hold:", report.error < 1e-8)

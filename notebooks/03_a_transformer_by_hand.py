@@ -15,6 +15,7 @@ import numpy as np
 
 from fwl_ref.exercises import adjoint_by_differences, agree, check
 from fwl_ref.gradcheck import check_adjoint
+from fwl_ref.lm.transformer import EPS, BlockParameters, block_bwd, block_fwd, stack_bwd, stack_fwd
 from fwl_ref.ops.attention import attention_bwd, attention_fwd
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_fwd
@@ -23,7 +24,6 @@ from fwl_ref.ops.dense import dense_bwd, dense_fwd
 from fwl_ref.ops.gelu import gelu_bwd, gelu_fwd
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_fwd
 from fwl_ref.ops.rotary import rotary_bwd, rotary_fwd
-from fwl_ref.transformer import EPS, BlockParameters, block_bwd, block_fwd, stack_bwd, stack_fwd
 
 plt.style.use("lecture.mplstyle")
 rng = np.random.default_rng(2)
@@ -310,12 +310,14 @@ check("window_mask", window_mask, seen_by_attention, cases=[(6, 3), (5, 1)], mis
 
 # %% tags=["exercise"]
 def loss_bwd_bwd(g_dsigma, dloss, p, e):
-    """Adjoint of dsigma = dloss (p - e): g_dsigma, p, e are (T,V), dloss is (T,). Returns g_dloss (T,), g_sigma (T,V)."""
+    """Adjoint of dsigma = dloss (p - e): g_dsigma, p, e are (T,V), dloss is (T,). Returns g_dloss
+    (T,), g_sigma (T,V).
+    """
     return None
 
 
 # %%
-sigma, labels, dloss, g_dsigma = rng.standard_normal((3, 5)), np.array([1, 4, 0]), rng.standard_normal(3), rng.standard_normal((3, 5))
+sigma, labels, dloss, g_dsigma = (rng.standard_normal((3, 5)), np.array([1, 4, 0]), rng.standard_normal(3), rng.standard_normal((3, 5)))
 _, res = cross_entropy_fwd(sigma, labels)
 mistakes = {
     "dloss multiplies p - e, not p alone": lambda g, d, p, e: ((p * g).sum(axis=-1), None),

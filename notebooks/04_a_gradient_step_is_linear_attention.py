@@ -354,7 +354,7 @@ state_after_200 = None
 
 # %%
 for name, answer, length in (("state_after_100", state_after_100, 100), ("state_after_200", state_after_200, 200)):
-    keys, values = np.ones((4, length, len([*range(8), "and the constant"]))), np.ones((4, length, 32))
+    keys, values = (np.ones((4, length, len([*range(8), "and the constant"]))), np.ones((4, length, 32)))
     check(name, answer, linear_attention_fwd(keys, keys, values, one)[0][1].shape)
 
 # %% [markdown]

@@ -84,7 +84,7 @@ boxes += [(2.1, 2.85, "WRITE, slow weights"), (7.0, 2.85, "READ, fast weights")]
 # %%
 fig, ax = plt.subplots(figsize=(11, 6))
 for number, where, what in arrows:
-    colour, (start, end) = forward if number < 4 else backward, (0.2, 1.8) if number % 2 else (1.8, 0.2)
+    colour, (start, end) = (forward if number < 4 else backward, (0.2, 1.8) if number % 2 else (1.8, 0.2))
     ax.annotate("", (where, end), (where, start), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 4, "mutation_scale": 25})
     ax.text(
         where, 1.0, str(number), ha="center", va="center", size=20, color=colour, bbox={"boxstyle": "circle", "fc": "white", "ec": colour}
@@ -171,12 +171,12 @@ assert agree(Memory(h, x, dh, a, dz, dgain, dbias), memory) and agree(from_memor
 
 # %%
 keep, ones = 1 - decay, np.ones((1, T, 1))
-q1, k1 = np.concatenate([eta.W1 * x, eta.b1 * ones], axis=-1), np.concatenate([memory.x, ones], axis=-1)
+q1, k1 = (np.concatenate([eta.W1 * x, eta.b1 * ones], axis=-1), np.concatenate([memory.x, ones], axis=-1))
 (o1, _), r_attention1 = linear_attention_fwd(q1, k1, memory.dh, keep)
 h_fast = memory.h - o1
 a_fast, r_act_fast = squared_relu_fwd(h_fast)
 z_plain, r_dense2_fast = dense_fwd(a_fast, slow.W2, slow.b2)
-q2, k2 = np.concatenate([eta.W2 * a_fast, eta.b2 * ones], axis=-1), np.concatenate([memory.a, ones], axis=-1)
+q2, k2 = (np.concatenate([eta.W2 * a_fast, eta.b2 * ones], axis=-1), np.concatenate([memory.a, ones], axis=-1))
 (o2, _), r_attention2 = linear_attention_fwd(q2, k2, memory.dz, keep)
 z_fast = z_plain - o2
 (sums3, _), r_attention3 = linear_attention_fwd(ones, ones, np.concatenate([memory.dgain, memory.dbias], axis=-1), keep)

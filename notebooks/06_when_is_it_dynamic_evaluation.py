@@ -352,7 +352,9 @@ def missed(g, H, kappa):
 
 # %%
 def by_running_both(g, H, kappa):
-    """Coefficient of eta^2 without the formula: run both learners at 32 complex step sizes on a circle and average gap / eta^2."""
+    """Coefficient of eta^2 without the formula: run both learners at 32 complex step sizes on a
+    circle and average gap / eta^2.
+    """
     circle = 0.5 * np.exp(2j * np.pi * np.arange(32) / 32)
     sequential = stale = np.zeros((32, g.shape[1]), dtype=complex)
     rows = []

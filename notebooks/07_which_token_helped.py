@@ -21,10 +21,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from fwl_ref.backend import as_dtype
-from fwl_ref.data import load_corpus
 from fwl_ref.exercises import agree, check
 from fwl_ref.fwl import FastSettings, fast_block_bwd, fast_block_fwd, write_fwd
-from fwl_ref.model import Config, features_fwd
+from fwl_ref.lm.data import load_corpus
+from fwl_ref.lm.model import Config, features_fwd
+from fwl_ref.lm.train import TrainSettings, train
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_dx, dense_fwd
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_fwd
@@ -32,7 +33,6 @@ from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_fwd
 
 # %%
 from fwl_ref.slow_block import FastParameters, slow_block_bwd, slow_block_fwd
-from fwl_ref.train import TrainSettings, train
 from fwl_ref.tree import tree_map
 
 plt.style.use("lecture.mplstyle")

@@ -15,20 +15,20 @@ import inspect
 import matplotlib.pyplot as plt
 import numpy as np
 
-from fwl_ref import evaluate
 from fwl_ref.backend import as_dtype
-from fwl_ref.data import load_corpus, training_batch
 from fwl_ref.exercises import agree, check
 from fwl_ref.fwl import FastSettings, fast_block_fwd
-from fwl_ref.generate import generate
-from fwl_ref.model import Config, initialize, loss_and_gradient
+from fwl_ref.lm import evaluate
+from fwl_ref.lm.adamw import adam_init, adam_step, clip, cosine, global_norm, squares
+from fwl_ref.lm.data import load_corpus, training_batch
+from fwl_ref.lm.generate import generate
+from fwl_ref.lm.model import Config, initialize, loss_and_gradient
+from fwl_ref.lm.train import Progress, TrainSettings, learning_rates, train, train_step
 from fwl_ref.ops.cross_entropy import cross_entropy_fwd
-from fwl_ref.optim import adam_init, adam_step, clip, cosine, global_norm, squares
 
 # %%
 from fwl_ref.slow_block import FastParameters, SlowParameters
 from fwl_ref.stream import stream_predict, stream_reveal, stream_start  # noqa: F401  for the last exercise
-from fwl_ref.train import Progress, TrainSettings, learning_rates, train, train_step
 from fwl_ref.tree import size, tree_map
 
 plt.style.use("lecture.mplstyle")

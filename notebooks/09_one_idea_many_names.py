@@ -120,7 +120,9 @@ print("seven pairs of names agree:", True)
 
 # %%
 def stream(alike=0.0, texts=200, pairs=8, passes=12, K=16, E=8):
-    """Keys and values (texts, passes x pairs, ...): unit keys, ``alike`` of which is shared; new values after half of the passes."""
+    """Keys and values (texts, passes x pairs, ...): unit keys, ``alike`` of which is shared; new
+    values after half of the passes.
+    """
     draw = np.random.default_rng(1)
     keys = (1 - alike) ** 0.5 * draw.standard_normal((texts, pairs, K)) + alike**0.5 * draw.standard_normal((texts, 1, K))
     keys /= np.linalg.norm(keys, axis=-1, keepdims=True)

@@ -19,10 +19,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from fwl_ref.backend import BackendError, as_dtype, backend_target, like, namespace, to_numpy
-from fwl_ref.device import to_backend
 from fwl_ref.exercises import agree, check
 from fwl_ref.gradcheck import check_adjoint
-from fwl_ref.model import Config, initialize, loss_and_gradient
+from fwl_ref.lm.device import to_backend
+from fwl_ref.lm.model import Config, initialize, loss_and_gradient
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
 from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd, linear_attention_fwd, linear_attention_recurrent_fwd
 from fwl_ref.tree import leaves, tree_map
@@ -199,7 +199,9 @@ print("float32 stays within its bound:", True)
 
 # %%
 def peak(T, chunk):
-    """Most memory in use while the read of T tokens is computed, in steps of 0.05 MB: less than that is Python's own."""
+    """Most memory in use while the read of T tokens is computed, in steps of 0.05 MB: less than
+    that is Python's own.
+    """
     tracemalloc.start()
     linear_attention_chunked_fwd(*qkv[:, :, :T], np.asarray(1.0), None, chunk)
     _, most = tracemalloc.get_traced_memory()

@@ -5,15 +5,20 @@
     FWL_REF_BACKEND=cupy      CuPy on the current GPU
     python -m tests.backends  the suite on every backend there is; what `make test` runs
 
-Tests are written in NumPy. Away from NumPy, a test module that imports a function of the package is given a stand-in for it: host arrays
-among the arguments are moved to the device, the package computes there, arrays in the result are moved back. Functions that a test hands
-to the package (a loss to differentiate, a mutant in the place of an op) are turned round the same way. So a test sees NumPy arrays only,
-the package sees arrays of the device only, and the same assertions hold it to account with the same tolerances. Three more things:
+Tests are written in NumPy. Away from NumPy, a test module that imports a function of the package is
+given a stand-in for it: host arrays among the arguments are moved to the device, the package
+computes there, arrays in the result are moved back. Functions that a test hands to the package (a
+loss to differentiate, a mutant in the place of an op) are turned round the same way. So a test sees
+NumPy arrays only, the package sees arrays of the device only, and the same assertions hold it to
+account with the same tolerances. Three more things:
 
-- every call is checked for purity: an argument that the package changed in place on the device is an error;
+- every call is checked for purity: an argument that the package changed in place on the device is
+  an error;
 - a call that already carries arrays of another library passes through as it is;
-- what is about the host alone is marked ``host``, with its reason, and is left out elsewhere: ``HOST_ONLY`` below, or in a test file
-  ``pytestmark = pytest.mark.host("why")``. A test that is not marked and still moves no array is counted too.
+- what is about the host alone is marked ``host``, with its reason, and is left out elsewhere:
+  ``HOST_ONLY`` below, or in a test file
+  ``pytestmark = pytest.mark.host("why")``. A test that is not marked and still moves no array is
+  counted too.
 """
 
 from __future__ import annotations
@@ -39,16 +44,17 @@ import numpy as np
 
 import fwl_ref
 from fwl_ref.backend import Array, BackendError, backend_target, is_host, like, to_numpy
-from fwl_ref.data import Batch, Corpus, Document
+from fwl_ref.lm.data import Batch, Corpus, Document
 
 BACKENDS = ("numpy", "strict", "cupy")
 NAME = os.environ.get("FWL_REF_BACKEND", "numpy")
 REQUIRED = {"numpy", "strict", *filter(None, os.environ.get("FWL_REF_REQUIRE", "").split(","))}  # under CI=true these must be there
 
-# Modules that work on files, text and host arrays and call the others: their arguments stay where they are.
+# Modules that work on files, text and host arrays and call the others: their arguments stay where
+# they are.
 HOST_MODULES = {
-    "backend", "check", "checkpoint", "compare", "cost", "data", "demo", "golden", "golden_rules", "memory", "parallel", "plots", "report",
-    "__main__",
+    "backend", "files", "lm.checkpoint", "lm.data", "lm.footprint", "demo.compare", "demo.cost", "demo.run", "demo.parallel",
+    "demo.plots", "demo.report", "verify.selftest", "verify.golden", "verify.golden_rules", "__main__",
 }  # fmt: skip
 HOST_FUNCTIONS = {"bits_per_byte", "print_table", "sample"}  # what is done with losses and logits once they are home
 HOST_TYPES = (Document, Corpus, Batch)  # text is host data wherever it goes
@@ -59,8 +65,8 @@ COMPLEX = "differentiates with complex numbers, which the ops need not take else
 VALUES = "values are checked on the host, before they are moved"
 HOST_ONLY = {
     "tests/test_structure.py*": "reads source files and docs",
-    "tests/test_data.py*": "text and files",
-    "tests/test_golden.py*": "files; cases are host arrays, and are moved by --backend",
+    "tests/lm/test_data.py*": "text and files",
+    "tests/verify/test_golden.py*": "files; cases are host arrays, and are moved by --backend",
     "tests/test_bad_input.py::test_labels_*": VALUES,
     "tests/test_bad_input.py::test_weights_that_are_negative*": VALUES,
     "tests/test_bad_input.py::test_a_stream_refuses_what_the_block_refuses": VALUES,
@@ -121,7 +127,8 @@ def host_reason(nodeid: str) -> str:
     return next((reason for pattern, reason in HOST_ONLY.items() if fnmatch(nodeid.replace("[", "(").replace("]", ")"), pattern)), "")
 
 
-# Crossing the boundary -------------------------------------------------------------------------------------------------------
+# Crossing the boundary
+# -------------------------------------------------------------------------------------------------------
 
 
 def _is_device(value: Any) -> bool:
@@ -135,7 +142,9 @@ def _carries_device(value: Any) -> bool:
 
 
 class Crossing:
-    """The moves of one call. What goes out and comes back is the same object: tests may ask ``a is b``."""
+    """The moves of one call. What goes out and comes back is the same object: tests may ask ``a is
+    b``.
+    """
 
     def __init__(self) -> None:
         self.twin: dict[int, Any] = {}
@@ -243,7 +252,9 @@ _stand_ins: dict[int, StandIn] = {}
 
 
 def stand_in(value: Any) -> Any:
-    """For a function that the package wrote its stand-in; the test's own function for one that it had handed over."""
+    """For a function that the package wrote its stand-in; the test's own function for one that it
+    had handed over.
+    """
     if isinstance(value, Handed):
         return value.original
     if not isinstance(value, types.FunctionType) or not value.__module__.startswith("fwl_ref"):
@@ -256,7 +267,9 @@ def stand_in(value: Any) -> Any:
 
 
 def handed(value: Any) -> Any:
-    """The package's function for a stand-in; a test's function turned round; the package's own function as it is."""
+    """The package's function for a stand-in; a test's function turned round; the package's own
+    function as it is.
+    """
     if isinstance(value, StandIn):
         return value.original
     if not callable(value) or isinstance(value, type | Handed) or (getattr(value, "__module__", None) or "").startswith("fwl_ref"):
@@ -264,11 +277,14 @@ def handed(value: Any) -> Any:
     return Handed(value)
 
 
-# What a test module imports --------------------------------------------------------------------------------------------------
+# What a test module imports
+# --------------------------------------------------------------------------------------------------
 
 
 class Facade:
-    """A module of the package as tests see it: its functions are stand-ins, and what is set on it is set on the module itself."""
+    """A module of the package as tests see it: its functions are stand-ins, and what is set on it
+    is set on the module itself.
+    """
 
     __slots__ = ("module",)
 
@@ -311,7 +327,9 @@ class _Index(abc.ABC):  # noqa: B024 only for isinstance
 
 
 def _quicken(array: Array) -> None:
-    """Four checks of the strict library with the same answers in half the time: small arrays spend most of it there."""
+    """Four checks of the strict library with the same answers in half the time: small arrays spend
+    most of it there.
+    """
     kind, dtype, library = type(array), type(array.dtype), array.__array_namespace__()
     kind.__array_namespace__ = lambda self, /, *, api_version=None: library  # its own goes through all flags, and changes none
     slow = dtype.__eq__  # looks for NumPy's dtypes first, to warn
@@ -321,13 +339,15 @@ def _quicken(array: Array) -> None:
 
 
 def install() -> None:
-    """From here on, modules of the suite that import the package get facades; the package itself imports as before."""
+    """From here on, modules of the suite that import the package get facades; the package itself
+    imports as before.
+    """
     for found in pkgutil.walk_packages(fwl_ref.__path__, "fwl_ref."):
         if not found.name.endswith("__main__"):
             importlib.import_module(found.name)
     if NAME == "strict":
         _quicken(TARGET)
-    train = importlib.import_module("fwl_ref.train")
+    train = importlib.import_module("fwl_ref.lm.train")
     start = train.initialize  # training that starts from nothing starts on the device
     train.initialize = lambda *args, **kwargs: Crossing().out(start(*args, **kwargs))
     plain = builtins.__import__
@@ -341,13 +361,16 @@ def install() -> None:
     builtins.__import__ = for_tests
 
 
-# All backends in turn --------------------------------------------------------------------------------------------------------
+# All backends in turn
+# --------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str]) -> int:
-    """The suite on every backend there is, side by side; what pytest says of the first is shown as it comes, of the others at the end.
+    """The suite on every backend there is, side by side; what pytest says of the first is shown as
+    it comes, of the others at the end.
 
-    ``--quick``: each test runs with its first and its last parameters only, slow ones not at all. The rest is for pytest.
+    ``--quick``: each test runs with its first and its last parameters only, slow ones not at all.
+    The rest is for pytest.
     """
     quick, arguments = "--quick" in arguments, [a for a in arguments if a != "--quick"]
     profile = os.environ.get("HYPOTHESIS_PROFILE", "quick")
@@ -356,8 +379,9 @@ def main(arguments: list[str]) -> int:
     for name in BACKENDS:
         if missing(name):
             continue
-        # the mathematics has its many examples on NumPy; elsewhere a few of each show that the library does the same
-        # one BLAS thread each: the arrays are small, and two suites with two threads each wait for one another
+        # the mathematics has its many examples on NumPy; elsewhere a few of each show that the
+        # library does the same one BLAS thread each: the arrays are small, and two suites with two
+        # threads each wait for one another
         environment = (
             {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
             | os.environ
@@ -365,7 +389,7 @@ def main(arguments: list[str]) -> int:
         )
         environment |= {"FWL_REF_ENDS": "1"} if quick else {}
         output = None if name == "numpy" else tempfile.TemporaryFile("w+")  # noqa: SIM115 read below
-        running[name] = output, subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=environment, stdout=output)
+        running[name] = (output, subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=environment, stdout=output))
     failed = []
     for name, (output, process) in running.items():
         if process.wait():

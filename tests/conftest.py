@@ -1,4 +1,6 @@
-"""Hypothesis profiles; which backend the suite runs on, what is left out there, and a report of both."""
+"""Hypothesis profiles; which backend the suite runs on, what is left out there, and a report of
+both.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from fwl_ref.data import Corpus, load_corpus
+from fwl_ref.lm.data import Corpus, load_corpus
 from tests import backends
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}

@@ -1,7 +1,8 @@
 """Every Hypothesis strategy of the suite.
 
-Hypothesis draws structure: shapes, seeds, scales, chunk sizes, dtypes, weight masks. The arrays follow from the seed, so that a failing
-example is a handful of small numbers, and shrinking finds the smallest shape that still fails.
+Hypothesis draws structure: shapes, seeds, scales, chunk sizes, dtypes, weight masks. The arrays
+follow from the seed, so that a failing example is a handful of small numbers, and shrinking finds
+the smallest shape that still fails.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from fwl_ref.fwl import FastSettings
-from fwl_ref.model import Config, Parameters, effective_step_sizes, fast_settings, features_fwd, initialize
+from fwl_ref.lm.model import Config, Parameters, effective_step_sizes, fast_settings, features_fwd, initialize
 from fwl_ref.ops.linear_attention import linear_attention_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_fwd
 from fwl_ref.tree import leaves, tree_map
@@ -28,13 +29,17 @@ MASKS = ("ones", "zero_one", "real", "zeros")
 
 
 def generator(seed: int) -> Callable[..., np.ndarray]:
-    """``draw(*shape, scale=1)`` yields standard normal float64 arrays, one after another, from one seed."""
+    """``draw(*shape, scale=1)`` yields standard normal float64 arrays, one after another, from one
+    seed.
+    """
     rng = np.random.default_rng(seed)
     return lambda *shape, scale=1.0: rng.standard_normal(shape) * scale
 
 
 def move_like(a: np.ndarray, target: Any) -> Any:
-    """``a`` in the library and on the device of ``target``: NumPy, in its precision, or the strict library."""
+    """``a`` in the library and on the device of ``target``: NumPy, in its precision, or the strict
+    library.
+    """
     if isinstance(target, np.ndarray | np.generic):
         return np.asarray(a, dtype=target.dtype)
     return array_api_strict.asarray(a).to_device(target.device)
@@ -51,7 +56,9 @@ def chunks(length: int) -> st.SearchStrategy[int | None]:
 
 
 def splits(length: int) -> st.SearchStrategy[list[int]]:
-    """Where to cut a sequence: any number of cuts, empty pieces included; the bounds 0 and T are part of the list."""
+    """Where to cut a sequence: any number of cuts, empty pieces included; the bounds 0 and T are
+    part of the list.
+    """
     return st.lists(st.integers(0, length), max_size=4).map(lambda cuts: [0, *sorted(cuts), length])
 
 
@@ -90,9 +97,11 @@ def block_cases(
     zero_steps: bool = True,
     first_order: bool = False,
 ) -> BlockCase:
-    """A small fast weight block and a batch for it. ``zero_steps`` lets some step sizes be exactly 0."""
+    """A small fast weight block and a batch for it. ``zero_steps`` lets some step sizes be exactly
+    0.
+    """
     batch, length = draw(st.integers(1, max_batch)), draw(st.integers(min_length, max_length))
-    width, hidden, vocabulary = draw(st.integers(3, 5)), draw(st.integers(1, 7)), draw(st.integers(2, 6))
+    width, hidden, vocabulary = (draw(st.integers(3, 5)), draw(st.integers(1, 7)), draw(st.integers(2, 6)))
     settings = FastSettings(
         normalizer=draw(st.sampled_from(normalizers)),
         constant=draw(st.sampled_from([1.0, 0.5, 3.0])),
@@ -148,8 +157,9 @@ def make_block_case(
 def off_the_kink(case: BlockCase, margin: float = 0.05, spread: float = 0.3) -> BlockCase:
     """``case`` moved to where finite differences are trustworthy; only b1, b2 and eta change.
 
-    b1 puts each hidden unit's kink into the widest gap between its tokens' pre-activations, so that units still switch within a sequence;
-    b2 grows until every LayerNorm input has standard deviation at least ``spread``; eta halves until the fast pass keeps both.
+    b1 puts each hidden unit's kink into the widest gap between its tokens' pre-activations, so that
+    units still switch within a sequence; b2 grows until every LayerNorm input has standard
+    deviation at least ``spread``; eta halves until the fast pass keeps both.
     """
     if not case.x.shape[0] * case.x.shape[1]:
         return case
@@ -172,7 +182,9 @@ def off_the_kink(case: BlockCase, margin: float = 0.05, spread: float = 0.3) -> 
 
 
 def distances(case: BlockCase) -> tuple[float, float]:
-    """The smallest |pre-activation| of slow and fast pass, and their smallest standard deviation of a LayerNorm input."""
+    """The smallest |pre-activation| of slow and fast pass, and their smallest standard deviation of
+    a LayerNorm input.
+    """
     from fwl_ref.fwl import write_fwd
 
     (memory, _), res = write_fwd(*case[:4], case.settings)
@@ -194,12 +206,16 @@ def distances(case: BlockCase) -> tuple[float, float]:
 
 @st.composite
 def smooth_block_cases(draw: Callable, margin: float = 0.05, **structure: Any) -> BlockCase:
-    """``block_cases`` kept off the squared ReLU's kink and away from LayerNorm's singularity: for finite differences."""
+    """``block_cases`` kept off the squared ReLU's kink and away from LayerNorm's singularity: for
+    finite differences.
+    """
     return off_the_kink(draw(block_cases(**structure)), margin)
 
 
 def fast_state(case: BlockCase, seed: int, scale: float = 0.1) -> FastParameters:
-    """Accumulated gradients as if something had been read before: one matrix per sequence, of the parameters' shapes."""
+    """Accumulated gradients as if something had been read before: one matrix per sequence, of the
+    parameters' shapes.
+    """
     normal, batch = generator(seed), case.x.shape[0]
     shapes = (getattr(case.slow, name).shape for name in FastParameters._fields)
     return FastParameters(*(normal(batch, *shape, scale=scale).astype(case.x.dtype) for shape in shapes))
@@ -224,7 +240,9 @@ def attention_cases(
     carried: bool | None = None,
     dtype: str = "float64",
 ) -> AttentionCase:
-    """Linear attention of any small shape; ``carried`` says whether a state comes in (None = either)."""
+    """Linear attention of any small shape; ``carried`` says whether a state comes in (None =
+    either).
+    """
     batch, length = draw(st.integers(0, 3)), draw(st.integers(min_length, max_length))
     width, values = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     keep, scale, normal = draw(st.sampled_from(keeps)), draw(scales), generator(draw(seeds))
@@ -245,7 +263,9 @@ class ModelCase(NamedTuple):
 
 @st.composite
 def model_cases(draw: Callable, normalizers: tuple[str, ...] = ("constant",), min_length: int = 1, max_length: int = 6) -> ModelCase:
-    """A tiny language model with parameters of order one (fresh ones are nearly zero, so that little of the model takes part)."""
+    """A tiny language model with parameters of order one (fresh ones are nearly zero, so that
+    little of the model takes part).
+    """
     batch, length = draw(st.integers(1, 2)), draw(st.integers(min_length, max_length))
     config = Config(
         width=4,
@@ -286,7 +306,9 @@ def model_off_the_kink(case: ModelCase) -> ModelCase:
 
 
 def unsaturated(case: BlockCase) -> BlockCase:
-    """U and c shrunk until no logit exceeds 2: where a softmax saturates, losses, gradients and Hessians vanish into rounding."""
+    """U and c shrunk until no logit exceeds 2: where a softmax saturates, losses, gradients and
+    Hessians vanish into rounding.
+    """
     (_, logits), _ = slow_block_fwd(case.x, case.labels, case.slow, case.settings.eps)
     shrink = min(1.0, 2 / float(np.max(np.abs(logits))))
     return case._replace(slow=case.slow._replace(U=case.slow.U * shrink, c=case.slow.c * shrink))

@@ -1,4 +1,6 @@
-"""The backend finds the library of its arrays and refuses to mix; training stays on its device; the suite's stand-ins have teeth."""
+"""The backend finds the library of its arrays and refuses to mix; training stays on its device; the
+suite's stand-ins have teeth.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,6 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from fwl_ref import demo
-from fwl_ref import train as training
 from fwl_ref.__main__ import main, parser
 from fwl_ref.backend import (
     BackendError,
@@ -32,14 +32,16 @@ from fwl_ref.backend import (
     wait,
     waiting_refused,
 )
-from fwl_ref.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fwl_ref.data import Corpus, Document, load_corpus
-from fwl_ref.device import batch_like, to_backend
-from fwl_ref.model import Config
+from fwl_ref.demo import run as demo
+from fwl_ref.demo.parallel import InTurn
+from fwl_ref.lm import train as training
+from fwl_ref.lm.adamw import NonFiniteError, adam_init, clip, global_norm, squares
+from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fwl_ref.lm.data import Corpus, Document, load_corpus
+from fwl_ref.lm.device import batch_like, to_backend
+from fwl_ref.lm.model import Config
+from fwl_ref.lm.train import LOG_EVERY, Progress, TrainSettings, advance, begin, on_backend, records, train, train_step
 from fwl_ref.ops import attention
-from fwl_ref.optim import NonFiniteError, adam_init, clip, global_norm, squares
-from fwl_ref.parallel import InTurn
-from fwl_ref.train import LOG_EVERY, Progress, TrainSettings, advance, begin, on_backend, records, train, train_step
 from fwl_ref.tree import leaves, tree_map
 from tests import backends
 from tests.tolerances import assert_bitwise
@@ -97,7 +99,9 @@ def test_like_and_to_numpy_are_inverse(device: array_api_strict.Device, dtype: s
 
 
 def test_like_converts_only_when_asked() -> None:
-    """like(x, target, dtype) has that dtype, whether it is named as the library or as a string names it."""
+    """like(x, target, dtype) has that dtype, whether it is named as the library or as a string
+    names it.
+    """
     target = array_api_strict.ones(1).to_device(DEVICES[1])
     for dtype in ("float32", array_api_strict.float32):
         assert like(np.ones(2), target, dtype).dtype == array_api_strict.float32
@@ -126,7 +130,8 @@ def test_versions_name_python_and_numpy() -> None:
     assert backend_versions()["python"].count(".") == 2
 
 
-# A backend by its name ---------------------------------------------------------------------------------------------------------
+# A backend by its name
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_numpy_is_always_there() -> None:
@@ -220,7 +225,8 @@ def test_every_command_takes_a_backend(name: str, files: dict, tmp_path: Any, ca
         assert main([*words, "--backend", "numpy"]) == 0
 
 
-# A training step on a device ---------------------------------------------------------------------------------------------------
+# A training step on a device
+# ---------------------------------------------------------------------------------------------------
 
 CONFIG = Config(width=8, layers=1, heads=2, chunk=5)
 SETTINGS = TrainSettings(steps=LOG_EVERY + 3, batch=1, window=7, warmup=2, seed=3)
@@ -241,7 +247,9 @@ def start_on_device(config: Config = CONFIG) -> Progress:
 
 @pytest.fixture
 def crossings(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    """Every way for a value to leave the device, counted: to_numpy, and what Python does of itself for float(x), if x: and the like."""
+    """Every way for a value to leave the device, counted: to_numpy, and what Python does of itself
+    for float(x), if x: and the like.
+    """
     seen: Counter[str] = Counter()
     kind = type(array_api_strict.ones(1))
 
@@ -298,10 +306,12 @@ def test_a_hidden_crossing_is_counted(crossings: Counter, monkeypatch: pytest.Mo
 
 
 def test_training_on_a_device_is_training_on_the_host() -> None:
-    """The strict library computes with NumPy: parameters, moments and history are the same to the last bit, clipped or not."""
+    """The strict library computes with NumPy: parameters, moments and history are the same to the
+    last bit, clipped or not.
+    """
     norms = sorted(r.grad_norm for r in train(CORPUS, CONFIG, SETTINGS, quiet=True).history)
     settings = SETTINGS._replace(clip=norms[len(norms) // 2])
-    ours, theirs = train(CORPUS, CONFIG, settings, start=start_on_device(), quiet=True), train(CORPUS, CONFIG, settings, quiet=True)
+    ours, theirs = (train(CORPUS, CONFIG, settings, start=start_on_device(), quiet=True), train(CORPUS, CONFIG, settings, quiet=True))
     assert {r.grad_norm > settings.clip for r in theirs.history} == {True, False}
     assert ours.history == theirs.history
     for a, b in zip(leaves((ours.params, ours.adam[:2])), leaves((theirs.params, theirs.adam[:2])), strict=True):
@@ -322,7 +332,9 @@ def test_a_step_is_the_same_recorded_or_not() -> None:
 @pytest.mark.parametrize("step", [0, 5, LOG_EVERY])
 @pytest.mark.parametrize("name", ["embedding", "decay", "loss"])
 def test_what_goes_wrong_between_two_transfers_is_named_with_its_step(step: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps run on until the records come home; then the first bad one stops training, and nothing from it on is saved."""
+    """Steps run on until the records come home; then the first bad one stops training, and nothing
+    from it on is saved.
+    """
     original, calls, saved = training.loss_and_gradient, [], []
 
     def poisoned(*args: Any) -> tuple:
@@ -347,7 +359,7 @@ def test_clipping_by_a_factor_is_clipping_by_a_decision(limit: float) -> None:
     """On a device the norm is not looked at; the result is the same to the last bit."""
     grads = (np.array([3.0, 0.0]), (np.array(4.0), None))
     moved = on_device(grads)
-    here, there = clip(grads, limit, global_norm(squares(grads))), clip(moved, limit, global_norm(squares(moved)))
+    here, there = (clip(grads, limit, global_norm(squares(grads))), clip(moved, limit, global_norm(squares(moved))))
     for a, b in zip(leaves(here), leaves(there), strict=True):
         assert_bitwise(to_numpy(b), np.asarray(a))
 
@@ -367,12 +379,15 @@ def test_a_batch_goes_to_the_device_in_the_precision_of_the_parameters() -> None
     assert all(a.device == DEVICES[1] for a in batch)
 
 
-# The suite on other backends: the stand-ins have teeth ---------------------------------------------------------------------------
+# The suite on other backends: the stand-ins have teeth
+# ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A stand-in as it is on the strict library, whatever this run's backend: ``away(f)`` is f as a test sees it."""
+    """A stand-in as it is on the strict library, whatever this run's backend: ``away(f)`` is f as a
+    test sees it.
+    """
     monkeypatch.setattr(backends, "TARGET", array_api_strict.zeros(0).to_device(DEVICES[1]))
     return backends.StandIn
 
@@ -408,7 +423,9 @@ def test_what_comes_back_is_the_same_object(away: Any) -> None:
 
 
 def test_a_function_that_takes_numpy_for_granted_is_found(away: Any) -> None:
-    """N: np.* inside, a host array made inside, a method that only NumPy has, an index list: each fails away from NumPy."""
+    """N: np.* inside, a host array made inside, a method that only NumPy has, an index list: each
+    fails away from NumPy.
+    """
     x = np.ones((2, 3))
     inside = (lambda a: a + np.ones(3), lambda a: a * np.float64(2), np.asarray)
     for f in (np.exp, *inside, lambda a: a.sum(), lambda a: a[[0, 1]]):
@@ -456,8 +473,11 @@ def test_arrays_of_another_library_pass_through(away: Any) -> None:
 
 
 def test_a_facade_hands_out_stand_ins_and_passes_on_what_is_set(away: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Functions of the package, one stand-in each; modules about the host as they are; a mutant reaches the module and is undone."""
-    from fwl_ref import data, golden
+    """Functions of the package, one stand-in each; modules about the host as they are; a mutant
+    reaches the module and is undone.
+    """
+    from fwl_ref.lm import data
+    from fwl_ref.verify import golden
 
     module = sys.modules["fwl_ref.fwl"]
     face, original = backends.Facade(module), module.write_fwd
@@ -472,7 +492,9 @@ def test_a_facade_hands_out_stand_ins_and_passes_on_what_is_set(away: Any, monke
 
 
 def test_the_suite_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NumPy and the strict library are required, CuPy if FWL_REF_REQUIRE says so; a backend that is missing has a reason."""
+    """NumPy and the strict library are required, CuPy if FWL_REF_REQUIRE says so; a backend that is
+    missing has a reason.
+    """
     absent = {line.split(":")[0] for line in backends.absent_required()}
     assert {"numpy", "strict"} <= backends.REQUIRED and not {"numpy", "strict"} & absent
     monkeypatch.setitem(sys.modules, "cupy", None)
@@ -482,19 +504,22 @@ def test_the_suite_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
     assert "unknown" in backends.described("torch") and "NumPy" not in backends.described("cupy")
 
 
-# Every command on a device -----------------------------------------------------------------------------------------------------
+# Every command on a device
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def strict_for_cupy(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    """Whoever asks for "cupy" gets the strict library on a device that is not the host; counts how often an array is moved there."""
+    """Whoever asks for "cupy" gets the strict library on a device that is not the host; counts how
+    often an array is moved there.
+    """
     real, target, seen = backend_target, array_api_strict.zeros(0).to_device(DEVICES[1]), Counter()
 
     def instead(name: str) -> Any:
         seen[name] += 1
         return target if name == "cupy" else real(name)
 
-    for module in ("backend", "device", "demo", "golden", "check"):
+    for module in ("backend", "lm.device", "demo.run", "verify.golden", "verify.selftest"):
         monkeypatch.setattr(f"fwl_ref.{module}.backend_target", instead)
     monkeypatch.setattr(demo, "backend_versions", lambda name: backend_versions() | {"device": name})
     return seen
@@ -561,7 +586,9 @@ TINY = demo.QUICK._replace(
 
 
 def test_the_demo_on_a_device_is_the_demo(files: dict, tmp_path: Any, strict_for_cupy: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both models in turn in this process; the same losses, the same learned numbers, and it says where it ran."""
+    """Both models in turn in this process; the same losses, the same learned numbers, and it says
+    where it ran.
+    """
     monkeypatch.setattr(demo, "worker_pool", lambda _: InTurn())
     text = str(Path(files["MODEL"]).parent / "text")
     here, there = (demo.run_demo(tmp_path / name, text, settings=TINY, backend=name) for name in ("numpy", "cupy"))
@@ -571,11 +598,14 @@ def test_the_demo_on_a_device_is_the_demo(files: dict, tmp_path: Any, strict_for
         assert there[key] == here[key], key
 
 
-# One GPU -----------------------------------------------------------------------------------------------------------------------
+# One GPU
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_jobs_in_turn_run_here_and_at_once() -> None:
-    """What the demo uses in place of processes on a GPU: results and errors wait in the future, an interruption does not."""
+    """What the demo uses in place of processes on a GPU: results and errors wait in the future, an
+    interruption does not.
+    """
     done = []
     with InTurn() as pool:
         future = pool.submit(lambda a, *, b: done.append(a) or a + b, 1, b=2)
@@ -593,7 +623,9 @@ def test_jobs_in_turn_run_here_and_at_once() -> None:
 
 @pytest.mark.gpu
 def test_the_demo_on_a_gpu_is_the_demo(files: dict, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No processes; bits per byte as on the host up to float32, and the block is dynamic evaluation on the trained model."""
+    """No processes; bits per byte as on the host up to float32, and the block is dynamic evaluation
+    on the trained model.
+    """
     monkeypatch.setattr(demo, "worker_pool", lambda _: InTurn())
     text = str(Path(files["MODEL"]).parent / "text")
     here, there = (demo.run_demo(tmp_path / name, text, settings=TINY, backend=name) for name in ("numpy", "cupy"))
@@ -604,7 +636,9 @@ def test_the_demo_on_a_gpu_is_the_demo(files: dict, tmp_path: Any, monkeypatch: 
 
 @pytest.mark.gpu
 def test_a_training_step_on_a_gpu_does_not_wait() -> None:
-    """CuPy's own detection sees no synchronisation in steps that are not recorded, and sees one that is."""
+    """CuPy's own detection sees no synchronisation in steps that are not recorded, and sees one
+    that is.
+    """
     target = backend_target("cupy")
     start = begin(CONFIG, SETTINGS, "cupy")
     params, adam, _ = advance(start.params, start.adam, CORPUS, CONFIG, SETTINGS)
@@ -629,7 +663,9 @@ def test_a_training_step_on_a_gpu_does_not_wait() -> None:
     ],
 )
 def test_a_run_without_a_required_backend_fails(settings: dict, code: int, words: str) -> None:
-    """Under CI=true; one that was asked for by name always; and every run says which backend it was."""
+    """Under CI=true; one that was asked for by name always; and every run says which backend it
+    was.
+    """
     if code and "torch" not in settings.values() and not backends.missing("cupy"):
         pytest.skip("CuPy is here")
     kept = {name: value for name, value in os.environ.items() if name not in ("CI", "FWL_REF_REQUIRE", "FWL_REF_BACKEND")}
@@ -638,7 +674,8 @@ def test_a_run_without_a_required_backend_fails(settings: dict, code: int, words
     assert run.returncode == code and words in run.stdout + run.stderr, run.stdout + run.stderr
 
 
-# What the page on GPUs says ----------------------------------------------------------------------------------------------------
+# What the page on GPUs says
+# ----------------------------------------------------------------------------------------------------
 
 PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
 

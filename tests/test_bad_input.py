@@ -1,4 +1,6 @@
-"""Bad input: each mistake gets an error that says what must hold, what was found and what to do, and nothing is lost."""
+"""Bad input: each mistake gets an error that says what must hold, what was found and what to do,
+and nothing is lost.
+"""
 
 import re
 
@@ -6,18 +8,18 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from fwl_ref import train as training
-from fwl_ref.data import Document, load_corpus, training_batch, windows
-from fwl_ref.dynamic_evaluation import Rule, evaluate_block, mean_square, rms_scale
-from fwl_ref.evaluate import dynamic, dynamic_block, fast_weights, static
+from fwl_ref.dynamic_evaluation import Descent, evaluate_block, mean_square, rms_scale
 from fwl_ref.fwl import FastSettings, fast_block_fwd
-from fwl_ref.model import Config, check_config, initialize, loss_and_gradient, model_fwd
+from fwl_ref.lm import train as training
+from fwl_ref.lm.adamw import NonFiniteError, adam_init
+from fwl_ref.lm.data import Document, load_corpus, training_batch, windows
+from fwl_ref.lm.evaluate import dynamic, dynamic_block, fast_weights, static
+from fwl_ref.lm.model import Config, check_config, initialize, loss_and_gradient, model_fwd
+from fwl_ref.lm.train import Progress, TrainSettings, train
 from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd
 from fwl_ref.ops.rotary import rotary_fwd
-from fwl_ref.optim import NonFiniteError, adam_init
 from fwl_ref.slow_block import FastParameters, SlowParameters
 from fwl_ref.stream import stream_predict, stream_reveal, stream_start
-from fwl_ref.train import Progress, TrainSettings, train
 from fwl_ref.tree import leaves, tree_map
 
 B, T, D, F, V = 2, 5, 4, 6, 3
@@ -142,7 +144,9 @@ def test_shapes_that_do_not_fit_are_refused(changes, words):
     ],
 )
 def test_settings_that_cannot_be_are_refused(setting, value, words):
-    """The block, the configuration of a model and the stream refuse the same settings with the same words."""
+    """The block, the configuration of a model and the stream refuse the same settings with the same
+    words.
+    """
     settings = SETTINGS._replace(**{setting: value})
     refused(ValueError, words, block, settings=settings)
     refused(ValueError, words, stream_predict, stream_start(B, SLOW), X[:, 0], SLOW, ETA, settings)
@@ -177,7 +181,9 @@ def test_a_state_of_another_batch_size_is_refused(batch):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_stream_refuses_another_batch_size(batch):
-    """Features, labels and weights must be of as many sequences as the stream was started with: a stream of one is not broadcast."""
+    """Features, labels and weights must be of as many sequences as the stream was started with: a
+    stream of one is not broadcast.
+    """
     refused(ValueError, [str(B), str(batch), "sequence"], stream_predict, stream_start(batch, SLOW), X[:, 0], SLOW, ETA, SETTINGS)
     _, pending = stream_predict(stream_start(B, SLOW), X[:, 0], SLOW, ETA, SETTINGS)
     labels, weights = np.zeros(batch, dtype="int64"), np.ones(batch)
@@ -186,7 +192,9 @@ def test_a_stream_refuses_another_batch_size(batch):
 
 
 def test_revealing_before_predicting_is_refused():
-    """A label may be seen once its token is scored, and every scored token is revealed before the next; the stream is as before."""
+    """A label may be seen once its token is scored, and every scored token is revealed before the
+    next; the stream is as before.
+    """
     start = stream_start(B, SLOW)
     now = X[:, 0], SLOW, ETA, SETTINGS
     shown = LABELS[:, 0], WEIGHTS[:, 0], SLOW, DECAY, SETTINGS
@@ -314,7 +322,7 @@ def test_a_segment_of_nothing_is_refused():
     """At least one token, said when the method is made and not when it has read half a corpus."""
     p, words = initialize(CONFIG), ["at least 1 token", "got 0"]
     refused(ValueError, words, oracle, segment=0)
-    refused(ValueError, words, dynamic, p, CONFIG, 8, rule=Rule(0.1), segment=0)
+    refused(ValueError, words, dynamic, p, CONFIG, 8, descent=Descent(0.1), segment=0)
     refused(ValueError, words, dynamic_block, p, CONFIG, 8, rate=0.1, decay=0.0, segment=0)
 
 
@@ -329,7 +337,7 @@ def test_a_document_without_a_second_byte_is_refused(length):
     """The first byte is given and not predicted, so there is nothing to score."""
     document, p = Document("d", np.zeros(length, dtype="uint8")), initialize(CONFIG)
     refused(ValueError, ["2 bytes"], static(p, CONFIG, 8), document)
-    refused(ValueError, ["2 bytes"], dynamic(p, CONFIG, 8, rule=Rule(0.1), segment=4), document)
+    refused(ValueError, ["2 bytes"], dynamic(p, CONFIG, 8, descent=Descent(0.1), segment=4), document)
     refused(ValueError, ["2 bytes"], dynamic_block(p, CONFIG, 8, rate=0.1, decay=0.0, segment=4), document)
 
 
@@ -356,10 +364,12 @@ def test_training_that_cannot_be_is_refused(corpus, changes, words):
     refused(ValueError, words, train, corpus, CONFIG, SHORT._replace(**changes), quiet=True)
 
 
-@pytest.mark.parametrize("name", ["embedding", "blocks", "block", "eta", "decay"])
+@pytest.mark.parametrize("name", ["embedding", "trunk", "block", "eta", "decay"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_stops_training_by_name(corpus, monkeypatch, name, value):
-    """The step and the parameter; the last good progress is what was saved, and it is finite and can be resumed."""
+    """The step and the parameter; the last good progress is what was saved, and it is finite and
+    can be resumed.
+    """
     original, saved = training.loss_and_gradient, []
 
     def poisoned(*args):
@@ -380,7 +390,9 @@ def test_a_gradient_that_is_not_finite_stops_training_by_name(corpus, monkeypatc
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_parameter_that_is_not_a_number_stops_training(corpus, fast):
-    """NaN in one weight: an error in that very step, with its number and a parameter that it reached; nothing is saved."""
+    """NaN in one weight: an error in that very step, with its number and a parameter that it
+    reached; nothing is saved.
+    """
     config = CONFIG._replace(fast=fast)
     p, saved = initialize(config), []
     p = p._replace(block=p.block._replace(W1=at(p.block.W1, (0, 0), np.nan)))

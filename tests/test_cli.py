@@ -1,4 +1,6 @@
-"""The command line: every command on a tiny corpus, and one clear line for everything that can be mistyped."""
+"""The command line: every command on a tiny corpus, and one clear line for everything that can be
+mistyped.
+"""
 
 import os
 import subprocess
@@ -7,14 +9,15 @@ import sys
 import numpy as np
 import pytest
 
-from fwl_ref import __version__, evaluate
-from fwl_ref import generate as generation
-from fwl_ref import train as training
+from fwl_ref import __version__
 from fwl_ref.__main__ import main
-from fwl_ref.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fwl_ref.data import load_corpus, load_documents
-from fwl_ref.model import Config
-from fwl_ref.train import TrainSettings, train
+from fwl_ref.lm import evaluate
+from fwl_ref.lm import generate as generation
+from fwl_ref.lm import train as training
+from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fwl_ref.lm.data import load_corpus, load_documents
+from fwl_ref.lm.model import Config
+from fwl_ref.lm.train import TrainSettings, train
 from fwl_ref.tree import leaves
 
 pytestmark = pytest.mark.host("files and the command line")
@@ -55,7 +58,9 @@ def words_of(capsys, *argv):
 
 
 def fails(capsys, argv, *words):
-    """The command ends with 2 and one line that holds all words. Errors of argparse come with the usage before that line."""
+    """The command ends with 2 and one line that holds all words. Errors of argparse come with the
+    usage before that line.
+    """
     capsys.readouterr()
     try:
         code, usage = main([str(word) for word in argv]), False
@@ -91,7 +96,9 @@ def test_every_option_of_train_arrives(tmp_path, text):
 
 
 def test_train_resumes_to_the_same_bits(tmp_path, text, models, capsys):
-    """From a checkpoint after one step: it says so, and ends where straight training ends. A model that is trained is left alone."""
+    """From a checkpoint after one step: it says so, and ends where straight training ends. A model
+    that is trained is left alone.
+    """
     saved = []
     straight = train(load_corpus(str(text)), CONFIG, SETTINGS, quiet=True, save=saved.append, save_every=1)
     save_checkpoint(tmp_path / "m.npz", Checkpoint(CONFIG, SETTINGS, str(text), saved[0]))
@@ -106,9 +113,11 @@ def test_train_resumes_to_the_same_bits(tmp_path, text, models, capsys):
 
 @pytest.mark.parametrize("name", ["fast", "plain"])
 def test_evaluate_prints_bits_per_byte_of_every_way(models, text, capsys, name):
-    """Left to itself it reads the model's test documents; the last line is over all bytes, static and adapting."""
+    """Left to itself it reads the model's test documents; the last line is over all bytes, static
+    and adapting.
+    """
     out = words_of(capsys, "evaluate", models / f"{name}.npz").splitlines()
-    params, documents = load_checkpoint(models / f"{name}.npz").progress.params, load_corpus(str(text)).test
+    params, documents = (load_checkpoint(models / f"{name}.npz").progress.params, load_corpus(str(text)).test)
     config = CONFIG._replace(fast=name == "fast")
     ways = [evaluate.static(params, config, 8)]
     if name == "fast":
@@ -165,7 +174,7 @@ def test_golden_makes_runs_and_checks(tmp_path, capsys):
 
 def test_demo_is_called_with_what_was_asked(monkeypatch, tmp_path, capsys):
     """Folder, corpus and size; results/ and the standard library if nothing is said."""
-    from fwl_ref import demo
+    from fwl_ref.demo import run as demo
 
     calls = []
     monkeypatch.setattr(demo, "run_demo", lambda *args, **more: calls.append((*args, more)))
@@ -373,7 +382,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path, text, capsys, monkeypatch):
 
 def test_an_error_of_many_lines_becomes_one(capsys, monkeypatch):
     """Whatever an error says, and also if it says nothing."""
-    from fwl_ref import demo
+    from fwl_ref.demo import run as demo
 
     for error, line in ((ValueError("two\n  lines"), "fwl_ref: two lines"), (MemoryError(), "fwl_ref: MemoryError")):
 

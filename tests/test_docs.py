@@ -1,7 +1,9 @@
-"""The documentation runs: every Python block, what it says it prints, every relative link; and nothing private is left in any file.
+"""The documentation runs: every Python block, what it says it prints, every relative link; and
+nothing private is left in any file.
 
-Blocks of one file share a namespace and run in order, in an empty folder. A comment at the end of a ``print`` is what that line prints
-(all that it prints, if it runs several times); ``...`` in it stands for anything. Comments elsewhere are prose.
+Blocks of one file share a namespace and run in order, in an empty folder. A comment at the end of a
+``print`` is what that line prints (all that it prints, if it runs several times); ``...`` in it
+stands for anything. Comments elsewhere are prose.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def blocks(text: str) -> Iterator[tuple[int, str]]:
     for match in FENCE.finditer(text):
         indent, _, language, code = match.groups()
         if language.strip() == "python":
-            yield text.count("\n", 0, match.start(4)) + 1, re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
+            yield (text.count("\n", 0, match.start(4)) + 1, re.sub(f"^{indent}", "", code, flags=re.MULTILINE))
 
 
 def stated(code: str) -> list[tuple[range, str]]:
@@ -52,7 +54,9 @@ def stated(code: str) -> list[tuple[range, str]]:
 
 
 def run_blocks(text: str, name: str) -> int:
-    """Run every block of a page and compare what it prints with what it says; returns how many outputs were compared."""
+    """Run every block of a page and compare what it prints with what it says; returns how many
+    outputs were compared.
+    """
     printed: dict[int, list[str]] = {}
 
     def record(*values: Any, **options: Any) -> None:
@@ -115,7 +119,9 @@ print(1)  # 2
 
 
 def test_the_runner_compares_every_stated_output():
-    """Simple lines, lines over two lines, in functions and in loops; other languages are left alone."""
+    """Simple lines, lines over two lines, in functions and in loops; other languages are left
+    alone.
+    """
     assert [line for line, _ in blocks(PAGE)] == [5, 12]
     assert run_blocks(PAGE, "page") == 4
 
@@ -158,7 +164,9 @@ def prose(text: str) -> str:
 
 
 def links(text: str) -> list[str]:
-    """Targets of Markdown links and pictures, inline or by reference, that are not addresses on the web."""
+    """Targets of Markdown links and pictures, inline or by reference, that are not addresses on the
+    web.
+    """
     text = prose(text)
     found = re.findall(r"\]\(<?([^()\s>]+)>?(?:\s+\"[^\"]*\")?\)", text) + re.findall(r"^\[[^\]]+\]:\s+(\S+)", text, re.MULTILINE)
     return [target for target in found if not re.match(r"[a-z]+:", target)]
@@ -233,7 +241,9 @@ def private(data: bytes) -> list[str]:
 
 
 def test_no_file_names_what_is_private():
-    """Paths of one machine, folders beside the repository, hosts of package indexes: none, in text, pictures or notebooks."""
+    """Paths of one machine, folders beside the repository, hosts of package indexes: none, in text,
+    pictures or notebooks.
+    """
     seen, found = 0, {}
     for path in files():
         seen += 1

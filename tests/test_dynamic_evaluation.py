@@ -1,4 +1,6 @@
-"""The update rules of dynamic evaluation, against their formulas written out entry by entry, and the loop around them."""
+"""The update rules of dynamic evaluation, against their formulas written out entry by entry, and
+the loop around them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwl_ref.dynamic_evaluation import RmsScale, Rule, dynamic_evaluation, evaluate_block, mean_square, rms_scale, update
+from fwl_ref.dynamic_evaluation import Descent, RmsScale, dynamic_evaluation, evaluate_block, mean_square, rms_scale, update
 from fwl_ref.fwl import FastSettings
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, tree_map
@@ -29,7 +31,7 @@ def test_the_sgd_rule_is_a_gradient_step_and_a_pull_towards_the_start(seed, rate
     theta, gradient, start = tree(seed), tree(seed + 1), tree(seed + 2)
     rates = FastParameters(*(rate * (i + 1) for i in range(6)))
     for given_rate, each in ((rate, (rate,) * 6), (rates, rates)):
-        moved = update(theta, gradient, start, Rule(given_rate, decay))
+        moved = update(theta, gradient, start, Descent(given_rate, decay))
         for p, g, p0, eta, found in zip(theta, gradient, start, each, moved, strict=True):
             assert_close(found, p - eta * g + decay * (p0 - p))
 
@@ -39,7 +41,7 @@ def test_the_rms_rule_divides_by_the_frozen_scale_and_pulls_at_most_all_the_way(
     """theta - eta g / divisor + min(1, lambda RMSnorm) (theta_0 - theta), entry by entry   (Y.2)"""
     theta, gradient, start = tree(seed), tree(seed + 1), tree(seed + 2)
     scale = rms_scale(mean_square([tree(seed + 3), tree(seed + 4)]), eps=0.2)
-    moved = update(theta, gradient, start, Rule(0.1, decay, scale))
+    moved = update(theta, gradient, start, Descent(0.1, decay, scale))
     for i, found in enumerate(moved):
         for entry in np.ndindex(found.shape):
             p, g, p0 = (float(t[i][entry]) for t in (theta, gradient, start))
@@ -48,16 +50,20 @@ def test_the_rms_rule_divides_by_the_frozen_scale_and_pulls_at_most_all_the_way(
 
 
 def test_the_pull_of_the_rms_rule_is_clipped():
-    """An entry whose RMSnorm is above 1 / lambda goes back to theta_0, not beyond it; below, it goes part of the way   (Y.2)"""
+    """An entry whose RMSnorm is above 1 / lambda goes back to theta_0, not beyond it; below, it
+    goes part of the way   (Y.2)
+    """
     one, start = (np.array([1.0, 1.0]),), (np.array([0.0, 0.0]),)
     scale = RmsScale((np.ones(2),), (np.array([0.5, 4.0]),))
-    (moved,) = update(one, (np.zeros(2),), start, Rule(0.1, 0.5, scale))
+    (moved,) = update(one, (np.zeros(2),), start, Descent(0.1, 0.5, scale))
     assert moved.tolist() == [0.75, 0.0]
 
 
 @given(seed=seeds, count=st.integers(1, 4), eps=st.sampled_from([0.0, 0.1]))
 def test_the_statistics_are_the_root_mean_square_over_batches(seed, count, eps):
-    """MS is a mean over batches; its root is measured against the mean over all scalars of all parameters   (Y.3)"""
+    """MS is a mean over batches; its root is measured against the mean over all scalars of all
+    parameters   (Y.3)
+    """
     gradients = [tree(seed + i) for i in range(count)]
     scale = rms_scale(mean_square(iter(gradients)), eps)
     flat = np.sqrt(np.mean([np.concatenate([g.ravel() for g in t]) ** 2 for t in gradients], axis=0))
@@ -69,26 +75,28 @@ def test_a_subset_moves_and_the_rest_is_the_same_arrays():
     """Parameters outside the subset are not even copied   (Y.1)"""
     theta, gradient, start = tree(1), tree(2), tree(3)
     subset = FastParameters(True, False, False, True, False, True)
-    moved = update(theta, gradient, start, Rule(0.5, 0.1, subset=subset))
-    everything = update(theta, gradient, start, Rule(0.5, 0.1))
+    moved = update(theta, gradient, start, Descent(0.5, 0.1, subset=subset))
+    everything = update(theta, gradient, start, Descent(0.5, 0.1))
     for p, one, all_, free in zip(theta, moved, everything, subset, strict=True):
         assert one is p if not free else np.array_equal(one, all_)
 
 
 def test_a_segment_is_scored_before_it_is_learned_from():
-    """score sees theta_{i-1} and the yielded parameters are theta_i; the loop starts at theta_0 unless told otherwise   (Y.1)"""
+    """score sees theta_{i-1} and the yielded parameters are theta_i; the loop starts at theta_0
+    unless told otherwise   (Y.1)
+    """
     start, seen = (np.array([1.0]),), []
 
     def score(theta, segment):
         seen.append(float(theta[0][0]))
         return segment, (np.array([float(segment)]),)
 
-    steps = list(dynamic_evaluation(start, [1, 2, 3], score, Rule(0.1)))
+    steps = list(dynamic_evaluation(start, [1, 2, 3], score, Descent(0.1)))
     assert seen == pytest.approx([1.0, 0.9, 0.7])
     assert [result for result, _ in steps] == [1, 2, 3]
     assert [float(theta[0][0]) for _, theta in steps] == pytest.approx([0.9, 0.7, 0.4])
     seen.clear()
-    list(dynamic_evaluation(start, [1], score, Rule(0.1), theta=(np.array([5.0]),)))
+    list(dynamic_evaluation(start, [1], score, Descent(0.1), theta=(np.array([5.0]),)))
     assert seen == [5.0] and start[0][0] == 1.0
 
 
@@ -96,7 +104,7 @@ def test_a_rate_and_a_decay_of_zero_are_static_evaluation():
     """theta_i = theta_0, bit by bit   (Y.1), (Y.2)"""
     start, gradient = tree(5), tree(6)
     for scale in (None, rms_scale(tree_map(np.abs, tree(7)))):
-        for a, b in zip(leaves(update(start, gradient, start, Rule(0.0, 0.0, scale))), leaves(start), strict=True):
+        for a, b in zip(leaves(update(start, gradient, start, Descent(0.0, 0.0, scale))), leaves(start), strict=True):
             assert_bitwise(a, b)
 
 

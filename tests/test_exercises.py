@@ -1,4 +1,6 @@
-"""The notebooks' checker: says where an answer is wrong, never what it is, and never raises; and the two witnesses by differences."""
+"""The notebooks' checker: says where an answer is wrong, never what it is, and never raises; and
+the two witnesses by differences.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ CASES = [(generator(1)(3, 4),)]
 
 @given(shape=shapes, seed=seeds, data=st.data())
 def test_the_first_wrong_entry_is_the_first_in_reading_order(shape: tuple, seed: int, data: st.DataObject) -> None:
-    """Wrong entries at random places: index and count are those of the mask, and an exact answer has none."""
+    """Wrong entries at random places: index and count are those of the mask, and an exact answer
+    has none.
+    """
     expected = generator(seed)(*shape)
     flat = data.draw(st.sets(st.integers(0, expected.size - 1), min_size=1), label="wrong")
     found = expected.copy()
@@ -117,7 +121,9 @@ def test_a_wrong_shape_names_both() -> None:
 
 
 def test_right_answers_are_correct_whatever_holds_them() -> None:
-    """A list for a tuple, a nested list for an array, an integer for a float, None where the reference has None."""
+    """A list for a tuple, a nested list for an array, an integer for a float, None where the
+    reference has None.
+    """
     assert verdict("f", lambda x: [2 * x, x.sum(axis=0)], both, CASES) == "f: correct"
     assert verdict("f", lambda x: (2 * x).tolist(), double, CASES) == "f: correct"
     assert verdict("f", 2, np.asarray(2.0)) == "f: correct"
@@ -188,7 +194,9 @@ def test_the_case_that_fails_is_named() -> None:
 
 
 def test_a_hint_is_that_of_the_mistake_that_was_made() -> None:
-    """The first version that agrees with the attempt; one that equals the right answer here is no mistake."""
+    """The first version that agrees with the attempt; one that equals the right answer here is no
+    mistake.
+    """
     hints = {"right": double, "sign?": lambda x: -2 * x, "twice?": lambda x: 4 * x, "also sign?": lambda x: -2 * x}
     assert verdict("f", lambda x: -2 * x, double, CASES, hints).endswith(". Hint: sign?")
     assert verdict("f", lambda x: 4 * x, double, CASES, hints).endswith(". Hint: twice?")
@@ -249,7 +257,9 @@ def test_differences_give_the_adjoints_of_both_orders(op: tuple, seed: int) -> N
 
 
 def test_differences_skip_what_has_no_derivative_and_follow_trees() -> None:
-    """Integers give None; an argument and an output may be trees; None in g_d_args is zero.   (C.2), (C.3)"""
+    """Integers give None; an argument and an output may be trees; None in g_d_args is
+    zero.   (C.2), (C.3)
+    """
     draw = generator(7)
     logits, labels, dy, g = draw(3, 4), np.array([1, 0, 3]), draw(3), draw(3, 4)
     _, res = cross_entropy_fwd(logits, labels)

@@ -1,4 +1,6 @@
-"""check_adjoint has teeth: it accepts what is right and rejects every mutant. Mutants wrap the real op, they never copy it."""
+"""check_adjoint has teeth: it accepts what is right and rejects every mutant. Mutants wrap the real
+op, they never copy it.
+"""
 
 from __future__ import annotations
 
@@ -129,11 +131,7 @@ SECOND = {
     ),
     "layernorm, third term of g_z dropped": (
         "layernorm",
-        changed(
-            layernorm_bwd_bwd,
-            1,
-            lambda g, gz, gg, gb, dy, r: g + r.rstd * layernorm_bwd(gz / r.gain, r)[0] * mean(r.n * dy * r.gain),
-        ),
+        changed(layernorm_bwd_bwd, 1, lambda g, gz, gg, gb, dy, r: g + r.rstd * layernorm_bwd(gz / r.gain, r)[0] * mean(r.n * dy * r.gain)),
     ),
     "layernorm, last term of g_z dropped": (
         "layernorm",
@@ -177,7 +175,9 @@ def test_check_adjoint_rejects_a_wrong_second_backward(name: str, seed: int) -> 
 
 
 def test_a_wrong_second_backward_needs_the_second_order_check() -> None:
-    """Without bwd_bwd only the first order is checked: the mutants above are caught by order 2, not by luck."""
+    """Without bwd_bwd only the first order is checked: the mutants above are caught by order 2, not
+    by luck.
+    """
     fwd, bwd, args, _ = ACCEPTED["layernorm"]
     assert check_adjoint(fwd, bwd, args).checked == 3
 
@@ -223,7 +223,9 @@ def test_check_adjoint_walks_trees_of_arguments_and_outputs() -> None:
 
 
 def test_a_bug_in_a_tiny_leaf_cannot_hide_behind_large_ones() -> None:
-    """A gradient of relative size 1e-6 that is wrong by one part in a thousand is rejected, and the leaf is named; theorem 19."""
+    """A gradient of relative size 1e-6 that is wrong by one part in a thousand is rejected, and the
+    leaf is named; theorem 19.
+    """
     x, w, b = DENSE
     for factor in (1.001, 2.0, -1.0, 0.0):
         with pytest.raises(AdjointError, match=r"argument 1 \(quiet\)"):
@@ -231,7 +233,9 @@ def test_a_bug_in_a_tiny_leaf_cannot_hide_behind_large_ones() -> None:
 
 
 def test_a_missing_leaf_of_a_tree_is_rejected() -> None:
-    """None stands for zero: right for a leaf that does not matter, rejected for one that does; theorem 19."""
+    """None stands for zero: right for a leaf that does not matter, rejected for one that does;
+    theorem 19.
+    """
     x, w, b = DENSE
     with pytest.raises(AdjointError, match=r"argument 1 \(quiet\)"):
         check_adjoint(quiet_fwd, lambda dy, r: (quiet_bwd(1)(dy, r)[0], quiet_bwd(1)(dy, r)[1]._replace(quiet=None)), (x, Layer(w, b)))
@@ -246,13 +250,15 @@ def test_a_missing_leaf_of_a_tree_is_rejected() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_function_that_bends_too_much_for_a_step_is_tried_with_a_finer_one(seed: int) -> None:
-    """At h = 1e-3 the difference of sin r x, r v = 200, is off by (r v h)^6 / 140 = 5e-7, at h / 4 by 1e-10; one in 10^6 is still seen."""
+    """At h = 1e-3 the difference of sin r x, r v = 200, is off by (r v h)^6 / 140 = 5e-7, at h / 4
+    by 1e-10; one in 10^6 is still seen.
+    """
     draw = np.random.default_rng(seed)
     _, v = draw.standard_normal(1), draw.standard_normal(1)  # the check's u and v
     rate, x = 200 / abs(v[0]), np.asarray([0.3])
 
     def check(wrong: float, **step: float) -> float:
-        waves, adjoint = lambda x: (np.sin(rate * x), None), lambda dy, _: wrong * rate * dy * np.cos(rate * x)
+        waves, adjoint = (lambda x: (np.sin(rate * x), None), lambda dy, _: wrong * rate * dy * np.cos(rate * x))
         return check_adjoint(waves, adjoint, (x,), seed=seed, **step).error
 
     assert check(1.0) < 1e-8
@@ -262,7 +268,9 @@ def test_a_function_that_bends_too_much_for_a_step_is_tried_with_a_finer_one(see
 
 
 def test_the_reported_error_is_relative_to_the_length_of_the_change() -> None:
-    """|<u, J v> - <J^T u, v>| / |J v| for an adjoint off by one part in 10^9, whatever the size of the function."""
+    """|<u, J v> - <J^T u, v>| / |J v| for an adjoint off by one part in 10^9, whatever the size of
+    the function.
+    """
     draw = np.random.default_rng(5)
     u, v = draw.standard_normal(6), draw.standard_normal(6)
     for size in (1.0, 1e-6):
@@ -304,7 +312,9 @@ def test_the_message_names_the_function_the_argument_and_both_numbers() -> None:
 
 
 def test_float32_gradients_are_checked_at_float32_accuracy() -> None:
-    """The tolerance grows with the machine epsilon, not to infinity: a sign error in float32 is still rejected."""
+    """The tolerance grows with the machine epsilon, not to infinity: a sign error in float32 is
+    still rejected.
+    """
     args = tuple(a.astype("float32") for a in DENSE)
     check_adjoint(dense_fwd, dense_bwd, args, dense_bwd_bwd, step=1e-1)
     with pytest.raises(AdjointError):

@@ -1,4 +1,6 @@
-"""The mutation tool: what it makes are mutants, it tells who notices them, and its page is about the present core."""
+"""The mutation tool: what it makes are mutants, it tells who notices them, and its page is about
+the present core.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def test_mutants_are_programs_that_differ_from_the_module_on_one_line():
 
 
 def test_every_kind_of_change_is_made():
-    """Operators, comparisons, numbers, signs, branches, statements, dropped and exchanged calls, exchanged results."""
+    """Operators, comparisons, numbers, signs, branches, statements, dropped and exchanged calls,
+    exchanged results.
+    """
     module = """
 def f(x, y, flag):
     x += y
@@ -50,13 +54,15 @@ def f(x, y, flag):
 
 @pytest.mark.slow
 def test_who_notices_is_told_from_who_does_not():
-    """A fresh process: the module as it is passes its own tests, a sum that starts at 1 does not; other tests see no difference."""
+    """A fresh process: the module as it is passes its own tests, a sum that starts at 1 does not;
+    other tests see no difference.
+    """
     program = (
         "from tools import mutate as m\n"
         "m.CORE = {'tree': ['tests/test_tree.py']}\n"
         "started = next(x for x in m.mutants('tree') if 'total = 0' in x.what)\n"
         "print(m.survives(m.Mutant('tree', 0, m.UNCHANGED)), m.survives(started))\n"
-        "m.CORE = {'tree': ['tests/test_data.py::test_split_follows_the_hash_of_the_name']}\n"
+        "m.CORE = {'tree': ['tests/lm/test_data.py::test_split_follows_the_hash_of_the_name']}\n"
         "print(m.survives(started))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=mutate.ROOT, capture_output=True, text=True, check=True)
@@ -71,7 +77,9 @@ def test_an_explanation_is_about_a_mutant_of_the_present_source():
 
 
 def test_the_page_counts_the_mutants_of_the_present_source_and_leaves_none_open():
-    """docs/mutation.md is written by tools/mutate.py --page; run it, and the modules that changed before it, if this fails."""
+    """docs/mutation.md is written by tools/mutate.py --page; run it, and the modules that changed
+    before it, if this fails.
+    """
     rows = re.findall(r"^\| `([\w.]+)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", mutate.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert {name: int(count) for name, count, *_ in rows} == {module: len(found) for module, found in core().items()}
     assert all(int(count) == int(noticed) + int(explained) and open_ == "0" for _, count, noticed, explained, open_ in rows)

@@ -1,6 +1,8 @@
-"""The notebooks: .py and .ipynb say the same, the rules of notebooks/README.md are kept, and every solution passes its exercise's check.
+"""The notebooks: .py and .ipynb say the same, the rules of notebooks/README.md are kept, and every
+solution passes its exercise's check.
 
-That the outputs are what the library gives today is ``make notebooks``: it executes everything and compares.
+That the outputs are what the library gives today is ``make notebooks``: it executes everything and
+compares.
 """
 
 from __future__ import annotations
@@ -111,7 +113,9 @@ def test_links_between_notebooks_lead_somewhere(source: Path) -> None:
 
 @every_notebook
 def test_a_notebook_keeps_the_rules(source: Path) -> None:
-    """Short cells, one figure a section with labels, an assertion after it, exercises, nothing of the library defined again."""
+    """Short cells, one figure a section with labels, an assertion after it, exercises, nothing of
+    the library defined again.
+    """
     assert rules_broken(notebooks.read(source)) == []
 
 
@@ -149,7 +153,9 @@ def test_the_committed_notebook_has_the_cells_of_its_source(source: Path) -> Non
 
 @every_notebook
 def test_the_committed_outputs_are_complete_and_clean(source: Path) -> None:
-    """Every code cell ran, in order, with no error, no warning, no address, no clock; every figure is there; blanks are blank."""
+    """Every code cell ran, in order, with no error, no warning, no address, no clock; every figure
+    is there; blanks are blank.
+    """
     committed = nbformat.read(source.with_suffix(".ipynb"), 4)
     assert [cell.execution_count for cell in code(committed)] == list(range(1, len(code(committed)) + 1))
     assert notebooks.faults(committed, seconds=0.0) == []
@@ -165,7 +171,9 @@ def test_the_committed_outputs_are_complete_and_clean(source: Path) -> None:
 
 
 def silent_hints(name: str, attempt, reference, cases=((),), mistakes=None, returns=()) -> list[str]:
-    """Hints that do not come when somebody makes just that mistake: it is no mistake in these cases, or another hint takes it."""
+    """Hints that do not come when somebody makes just that mistake: it is no mistake in these
+    cases, or another hint takes it.
+    """
     found = []
     for hint, mistake in (mistakes or {}).items():
         if mistake is None or isinstance(mistake, str) and not isinstance(reference, str):
@@ -183,7 +191,9 @@ def silent_hints(name: str, attempt, reference, cases=((),), mistakes=None, retu
 
 
 def runs(source: Path, solved: bool) -> tuple[list[str], list[str]]:
-    """What ``check`` prints when the notebook runs, with the solutions put in after each exercise cell or not; and the silent hints."""
+    """What ``check`` prints when the notebook runs, with the solutions put in after each exercise
+    cell or not; and the silent hints.
+    """
     solutions = runpy.run_path(str(source.parent / "solutions" / f"{source.name[:2]}.py"))
     own = {name: value for name, value in solutions.items() if not name.startswith("__")}
     lines, silent = [], []
@@ -225,7 +235,9 @@ def in_the_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @every_notebook
 @pytest.mark.usefixtures("in_the_folder")
 def test_the_solutions_pass_the_checks_and_every_hint_can_come(source: Path) -> None:
-    """Every exercise says correct with its solution, in the cells that the reader runs; each mistake gets its own hint."""
+    """Every exercise says correct with its solution, in the cells that the reader runs; each
+    mistake gets its own hint.
+    """
     lines, silent = runs(source, solved=True)
     assert lines
     assert [line for line in lines if not line.endswith(": correct")] == []
@@ -281,7 +293,9 @@ def tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 @pytest.mark.slow
 def test_the_tool_writes_the_same_bytes_twice_and_check_compares(tiny: Path, monkeypatch, capsys) -> None:
-    """Executed, silent progress bars, a picture; --check passes on that, and fails for a stale .ipynb and for an orphan."""
+    """Executed, silent progress bars, a picture; --check passes on that, and fails for a stale
+    .ipynb and for an orphan.
+    """
     target = tiny.with_suffix(".ipynb")
     assert tool(monkeypatch) == 0
     first = target.read_bytes()
@@ -304,7 +318,9 @@ def test_the_tool_writes_the_same_bytes_twice_and_check_compares(tiny: Path, mon
 
 
 def test_check_sees_an_edit_of_a_source_or_an_output_and_not_of_pixels() -> None:
-    """difference() is None for the committed notebook itself and for other pixels, and names the cell of any other edit."""
+    """difference() is None for the committed notebook itself and for other pixels, and names the
+    cell of any other edit.
+    """
     path = SOURCES[0].with_suffix(".ipynb")
 
     def edited(edit) -> str | None:

@@ -1,4 +1,6 @@
-"""Optimizers as slots: their masks against the formulas of the dictionary, how many slots they need, what they refuse."""
+"""Optimizers as slots: their masks against the formulas of the dictionary, how many slots they
+need, what they refuse.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def test_slots_run_on_unit_impulses_give_the_mask_of_the_table(name: str, length
 
 @given(mu=st.floats(0, 1), rate=st.floats(0, 1), length=st.integers(0, 20))
 def test_momentum_with_decay_is_a_geometric_sum(mu: float, rate: float, length: int) -> None:
-    """sum_{i+j=t-s-1} a^i mu^j, a = 1 - lambda, which is the quotient of (O.9) where a != mu, and its limit where a = mu."""
+    """sum_{i+j=t-s-1} a^i mu^j, a = 1 - lambda, which is the quotient of (O.9) where a != mu, and
+    its limit where a = mu.
+    """
     a = 1 - rate
     expected = np.zeros((length, length))
     for t in range(length):
@@ -79,7 +83,9 @@ def test_momentum_with_decay_is_a_geometric_sum(mu: float, rate: float, length: 
 
 @every_row
 def test_no_form_with_fewer_slots_exists(name: str) -> None:
-    """rank M[p:, :p] is what a form with a state must carry past token p; the largest of these ranks is the number of slots: (O.4)"""
+    """rank M[p:, :p] is what a form with a state must carry past token p; the largest of these
+    ranks is the number of slots: (O.4)
+    """
     optimizer, _ = TABLE[name]
     whole = mask(optimizer, 12)
     assert max(np.linalg.matrix_rank(whole[p:, :p]) for p in range(1, 12)) == slots(optimizer) == SLOTS[name]
@@ -122,7 +128,7 @@ def test_writing_and_reading_slots_one_by_one_is_the_mask(name: str, seed: int) 
     """read_t . slots_t = sum_{s<t} M_ts g_s, leaf by leaf: (O.2), (O.3)"""
     optimizer, normal, length = TABLE[name][0], generator(seed), 8
     gradients = [FastParameters(*(normal(2, 3) for _ in range(6))) for _ in range(length)]
-    state, m = OptimizerState(FastParameters(*(np.zeros((2, slots(optimizer), 3)) for _ in range(6))), 0), mask(optimizer, length)
+    state, m = (OptimizerState(FastParameters(*(np.zeros((2, slots(optimizer), 3)) for _ in range(6))), 0), mask(optimizer, length))
     for t in range(length):
         for i, sums in enumerate(read_slots(optimizer, state)):
             expected = sum((m[t, s] * gradients[s][i] for s in range(t)), np.zeros((2, 3)))
@@ -130,7 +136,8 @@ def test_writing_and_reading_slots_one_by_one_is_the_mask(name: str, seed: int) 
         state = write_slots(optimizer, state, gradients[t])
 
 
-# Preconditioning -------------------------------------------------------------------------------------------------------------
+# Preconditioning
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("shape", "heads"), [((3, 5), 3), ((5, 3), 3), ((1, 4), 1), ((4, 1), 1)])
@@ -150,7 +157,8 @@ def test_heads_of_a_float32_divisor_are_float32_and_as_few() -> None:
     assert_close(u.T @ w, 1 / divisor, float32_bound(terms=3))
 
 
-# What is refused -------------------------------------------------------------------------------------------------------------
+# What is refused
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -224,7 +232,9 @@ def test_a_learned_decay_beside_an_optimizer_is_refused() -> None:
 
 
 def test_the_state_of_another_kind_of_read_is_refused() -> None:
-    """N: accumulated gradients are not slots, and slots are not those of an optimizer with another number of them. (O.23)"""
+    """N: accumulated gradients are not slots, and slots are not those of an optimizer with another
+    number of them. (O.23)
+    """
     (_, _, sums), _ = block(None)
     (_, _, two), _ = block(momentum(0.9))
     with pytest.raises(ValueError, match="must hold slots of momentum, got accumulated gradients.*same optimizer"):
@@ -259,7 +269,9 @@ def test_tables_that_do_not_fit_each_other_are_refused(change: dict) -> None:
 
 
 def test_momentum_and_decay_of_the_same_rate_have_their_own_formula():
-    """a = mu: (a^n - mu^n) / (a - mu) is 0 / 0, and its limit n a^(n-1) is what the slots do   (O.9)"""
+    """a = mu: (a^n - mu^n) / (a - mu) is 0 / 0, and its limit n a^(n-1) is what the slots
+    do   (O.9)
+    """
     same = momentum_with_decay(0.5, 0.5)
     assert_close(closed_form(same, 7), mask(same, 7))
     assert_close(closed_form(same, 7)[6], np.array([(6 - s) * 0.5 ** (5 - s) if s < 6 else 0.0 for s in range(7)]))

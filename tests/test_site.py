@@ -1,7 +1,9 @@
-"""The site: nothing is missing from it, links between equations, functions and tests are complete, and it asks nothing of the network.
+"""The site: nothing is missing from it, links between equations, functions and tests are complete,
+and it asks nothing of the network.
 
-What is read here are the sources; ``make docs`` builds the site, strictly. That code in the pages runs and links lead somewhere is in
-``test_docs.py``. The built site is looked at too, by the thorough profile and where Sphinx is installed.
+What is read here are the sources; ``make docs`` builds the site, strictly. That code in the pages
+runs and links lead somewhere is in ``test_docs.py``. The built site is looked at too, by the
+thorough profile and where Sphinx is installed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ BUILT_FROM = {"sphinx", "myst_nb", "furo", "typst", "pypandoc"}
 
 
 def test_the_site_knows_every_equation_function_and_test():
-    """The reader that makes the links and the one that checks the structure were written apart, and agree."""
+    """The reader that makes the links and the one that checks the structure were written apart, and
+    agree.
+    """
     tags, _ = labels_in_docs()
     assert list(KNOWN) == list(dict.fromkeys(KNOWN)) and set(KNOWN) == set(tags)
     assert {label: f"fwl_ref.{path}" for label, path in labels_in_code().items()}.items() <= {
@@ -98,7 +102,9 @@ def headings(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("module", [name for name in OPS if (DOCS / f"theory/{name.removeprefix('ops.')}.md").exists()])
 def test_an_op_is_derived_in_the_same_form_as_all(module):
-    """Why, adjoint, adjoint of the adjoint if the op has one, agreement in numbers, what the residual costs."""
+    """Why, adjoint, adjoint of the adjoint if the op has one, agreement in numbers, what the
+    residual costs.
+    """
     page = DOCS / f"theory/{module.removeprefix('ops.')}.md"
     twice = any(m == module and n.name.endswith("_bwd_bwd") for m, n in functions())
     wanted = {"Why", "Adjoint", "Agreement", "Residual"} | ({"Adjoint of the adjoint"} if twice else set())
@@ -113,7 +119,9 @@ def test_every_op_is_derived_somewhere():
 
 
 def test_every_page_of_theory_says_why_and_shows_that_it_agrees():
-    """A page that derives something has a reason, and code that would fail if it were wrong: it asserts, or says what it prints."""
+    """A page that derives something has a reason, and code that would fail if it were wrong: it
+    asserts, or says what it prints.
+    """
     for page in DOCS.glob("theory/*.md"):
         code = "".join(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
         assert re.search(r"^ *assert |^ *print\(.*\)  # ", code, re.MULTILINE), f"{page.name} shows nothing"
@@ -138,7 +146,9 @@ def test_every_question_that_is_asked_most_is_answered_with_code():
 
 
 def test_every_module_is_in_the_api_reference_exactly_once():
-    """``.. modules::`` with patterns; a new module is found by the last page, which documents what the others do not."""
+    """``.. modules::`` with patterns; a new module is found by the last page, which documents what
+    the others do not.
+    """
     modules = {".".join(p.relative_to(ROOT / "fwl_ref").with_suffix("").parts) for p in (ROOT / "fwl_ref").rglob("*.py")}
     modules = {name for name in modules if not name.endswith(("__init__", "__main__"))}
     pages: dict[str, list[str]] = {name: [] for name in modules}
@@ -160,7 +170,9 @@ def test_every_public_function_says_what_it_does():
 
 
 def test_the_handout_takes_its_formulas_from_the_docs():
-    """By label, each of them known; and none is written out in the template a second time with its number."""
+    """By label, each of them known; and none is written out in the template a second time with its
+    number.
+    """
     used = handout.labels()
     assert len(used) >= 20 and set(used) <= set(KNOWN)
     assert {"D.3", "R.3", "N.3", "C.3", "F.1", "F.2", "F.4", "F.5", "Q.1", "Q.3"} <= set(used)
@@ -182,7 +194,9 @@ def test_the_handout_is_two_pages_of_the_equations_of_the_docs(tmp_path, monkeyp
 
 
 def test_the_picture_is_an_svg_that_asks_for_nothing():
-    """Well-formed, with a title for those who do not see it, and in colours that are replaced for print."""
+    """Well-formed, with a title for those who do not see it, and in colours that are replaced for
+    print.
+    """
     svg = handout.PICTURE.read_text(encoding="utf-8")
     root = ElementTree.fromstring(svg)
     assert root.find("{http://www.w3.org/2000/svg}title").text
@@ -207,7 +221,9 @@ def test_an_archive_that_is_not_the_expected_one_is_refused(tmp_path, monkeypatc
 
 
 def test_requests_to_the_network_are_found():
-    """Scripts, styles, pictures, fonts, with or without https:; links that a reader may follow are none."""
+    """Scripts, styles, pictures, fonts, with or without https:; links that a reader may follow are
+    none.
+    """
     for page in (
         '<script src="https://cdn.example.org/x.js"></script>',
         '<link rel="stylesheet" href="//cdn.example.org/x.css">',
@@ -243,7 +259,9 @@ def site(tmp_path_factory) -> Path:
 
 
 def test_the_site_builds_strictly_and_asks_nothing_of_the_network(site):
-    """No warning, a page for every source, and no script, style, font or picture from elsewhere; MathJax and its fonts are in it."""
+    """No warning, a page for every source, and no script, style, font or picture from elsewhere;
+    MathJax and its fonts are in it.
+    """
     assert offline.requests_of_site(site) == []
     assert {page for page in sources() if not (site / f"{page}.html").exists()} == set()
     assert (site / "_static/mathjax/tex-chtml.js").exists() and len(list((site / "_static/mathjax").rglob("*.woff"))) > 20
@@ -253,7 +271,9 @@ def test_the_site_builds_strictly_and_asks_nothing_of_the_network(site):
 
 
 def test_equations_functions_and_tests_are_linked_both_ways(site):
-    """On the page of an equation: its function and its tests. At the function: the equation and the tests. At the test: the equation."""
+    """On the page of an equation: its function and its tests. At the function: the equation and the
+    tests. At the test: the equation.
+    """
     for label, equation in KNOWN.items():
         anchor = "eq-" + label.replace(".", "-").lower()
         page = (site / f"{equation.page}.html").read_text(encoding="utf-8")

@@ -1,4 +1,6 @@
-"""The shape of the code: who imports whom, signatures that run, equations that exist in docs, code and tests."""
+"""The shape of the code: who imports whom, signatures that run, equations that exist in docs, code
+and tests.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fwl_ref"
 LABEL = re.compile(r"\(([A-Z]\.\d+)\)")
 
-# Each module may import only from the rows above its own. A module without a row is an application, above all of them.
+# Each module may import only from the rows above its own; within a row whose name ends in .* modules
+# may import one another, without cycles. The core comes first, then the wings.
 LAYERS = [
     {"backend"},
-    {"tree", "checks"},
+    {"tree", "checks", "files"},
     {"gradcheck", "ops.*"},
-    {"slow_block", "transformer", "optimizers", "rules.*"},
+    {"slow_block", "optimizers", "rules.*"},
     {"fwl", "dynamic_evaluation"},
-    {"stream"},
-    {"model"},
-    {"data", "optim"},
+    {"stream", "exercises"},
+    {"lm.*"},
+    {"demo.*"},
+    {"verify.*"},
+    {"__main__"},
 ]
 
 
@@ -42,7 +47,8 @@ def module_name(path: Path) -> str:
 
 SOURCES = {module_name(p): p for p in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
-OPS = [name for name in SOURCES if name.startswith("ops.")]
+PACKAGES = {"__init__", *(name for name, p in SOURCES.items() if p.name == "__init__.py")}
+OPS = [name for name in SOURCES if name.startswith("ops.") and name not in PACKAGES]
 
 
 def imports(name: str) -> Iterator[tuple[str, list[str]]]:
@@ -55,7 +61,7 @@ def imports(name: str) -> Iterator[tuple[str, list[str]]]:
         elif isinstance(node, ast.ImportFrom):
             up = node.level - (1 if is_package and name != "__init__" else 0)
             base = here[: len(here) - up] if node.level and name != "__init__" else (["fwl_ref"] if node.level else [])
-            yield ".".join([*base, *([node.module] if node.module else [])]), [alias.name for alias in node.names]
+            yield (".".join([*base, *([node.module] if node.module else [])]), [alias.name for alias in node.names])
 
 
 @cache
@@ -70,14 +76,12 @@ def inner_imports(name: str) -> set[str]:
         if inner in SOURCES:
             found.add(inner)
         found |= {f"{inner}.{n}".lstrip(".") for n in names if f"{inner}.{n}".lstrip(".") in SOURCES}
-    return found - {"ops", "__init__", name}
+    return found - PACKAGES - {name}
 
 
 def layer(name: str) -> int:
-    if name == "__main__":
-        return len(LAYERS) + 1
     folder = f"{name.split('.')[0]}.*"
-    return next((i for i, row in enumerate(LAYERS) if name in row or folder in row), len(LAYERS))
+    return next(i for i, row in enumerate(LAYERS) if name in row or folder in row)
 
 
 @cache
@@ -94,12 +98,14 @@ def test_the_import_reader_sees_the_imports() -> None:
     """The tests below would pass on an empty graph: here are four edges that exist."""
     assert "backend" in inner_imports("ops.dense")
     assert "ops.layernorm" in inner_imports("fwl")
-    assert "model" in reachable("__main__")
+    assert "lm.model" in reachable("__main__")
     assert {module for module, _ in imports("backend")} >= {"numpy", "array_api_compat"}
 
 
 def test_only_the_backend_imports_an_array_library() -> None:
-    """import numpy, cupy or array_api_compat in backend.py and nowhere else, by statement or by name."""
+    """import numpy, cupy or array_api_compat in backend.py and nowhere else, by statement or by
+    name.
+    """
     libraries = {"numpy", "cupy", "array_api_compat", "array_api_strict", "scipy", "torch", "jax"}
     for name in set(SOURCES) - {"backend"}:
         taken = {module.split(".")[0] for module, _ in imports(name)} & libraries
@@ -111,18 +117,26 @@ def test_only_the_backend_imports_an_array_library() -> None:
 
 
 def test_imports_point_down_only() -> None:
-    """backend <- tree, checks <- ops, gradcheck <- slow_block, transformer <- fwl, ... <- model <- applications <- __main__."""
-    for name in set(SOURCES) - {"__init__", "ops"}:
+    """backend <- tree, checks <- ops, gradcheck <- slow_block <- fwl <- stream <- lm <- demo."""
+    for name in set(SOURCES) - PACKAGES:
         for module in inner_imports(name):
-            beside = layer(name) == layer(module) == len(LAYERS) or (name.startswith("rules.") and module.startswith("rules."))
+            wing = name.split(".")[0] if "." in name else None
+            beside = wing not in (None, "ops") and module.startswith(f"{wing}.")
             below = layer(module) < layer(name) or beside
             assert below, f"fwl_ref/{name} imports {module}, which is not below it"
             assert name not in reachable(module), f"fwl_ref/{name} and {module} import each other"
 
 
+def test_checking_a_kernel_loads_no_language_model() -> None:
+    """Golden cases are of the core: no training, no data, no progress bars."""
+    assert not {m.split(".")[0] for m in reachable("verify.golden")} & {"lm", "demo"}
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_ops_import_nothing_but_the_backend(name: str) -> None:
-    """An op stands alone: no other op, no host arrays. It may ask whether looking at the values of an argument is free."""
+    """An op stands alone: no other op, no host arrays. It may ask whether looking at the values of
+    an argument is free.
+    """
     assert inner_imports(name) == {"backend"}
     taken = {n for module, names in imports(name) if module == "fwl_ref.backend" for n in names}
     assert {"Array", "namespace"} <= taken <= {"Array", "namespace", "is_host"}, f"{name} takes {taken}"
@@ -173,7 +187,9 @@ def test_every_op_has_a_signature_to_run() -> None:
 @pytest.mark.parametrize(("module", "name"), FORWARD, ids=[name for _, name in FORWARD])
 @given(data=st.data(), seed=seeds)
 def test_the_signature_of_an_op_is_what_it_computes(module: str, name: str, data: st.DataObject, seed: int) -> None:
-    """Arrays of the shapes on the left of -> give arrays of the shapes on the right, for any sizes and any leading axes."""
+    """Arrays of the shapes on the left of -> give arrays of the shapes on the right, for any sizes
+    and any leading axes.
+    """
     inputs, outputs = parse(FORWARD[module, name])
     sizes = {d: data.draw(st.integers(1, 5), label=d) for dims in (*inputs, *outputs) for d in dims if d != "..."}
     if module == "ops.rotary":
@@ -198,7 +214,9 @@ def test_the_signature_of_an_op_is_what_it_computes(module: str, name: str, data
 
 
 def test_backward_passes_say_whose_adjoint_they_are() -> None:
-    """f_bwd opens with 'Adjoint of f_fwd', f_bwd_bwd with 'Adjoint of f_bwd', and those functions exist."""
+    """f_bwd opens with 'Adjoint of f_fwd', f_bwd_bwd with 'Adjoint of f_bwd', and those functions
+    exist.
+    """
     names = {n.name for _, n in functions()}
     backward = [(m, n) for m, n in functions() if n.name.endswith("_bwd")]
     assert len(backward) > 15
@@ -225,7 +243,9 @@ def labels_in_docs() -> tuple[list[str], set[str]]:
 
 
 def labels_in_tests() -> set[str]:
-    """Labels in docstrings and comments of the tests; a range of labels, first "to" last, cites what lies between."""
+    """Labels in docstrings and comments of the tests; a range of labels, first "to" last, cites
+    what lies between.
+    """
     found = set()
     for path in sorted((ROOT / "tests").rglob("*.py")):
         source = path.read_text(encoding="utf-8")
@@ -234,13 +254,15 @@ def labels_in_tests() -> set[str]:
         texts += [t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
         for text in texts:
             found |= set(LABEL.findall(text))
-            for letter, low, high in re.findall(r"\(([A-Z])\.(\d+)\) to \(\1\.(\d+)\)", text):
+            for letter, low, high in re.findall(r"\(([A-Z])\.(\d+)\)\s+to\s+\(\1\.(\d+)\)", text):
                 found |= {f"{letter}.{i}" for i in range(int(low), int(high) + 1)}
     return found
 
 
 def test_equations_in_docs_and_citations_in_code_are_the_same() -> None:
-    """labels(code) = labels(docs); the labels Q are theorems about the whole, which no single function computes."""
+    """labels(code) = labels(docs); the labels Q are theorems about the whole, which no single
+    function computes.
+    """
     code, (tags, references) = labels_in_code(), labels_in_docs()
     docs = {label for label in tags if not label.startswith("Q")}
     assert len(code) > 30
@@ -252,7 +274,9 @@ def test_equations_in_docs_and_citations_in_code_are_the_same() -> None:
 
 
 def test_every_equation_is_cited_by_a_test() -> None:
-    """labels(docs) = labels(tests): each equation is checked by something, and no test cites an equation that does not exist."""
+    """labels(docs) = labels(tests): each equation is checked by something, and no test cites an
+    equation that does not exist.
+    """
     docs, tests = set(labels_in_docs()[0]), labels_in_tests()
     assert not docs - tests, f"no test cites {sorted(docs - tests)}"
     assert not tests - docs, f"tests cite equations that docs/ does not have: {sorted(tests - docs)}"

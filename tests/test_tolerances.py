@@ -1,4 +1,6 @@
-"""The comparisons of the suite see what is not finite, and every warning but one is a failure: the one then has nothing to hide behind."""
+"""The comparisons of the suite see what is not finite, and every warning but one is a failure: the
+one then has nothing to hide behind.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ GOOD = np.asarray([1.0, 2.0])
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_close_to_nothing(bad):
-    """Not to a number, not to itself, on either side, whatever the tolerance; to the last bit it is equal only to itself."""
+    """Not to a number, not to itself, on either side, whatever the tolerance; to the last bit it is
+    equal only to itself.
+    """
     wrong = np.asarray([1.0, bad])
     for pair in ((wrong, GOOD), (GOOD, wrong), (wrong, wrong)):
         assert relative_error(*pair) == np.inf
@@ -29,7 +33,9 @@ def test_what_is_not_finite_is_close_to_nothing(bad):
 
 
 def test_the_error_is_measured_against_the_largest_entry():
-    """max |a - b| / max |b|; rounding passes, an error ten times the tolerance does not; shapes must agree."""
+    """max |a - b| / max |b|; rounding passes, an error ten times the tolerance does not; shapes
+    must agree.
+    """
     assert relative_error(GOOD + [0, 1e-3], GOOD) == pytest.approx(5e-4)
     assert_close(GOOD * (1 + 1e-14), GOOD)
     with pytest.raises(AssertionError, match="differ by 1e-09"):
@@ -39,7 +45,9 @@ def test_the_error_is_measured_against_the_largest_entry():
 
 
 def test_a_warning_of_the_arithmetic_is_a_failure():
-    """Overflow in a product, division by 0, an invalid value, but for that of a product: pyproject.toml exempts it, and says why."""
+    """Overflow in a product, division by 0, an invalid value, but for that of a product:
+    pyproject.toml exempts it, and says why.
+    """
     large, zero = np.full((2, 2), 1e300), np.zeros(2)
     for what, compute in {
         "overflow encountered in matmul": lambda: large @ large,

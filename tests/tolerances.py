@@ -1,11 +1,15 @@
-"""The two tolerances of the suite, each stated once with its reason; none was tuned to make a test pass.
+"""The two tolerances of the suite, each stated once with its reason; none was tuned to make a test
+pass.
 
-``RTOL``: two exact computations in float64 differ by rounding, that is by about 2^-53 = 1.1e-16 per operation. The sums of this suite
-have at most some thousand terms and the data is of order one, so 1e-10 leaves room for cancellation by a factor of a thousand and
-is still a million times smaller than any formula error. The error is measured against the largest entry, not entry by entry: an entry that
-is a small difference of large numbers has no relative accuracy in any order of summation.
+``RTOL``: two exact computations in float64 differ by rounding, that is by about 2^-53 = 1.1e-16 per
+operation. The sums of this suite have at most some thousand terms and the data is of order one, so
+1e-10 leaves room for cancellation by a factor of a thousand and is still a million times smaller
+than any formula error. The error is measured against the largest entry, not entry by entry: an
+entry that is a small difference of large numbers has no relative accuracy in any order of
+summation.
 
-``float32_bound``: Higham's bound for a sum of n terms, n u / (1 - n u) with u = 2^-24, times a handful of such sums one after the other.
+``float32_bound``: Higham's bound for a sum of n terms, n u / (1 - n u) with u = 2^-24, times a
+handful of such sums one after the other.
 """
 
 from __future__ import annotations
@@ -22,7 +26,9 @@ def float32_bound(terms: int, stages: int = 8) -> float:
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray, scale: float = 0.0) -> float:
-    """max |actual - expected| / max(max |expected|, scale); 0 for empty arrays, infinity where something is not finite."""
+    """max |actual - expected| / max(max |expected|, scale); 0 for empty arrays, infinity where
+    something is not finite.
+    """
     actual, expected = (a * 1 if a.dtype == bool else a for a in (np.asarray(actual), np.asarray(expected)))
     assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape} differ"
     if not actual.size:
@@ -34,7 +40,9 @@ def relative_error(actual: np.ndarray, expected: np.ndarray, scale: float = 0.0)
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, rtol: float = RTOL, what: str = "", scale: float = 0.0) -> None:
-    """Fail, naming both numbers, unless ``relative_error`` is at most ``rtol``. ``scale`` is the size of what was summed, if it cancels."""
+    """Fail, naming both numbers, unless ``relative_error`` is at most ``rtol``. ``scale`` is the
+    size of what was summed, if it cancels.
+    """
     error = relative_error(actual, expected, scale)
     assert error <= rtol, f"{what or 'values'} differ by {error:.3g} relative, allowed {rtol:.3g}:\n{actual}\n{expected}"
 

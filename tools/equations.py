@@ -1,10 +1,12 @@
-"""Where each equation is derived, computed and checked, read from the sources themselves; docs/equations.md is made of it.
+"""Where each equation is derived, computed and checked, read from the sources themselves;
+docs/equations.md is made of it.
 
     python tools/equations.py            write docs/equations.md
     python tools/equations.py --check    write nothing, fail if it is stale
 
-An equation is a display formula of the docs with a \\tag. A function computes it if its docstring cites the label, a test checks it if
-its docstring or a comment in it does. Nothing is registered anywhere: a citation is the link. Standard library only.
+An equation is a display formula of the docs with a \\tag. A function computes it if its docstring
+cites the label, a test checks it if its docstring or a comment in it does. Nothing is registered
+anywhere: a citation is the link. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ DOCS = ROOT / "docs"
 INDEX = DOCS / "equations.md"
 LABEL = re.compile(r"\(([A-Z]\.\d+)\)")
 TAG = re.compile(r"\\tag\{([A-Z]\.\d+)\}")
-RANGE = re.compile(r"\(([A-Z])\.(\d+)\) to \(\1\.(\d+)\)")
+RANGE = re.compile(r"\(([A-Z])\.(\d+)\)\s+to\s+\(\1\.(\d+)\)")
 PARTS = re.compile(
     r"^(```.*?\n```|#+ [^\n]*|\$\$\n.*?\n\$\$)$", re.S | re.M
 )  # code (its comments are no headings), heading, display formula
@@ -59,7 +61,9 @@ class Check(NamedTuple):
 
 
 def pages() -> list[str]:
-    """The pages of the site in reading order: the toctrees of the front page, patterns expanded, and those of pages found there."""
+    """The pages of the site in reading order: the toctrees of the front page, patterns expanded,
+    and those of pages found there.
+    """
     found: list[str] = []
     todo = ["index"]
     while todo:
@@ -122,7 +126,9 @@ def functions() -> dict[str, list[Function]]:
 
 
 def checks() -> list[Check]:
-    """The tests that cite a label, in the order of their files. What stands outside tests belongs to the file, and is called its name."""
+    """The tests that cite a label, in the order of their files. What stands outside tests belongs
+    to the file, and is called its name.
+    """
     found = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         file, source = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
@@ -161,7 +167,9 @@ def title(page: str) -> str:
 
 
 def index() -> str:
-    """The table of docs/equations.md: label, what it is, who computes it, which files of tests check it."""
+    """The table of docs/equations.md: label, what it is, who computes it, which files of tests
+    check it.
+    """
     computed, checked, rows, page = functions(), checks(), [], None
     for equation in equations().values():
         if equation.page != page:

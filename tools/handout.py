@@ -1,9 +1,11 @@
-"""The derivation on two pages, as a PDF to print: docs/handout/handout.typ with the equations of the docs, taken over by label.
+"""The derivation on two pages, as a PDF to print: docs/handout/handout.typ with the equations of
+the docs, taken over by label.
 
     python -m tools.handout FILE.pdf
 
-The text is in the template; a formula is written there as #eq("N.3") and comes from the page that derives it, so the two cannot drift.
-pandoc turns LaTeX into Typst, Typst makes the PDF; both install from Python packages (pypandoc_binary, typst).
+The text is in the template; a formula is written there as #eq("N.3") and comes from the page that
+derives it, so the two cannot drift. pandoc turns LaTeX into Typst, Typst makes the PDF; both
+install from Python packages (pypandoc_binary, typst).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ USED = re.compile(r'#eq\("([A-Z]\.\d+)"')
 
 
 def build(target: Path) -> None:
-    """Make the PDF, unless it is newer than all it is made of. Raises ValueError for an unknown label, or if it is not two pages."""
+    """Make the PDF, unless it is newer than all it is made of. Raises ValueError for an unknown
+    label, or if it is not two pages.
+    """
     sources = [TEMPLATE, PICTURE, Path(__file__), Path(equations.__file__), *equations.DOCS.glob("theory/*.md")]
     if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in sources):
         return

@@ -2,7 +2,8 @@
 
     python tools/mathjax.py FOLDER
 
-Fetches the npm package once, checks its SHA-512 and keeps what the site needs, 1.6 MB of 20: one script and its fonts.
+Fetches the npm package once, checks its SHA-512 and keeps what the site needs, 1.6 MB of 20: one
+script and its fonts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ SCRIPT, FONTS = "tex-chtml.js", "output/chtml/fonts/woff-v2/"
 
 
 def ensure(folder: Path) -> None:
-    """Have MathJax in ``folder``, from an earlier build or fresh. Raises RuntimeError, saying what to do, if it cannot be fetched."""
+    """Have MathJax in ``folder``, from an earlier build or fresh. Raises RuntimeError, saying what
+    to do, if it cannot be fetched.
+    """
     mark = folder / "VERSION"
     if mark.exists() and mark.read_text(encoding="utf-8") == VERSION:
         return

@@ -1,12 +1,15 @@
-"""Mutation testing of the numerical core: change one thing at a time and see whether a test notices.
+"""Mutation testing of the numerical core: change one thing at a time and see whether a test
+notices.
 
     python tools/mutate.py [MODULE ...] [--jobs 2] [--again]     e.g. ops.dense fwl; default: the whole core
     python tools/mutate.py --page                                write docs/mutation.md from the results so far
 
-A mutant is one changed operator, comparison, number, branch or statement, or two exchanged neighbours in a call or a returned tuple. Each
-runs in a forked process, against the tests named in ``CORE``, until one fails. Results are kept in ``results/mutation.json``, so a run can
-be interrupted and resumed; a module whose source has changed starts again, and ``--again`` tries survivors without an explanation once
-more, after tests have been added. Those that no test can notice are explained in ``equivalent_mutants.txt``.
+A mutant is one changed operator, comparison, number, branch or statement, or two exchanged
+neighbours in a call or a returned tuple. Each runs in a forked process, against the tests named in
+``CORE``, until one fails. Results are kept in ``results/mutation.json``, so a run can be
+interrupted and resumed; a module whose source has changed starts again, and ``--again`` tries
+survivors without an explanation once more, after tests have been added. Those that no test can
+notice are explained in ``equivalent_mutants.txt``.
 """
 
 from __future__ import annotations
@@ -34,8 +37,11 @@ PAGE = ROOT / "docs" / "mutation.md"
 EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"  # reasons, "# " before each, and under it the mutants as the report prints them
 SECONDS = 120  # a mutant that loops for ever is killed, and counts as noticed
 
-THEOREMS = [f"tests/theorems/test_{n}.py" for n in ("1_equivalence", "2_forms", "3_causality", "4_weights_and_symmetry", "5_gradients")]
-LAWS, RULES, MASKS = ["tests/ops/test_laws.py", THEOREMS[-1]], ["tests/rules"], "tests/theorems/test_7_optimizers_are_masks.py"
+THEOREMS = [
+    f"tests/theorems/test_{name}.py"
+    for name in ("01_to_05_equivalence", "06_to_09_forms", "10_to_12_causality", "13_to_15_weights_and_symmetry", "16_to_18_gradients")
+]
+LAWS, RULES, MASKS = (["tests/ops/test_laws.py", THEOREMS[-1]], ["tests/rules"], "tests/theorems/test_optimizers_are_masks.py")
 CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "tree": ["tests/test_tree.py"],
     "gradcheck": ["tests/test_gradcheck.py"],
@@ -45,18 +51,18 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "ops.layernorm": LAWS,
     "ops.cross_entropy": LAWS,
     "ops.embedding": LAWS,
-    "ops.rotary": [*LAWS, "tests/test_model.py"],
-    "ops.attention": [*LAWS, "tests/test_model.py", "tests/test_cost.py"],
+    "ops.rotary": [*LAWS, "tests/lm/test_model.py"],
+    "ops.attention": [*LAWS, "tests/lm/test_model.py", "tests/demo/test_cost.py"],
     "ops.linear_attention": ["tests/ops/test_linear_attention.py", *LAWS],
     "ops.masked_attention": ["tests/ops/test_masked_attention.py", *LAWS],
-    "slow_block": ["tests/test_model.py", *THEOREMS],
-    "transformer": ["tests/test_model.py", *THEOREMS],
-    "model": ["tests/test_model.py", "tests/test_train.py", *THEOREMS, "tests/test_bad_input.py"],
+    "slow_block": ["tests/lm/test_model.py", *THEOREMS],
+    "lm.transformer": ["tests/lm/test_model.py", *THEOREMS],
+    "lm.model": ["tests/lm/test_model.py", "tests/lm/test_train.py", *THEOREMS, "tests/test_bad_input.py"],
     "fwl": [*THEOREMS, MASKS],
-    "stream": ["tests/theorems/test_2_forms.py", MASKS, "tests/test_bad_input.py"],
+    "stream": ["tests/theorems/test_06_to_09_forms.py", MASKS, "tests/test_bad_input.py"],
     "dynamic_evaluation": ["tests/test_dynamic_evaluation.py", *THEOREMS[:1], "tests/test_bad_input.py"],
-    "optim": [
-        "tests/test_train.py",
+    "lm.adamw": [
+        "tests/lm/test_train.py",
         "tests/test_bad_input.py",
         "tests/test_backend.py::test_clipping_by_a_factor_is_clipping_by_a_decision",
         "tests/test_backend.py::test_a_training_step_brings_nothing_home_but_its_record",
@@ -141,7 +147,9 @@ def exchanged(node: ast.AST, items: Callable[[ast.AST], list[ast.AST]]) -> Itera
 
 
 def skipped(node: ast.AST) -> bool:
-    """Not mutated: annotations, imports, error messages, docstrings, and checks at the boundary that only raise."""
+    """Not mutated: annotations, imports, error messages, docstrings, and checks at the boundary
+    that only raise.
+    """
     if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.ClassDef | ast.arg):
         return True
     return isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)
@@ -152,7 +160,9 @@ def path_of(module: str) -> Path:
 
 
 def mutated(module: str) -> Iterator[tuple[int, str, ast.AST]]:
-    """(line, what, tree) of every mutant of a module; the tree is changed in place and only as it should be until the next step."""
+    """(line, what, tree) of every mutant of a module; the tree is changed in place and only as it
+    should be until the next step.
+    """
     source = path_of(module).read_text(encoding="utf-8")
     lines, tree = source.splitlines(), ast.parse(source)
     seen: Counter[str] = Counter()  # the same change to the same line, further down or to its right, gets a number
@@ -228,7 +238,9 @@ class NearestFirst:
 
 
 def survives(mutant: Mutant) -> bool:
-    """Run the module's tests with the mutant in place, in a process of its own; True if all of them pass."""
+    """Run the module's tests with the mutant in place, in a process of its own; True if all of them
+    pass.
+    """
     child = os.fork()
     if child == 0:
         quiet = os.open(os.devnull, os.O_WRONLY)
@@ -260,7 +272,9 @@ def load() -> dict:
 
 
 def save(results: dict) -> None:
-    """The whole file or none of it. By hand: no module of the package may be imported before a fork has replaced one."""
+    """The whole file or none of it. By hand: no module of the package may be imported before a fork
+    has replaced one.
+    """
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     partial = RESULTS.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=1))
@@ -268,7 +282,9 @@ def save(results: dict) -> None:
 
 
 def run(modules: list[str], jobs: int, again: bool) -> None:
-    """Try every mutant that has no result yet, or with ``again`` has survived without an explanation."""
+    """Try every mutant that has no result yet, or with ``again`` has survived without an
+    explanation.
+    """
     results, explained = load(), explanations()
     for module in modules:
         entry = results.get(module)
@@ -300,7 +316,9 @@ def explanations() -> dict[str, str]:
 
 
 def page() -> str:
-    """docs/mutation.md. Exits if a module was not run to the end, or something is explained that did not survive."""
+    """docs/mutation.md. Exits if a module was not run to the end, or something is explained that
+    did not survive.
+    """
     results, why = load(), explanations()
     for module in CORE:
         entry = results.get(module, {"digest": "", "mutants": {}})

@@ -4,9 +4,10 @@
     python tools/notebooks.py 03 05        only these
     python tools/notebooks.py --check      execute all, write nothing, fail if a committed .ipynb is not what its .py gives
 
-The .py file (percent format) is the only source. Cell ids come from the content and nothing comes from a clock, so a second run
-writes the same bytes. --check compares sources and text outputs, not pixels: another version of a plotting library draws differently.
-A notebook fails if a cell raises, writes to stderr, prints an address or a path of this machine, or if the whole takes over a minute.
+The .py file (percent format) is the only source. Cell ids come from the content and nothing comes
+from a clock, so a second run writes the same bytes. --check compares sources and text outputs, not
+pixels: another version of a plotting library draws differently. A notebook fails if a cell raises,
+writes to stderr, prints an address or a path of this machine, or if the whole takes over a minute.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "na
 
 
 def read(source: Path) -> nbformat.NotebookNode:
-    """The notebook of a .py file, without outputs; the id of a cell is a hash of its content, numbered if that repeats."""
+    """The notebook of a .py file, without outputs; the id of a cell is a hash of its content,
+    numbered if that repeats.
+    """
     notebook, seen = jupytext.read(source, fmt="py:percent"), {}
     for cell in notebook.cells:
         digest = hashlib.sha1(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:8]
@@ -46,8 +49,11 @@ def read(source: Path) -> nbformat.NotebookNode:
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path = FOLDER) -> nbformat.NotebookNode:
-    """The notebook with the outputs of its cells; the package is imported from this checkout, progress bars are silent."""
-    # one BLAS thread: the arrays are small, and two threads are many times slower when anything else runs
+    """The notebook with the outputs of its cells; the package is imported from this checkout,
+    progress bars are silent.
+    """
+    # one BLAS thread: the arrays are small, and two threads are many times slower when anything
+    # else runs
     environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"} | os.environ | {"TQDM_DISABLE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     resources = {"metadata": {"path": str(folder)}}
@@ -59,7 +65,9 @@ def execute(notebook: nbformat.NotebookNode, folder: Path = FOLDER) -> nbformat.
 
 
 def text(notebook: nbformat.NotebookNode) -> list[tuple]:
-    """What must not change: sources and text outputs. A picture counts as a picture, whatever is on it."""
+    """What must not change: sources and text outputs. A picture counts as a picture, whatever is on
+    it.
+    """
     return [(cell.cell_type, cell.source, [_output_text(o) for o in cell.get("outputs", [])]) for cell in notebook.cells]
 
 
@@ -111,7 +119,7 @@ def main() -> int:
         except CellTimeoutError:
             seconds, found = time.perf_counter() - start, [f"a cell took over {LIMIT:.0f} s"]
         except CellExecutionError as error:
-            seconds, found = time.perf_counter() - start, [f"a cell raised an error\n{COLOUR.sub('', str(error))}"]
+            seconds, found = (time.perf_counter() - start, [f"a cell raised an error\n{COLOUR.sub('', str(error))}"])
         if options.check and not found:
             stale = difference(nbformat.read(target, 4), notebook) if target.exists() else "there is no .ipynb"
             found = [f"stale, run tools/notebooks.py: {stale}"] if stale else []

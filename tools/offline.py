@@ -1,4 +1,5 @@
-"""What a page would ask of the network: scripts, styles, fonts, pictures with an address. A link that a reader may follow is none.
+"""What a page would ask of the network: scripts, styles, fonts, pictures with an address. A link
+that a reader may follow is none.
 
     python tools/offline.py FOLDER    list them for all pages and styles of a folder, fail if there are any
 

@@ -1,9 +1,11 @@
-"""Write docs/theorems.md: every theorem, its tests, how many comparisons they make and the largest error seen; and every update rule.
+"""Write docs/theorems.md: every theorem, its tests, how many comparisons they make and the largest
+error seen; and every update rule.
 
     python tools/theorems.py [--profile thorough]
 
-Runs the tests of the theorems with the comparisons of ``tests/tolerances.py`` and ``check_adjoint`` watched: what a passed comparison
-measured is noted under the test that made it. Negative controls compare nothing that should be small, so they show no error.
+Runs the tests of the theorems with the comparisons of ``tests/tolerances.py`` and ``check_adjoint``
+watched: what a passed comparison measured is noted under the test that made it. Negative controls
+compare nothing that should be small, so they show no error.
 """
 
 from __future__ import annotations
@@ -102,7 +104,9 @@ def watch(tally: Tally) -> None:
 
 
 def tests_by_theorem() -> dict[int, list[tuple[str, str]]]:
-    """Theorem -> (test, first line of its docstring), read from the sources in the order in which they stand."""
+    """Theorem -> (test, first line of its docstring), read from the sources in the order in which
+    they stand.
+    """
     found: dict[int, list[tuple[str, str]]] = {number: [] for number in TITLES}
     paths = [p for folder in FOLDERS for p in ([ROOT / folder] if folder.endswith(".py") else sorted((ROOT / folder).glob("test_*.py")))]
     for path in paths:
@@ -111,9 +115,9 @@ def tests_by_theorem() -> dict[int, list[tuple[str, str]]]:
         for node in ast.parse(source).body:
             if not (isinstance(node, ast.FunctionDef) and node.name.startswith("test_")):
                 continue
-            text = (ast.get_docstring(node) or "").split("\n")[0]
+            text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
             above = [number for line, number in headings if line < node.lineno]
-            numbers = above[-1:] or [int(n) for n in MENTION.findall(text)] or ([19] if path.name == "test_6_teeth.py" else [])
+            numbers = above[-1:] or [int(n) for n in MENTION.findall(text)] or ([19] if path.name == "test_19_teeth.py" else [])
             for number in numbers:
                 found[number].append((f"{path.relative_to(ROOT).as_posix()}::{node.name}", text))
     return found
@@ -149,7 +153,9 @@ TOKENS, CHUNK, WIDTH, SEEDS = 64, 16, 3, 10
 
 
 def rules_page() -> str:
-    """What each rule is, read off its functions; how far its forms are apart and what they cost, by running them."""
+    """What each rule is, read off its functions; how far its forms are apart and what they cost, by
+    running them.
+    """
     from fwl_ref.tree import leaves
     from tests.rules.table_a import RULES, Shape
     from tests.rules.table_b import RULES as MORE

@@ -1,7 +1,9 @@
-"""The API reference and the page of proofs, made of the sources: ``.. modules:: ops.*`` and ``{proofs}``.
+"""The API reference and the page of proofs, made of the sources: ``.. modules:: ops.*`` and
+``{proofs}``.
 
-The docstrings of the package are plain text, not markup: a signature of shapes first, then sentences, then perhaps sections in the
-manner of numpy. They are laid out here and otherwise shown as they are.
+The docstrings of the package are plain text, not markup: a signature of shapes first, then
+sentences, then perhaps sections in the manner of numpy. They are laid out here and otherwise shown
+as they are.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class Modules(SphinxDirective):
 
 
 def module_page(name: str, path: Path) -> list[str]:
-    """A module as reStructuredText: its docstring, then its public functions and classes as they stand in the file."""
+    """A module as reStructuredText: its docstring, then its public functions and classes as they
+    stand in the file.
+    """
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     title = name.replace(".", "/") + ".py"
@@ -97,7 +101,9 @@ def module_page(name: str, path: Path) -> list[str]:
 
 
 def adjoint_shapes(name: str, forward: dict[str, ast.FunctionDef]) -> list[str]:
-    """A backward pass takes gradients of outputs and gives gradients of inputs: the shapes of the forward pass, turned round."""
+    """A backward pass takes gradients of outputs and gives gradients of inputs: the shapes of the
+    forward pass, turned round.
+    """
     node = forward.get(name.removesuffix("_bwd").removesuffix("_bwd") + "_fwd")
     inputs, arrow, outputs = (ast.get_docstring(node) or "").partition("   ")[0].partition("->") if node else ("", "", "")
     if not arrow or not inputs.startswith("("):
@@ -169,7 +175,9 @@ def items(rows: list[str]) -> list[str]:
 
 
 def escape(plain: str) -> str:
-    """Plain text, with ``code`` in double backticks, for a parser that gives meaning to * _ | and `."""
+    """Plain text, with ``code`` in double backticks, for a parser that gives meaning to * _ | and
+    `.
+    """
     parts = plain.split("``")
     parts[::2] = [re.sub(r"([\\*_|`])", r"\\\1", part) for part in parts[::2]]
     parts[::2] = [re.sub(r"(?<!\S)\\\*(\w+)\\\*(?!\w)", r"*\1*", part) for part in parts[::2]]  # *one word* is emphasis

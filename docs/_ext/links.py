@@ -1,7 +1,8 @@
-"""Links that need no markup: a label such as (N.3), the name of a function, a source file or a test become links wherever they stand.
+"""Links that need no markup: a label such as (N.3), the name of a function, a source file or a test
+become links wherever they stand.
 
-Under each labelled equation goes a line that unfolds: the functions that compute it, the tests that check it. All of it is read from the
-sources by tools/equations.py.
+Under each labelled equation goes a line that unfolds: the functions that compute it, the tests that
+check it. All of it is read from the sources by tools/equations.py.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def number_equations(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def add_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """After all pages are read: link labels, names of functions, files and tests; add what belongs under an equation."""
+    """After all pages are read: link labels, names of functions, files and tests; add what belongs
+    under an equation.
+    """
     finder = Finder(app, docname)
     if app.builder.format == "html":
         inline_pictures(app, doctree)
@@ -117,7 +120,9 @@ def add_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def inline_pictures(app: Sphinx, doctree: nodes.document) -> None:
-    """An SVG becomes part of its page, where it can follow the reader's switch between light and dark."""
+    """An SVG becomes part of its page, where it can follow the reader's switch between light and
+    dark.
+    """
     for node in list(doctree.findall(nodes.image)):
         if node["uri"].endswith(".svg"):
             picture = (Path(app.srcdir) / node["uri"]).read_text(encoding="utf-8")
@@ -202,7 +207,9 @@ class Finder:
         return self.uri("proofs", test_id(test.file, test.name if test.source else ""))
 
     def name(self, text: str) -> str | None:
-        """The target of a name in code type: a function or class (if only one has that name), a source file, a test or a file of tests."""
+        """The target of a name in code type: a function or class (if only one has that name), a
+        source file, a test or a file of tests.
+        """
         if text in self.tests:
             test = self.tests[text]
             return self.uri("proofs", test_id(test.file, "" if text == test.file else test.name))

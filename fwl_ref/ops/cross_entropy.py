@@ -1,6 +1,7 @@
 """Softmax cross-entropy per token; weights and normalizers enter through ``dy``.
 
-The Hessian with respect to the logits, ``diag(p) - p p^T``, is symmetric: it is what the second backward pass applies.
+The Hessian with respect to the logits, ``diag(p) - p p^T``, is symmetric: it is what the second
+backward pass applies.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def cross_entropy_bwd(dy: Array, res: CrossEntropyResidual) -> Array:
     return scaled - xp.where(res.hit, dy[..., None], xp.zeros_like(scaled))  # (...,V)
 
 
-def cross_entropy_bwd_bwd(g_dlogits: Array, dy: Array, res: CrossEntropyResidual) -> tuple[Array, Array]:
+def cross_entropy_bwd_bwd(
+    g_dlogits: Array, dy: Array, res: CrossEntropyResidual
+) -> tuple[Array, Array]:
     """Adjoint of cross_entropy_bwd as a function of (dy, logits).   (C.3)"""
     xp = namespace(g_dlogits, dy)
     # backward: dlogits = dy (p - onehot)

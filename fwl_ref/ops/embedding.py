@@ -1,4 +1,6 @@
-"""Token embedding. The adjoint of a gather is a scatter-add, written as a one-hot product: deterministic on every backend."""
+"""Token embedding. The adjoint of a gather is a scatter-add, written as a one-hot product:
+deterministic on every backend.
+"""
 
 from __future__ import annotations
 
@@ -25,4 +27,6 @@ def embedding_bwd(dy: Array, res: EmbeddingResidual) -> Array:
     # forward: y = onehot(token) table
     index = xp.arange(res.vocabulary, dtype=res.tokens.dtype, device=res.tokens.device)  # (V,)
     onehot = index[:, None] == xp.reshape(res.tokens, (1, -1))  # (V,N)
-    return xp.matmul(xp.astype(onehot, dy.dtype), xp.reshape(dy, (onehot.shape[1], dy.shape[-1])))  # (V,D)
+    return xp.matmul(
+        xp.astype(onehot, dy.dtype), xp.reshape(dy, (onehot.shape[1], dy.shape[-1]))
+    )  # (V,D)

@@ -1,7 +1,9 @@
-"""GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415), the activation of the transformer's MLP.
+"""GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415), the activation of the
+transformer's MLP.
 
-The trunk is differentiated once: the slow pass stops at the features. The second backward is for a memory that is itself a GELU network
-and writes its own gradients (test-time training, ``rules/ttt_mlp.py``). It is entrywise: slope y', curvature y''.
+The trunk is differentiated once: the slow pass stops at the features. The second backward is for a
+memory that is itself a GELU network and writes its own gradients (test-time training,
+``rules/ttt_mlp.py``). It is entrywise: slope y', curvature y''.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@ With the normalised input ``n = (z - mean z) rstd`` the Jacobian of ``n`` is
 
     L(v) = rstd (v - mean v - n mean(n v))
 
-which is symmetric. So one function serves the backward pass, and the same function serves the second backward pass. It also gives the
-derivative of everything L depends on: ``d rstd = -rstd^2 mean(n dz)`` and ``d n = L(dz)``.
+which is symmetric. So one function serves the backward pass, and the same function serves the
+second backward pass. It also gives the derivative of everything L depends on: ``d rstd = -rstd^2
+mean(n dz)`` and ``d n = L(dz)``.
 
-``gain`` and ``bias`` may be shared, (D), or one per token, (...,D): per token their gradients are per token too, which is what
-the fast weight block writes to its memory.
+``gain`` and ``bias`` may be shared, (D), or one per token, (...,D): per token their gradients are
+per token too, which is what the fast weight block writes to its memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class LayerNormResidual(NamedTuple):
     gain: Array  # (D) or (...,D)
 
 
-def layernorm_fwd(z: Array, gain: Array, bias: Array, eps: float = 1e-5) -> tuple[Array, LayerNormResidual]:
+def layernorm_fwd(
+    z: Array, gain: Array, bias: Array, eps: float = 1e-5
+) -> tuple[Array, LayerNormResidual]:
     """(...,D),(D),(D)->(...,D)   y = n gain + bias,  n = (z - mean z) rstd   (N.1)"""
     xp = namespace(z, gain, bias)
     centred = z - xp.mean(z, axis=-1, keepdims=True)  # (...,D)
@@ -43,7 +46,9 @@ def layernorm_bwd(dy: Array, res: LayerNormResidual) -> tuple[Array, Array, Arra
     return dz, dgain, dbias
 
 
-def layernorm_bwd_bwd(g_dz: Array, g_dgain: Array, g_dbias: Array, dy: Array, res: LayerNormResidual):
+def layernorm_bwd_bwd(
+    g_dz: Array, g_dgain: Array, g_dbias: Array, dy: Array, res: LayerNormResidual
+):
     """Adjoint of layernorm_bwd as a function of (dy, z, gain, bias).   (N.3)"""
     xp = namespace(g_dz, dy)
     n, rstd, gain = res
@@ -64,7 +69,9 @@ def layernorm_bwd_bwd(g_dz: Array, g_dgain: Array, g_dbias: Array, dy: Array, re
 
 
 def _jacobian(v: Array, res: LayerNormResidual) -> Array:
-    """(...,D)->(...,D)   L(v) = rstd (v - mean v - n mean(n v)), symmetric in the sense <u, L(v)> = <L(u), v>"""
+    """(...,D)->(...,D)   L(v) = rstd (v - mean v - n mean(n v)), symmetric in the sense <u, L(v)> =
+    <L(u), v>
+    """
     return res.rstd * (v - _mean(v) - res.n * _mean(res.n * v))
 
 

@@ -2,17 +2,19 @@
 
     o_t = sum_{s<t} keep^{t-s-1} (q_t . k_s) v_s  =  q_t S_t          S_{t+1} = keep S_t + k_t v_t^T
 
-Reading is *strict*: token t reads what was written before it, never its own value. ``keep = 1 - lambda`` is what is left of the memory
-after one token; ``keep = 1`` is plain (undecayed) linear attention. The state S has one row per key channel.
+Reading is *strict*: token t reads what was written before it, never its own value. ``keep = 1 -
+lambda`` is what is left of the memory after one token; ``keep = 1`` is plain (undecayed) linear
+attention. The state S has one row per key channel.
 
     parallel     one masked product over all pairs: T^2 work, no loop
     chunked      the parallel form on each chunk, the state carried between them: what one runs
     recurrent    the definition, one token at a time: what one checks against
 
-An exclusive cumulative sum is the case q = k = 1. It is *not* computed as cumsum(v) - v, which leaks v_t into token t by rounding.
-Neither does a future that is not finite reach the past: scores are masked by ``where``, not by a product with 0, and values that are not
-finite are taken out of the product and spoil exactly the tokens after them.
-The backward pass of ``o = (q k^T * M) v`` is three more linear attentions, two of them anti-causal.
+An exclusive cumulative sum is the case q = k = 1. It is *not* computed as cumsum(v) - v, which
+leaks v_t into token t by rounding. Neither does a future that is not finite reach the past: scores
+are masked by ``where``, not by a product with 0, and values that are not finite are taken out of
+the product and spoil exactly the tokens after them. The backward pass of ``o = (q k^T * M) v`` is
+three more linear attentions, two of them anti-causal.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class LinearAttentionResidual(NamedTuple):
 
 
 class Decay(NamedTuple):
-    """Powers of ``keep`` over one chunk of L tokens, and their derivatives with respect to ``keep``."""
+    """Powers of ``keep`` over one chunk of L tokens, and their derivatives with respect to
+    ``keep``.
+    """
 
     read: Array  # (L,1) keep^i: what is left of the incoming state when token i reads
     mask: Array  # (L,L) keep^(i-j-1) for j < i, else 0
@@ -87,22 +91,31 @@ def linear_attention_bwd(dout: Array, dstate_out: Array | None, res: LinearAtten
     return dq, dk, dv, dkeep, dstate
 
 
-def linear_attention_chunked_fwd(q: Array, k: Array, v: Array, keep: Array, state: Array | None = None, chunk: int | None = None):
-    """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   the parallel form on chunks of any size   (L.3)
+def linear_attention_chunked_fwd(
+    q: Array, k: Array, v: Array, keep: Array, state: Array | None = None, chunk: int | None = None
+):
+    """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   the parallel form on chunks of any
+    size   (L.3)
 
     ``chunk`` None is one chunk. Raises ValueError if ``chunk`` is below 1.
     """
     xp = namespace(q, k, v, keep, state)
     outs, residuals = [], []
     for part in chunk_slices(q.shape[1], chunk):
-        (out, state), res = linear_attention_fwd(q[:, part, :], k[:, part, :], v[:, part, :], keep, state)
+        (out, state), res = linear_attention_fwd(
+            q[:, part, :], k[:, part, :], v[:, part, :], keep, state
+        )
         outs.append(out)  # (B,S,E)
         residuals.append(res)
     return (xp.concat(outs, axis=1), state), tuple(residuals)
 
 
-def linear_attention_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[LinearAttentionResidual, ...]):
-    """Adjoint of linear_attention_chunked_fwd: the chunks in reverse, the state's gradient carried between them.   (L.4)"""
+def linear_attention_chunked_bwd(
+    dout: Array, dstate_out: Array | None, res: tuple[LinearAttentionResidual, ...]
+):
+    """Adjoint of linear_attention_chunked_fwd: the chunks in reverse, the state's gradient carried
+    between them.   (L.4)
+    """
     xp = namespace(dout)
     dqs, dks, dvs, dkeep, stop, dstate = [], [], [], 0, dout.shape[1], dstate_out
     for part in reversed(res):
@@ -113,10 +126,18 @@ def linear_attention_chunked_bwd(dout: Array, dstate_out: Array | None, res: tup
         dvs.append(dv)
         dkeep = dkeep + dkeep_part
         stop = start
-    return xp.concat(dqs[::-1], axis=1), xp.concat(dks[::-1], axis=1), xp.concat(dvs[::-1], axis=1), dkeep, dstate
+    return (
+        xp.concat(dqs[::-1], axis=1),
+        xp.concat(dks[::-1], axis=1),
+        xp.concat(dvs[::-1], axis=1),
+        dkeep,
+        dstate,
+    )
 
 
-def linear_attention_recurrent_fwd(q: Array, k: Array, v: Array, keep: Array, state: Array | None = None):
+def linear_attention_recurrent_fwd(
+    q: Array, k: Array, v: Array, keep: Array, state: Array | None = None
+):
     """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   the definition, token by token   (L.5)"""
     xp = namespace(q, k, v, keep, state)
     start = state
@@ -129,7 +150,9 @@ def linear_attention_recurrent_fwd(q: Array, k: Array, v: Array, keep: Array, st
     return (xp.concat(outs, axis=1), state), LinearAttentionResidual(q, k, v, keep, start)
 
 
-def linear_attention_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LinearAttentionResidual):
+def linear_attention_recurrent_bwd(
+    dout: Array, dstate_out: Array | None, res: LinearAttentionResidual
+):
     """Adjoint of linear_attention_recurrent_fwd: backpropagation through time.   (L.6)"""
     xp = namespace(dout, res.q)
     q, k, v, keep, start = res
@@ -160,18 +183,24 @@ def chunk_slices(length: int, chunk: int | None) -> list[slice]:
     if chunk is None:
         return [slice(0, length)]
     if chunk < 1:
-        raise ValueError(f"the chunk size must be at least 1 token (or None for one chunk), got {chunk}")
+        raise ValueError(
+            f"the chunk size must be at least 1 token (or None for one chunk), got {chunk}"
+        )
     return [slice(start, min(start + chunk, length)) for start in range(0, max(length, 1), chunk)]
 
 
 def _masked(scores: Array, decay: Decay) -> Array:
-    """(B,L,L)->(B,L,L)   scores times the mask, and 0 at and above the diagonal even where the score is not finite"""
+    """(B,L,L)->(B,L,L)   scores times the mask, and 0 at and above the diagonal even where the
+    score is not finite
+    """
     xp = namespace(scores, decay.mask)
     return xp.where(decay.past, scores * decay.mask, xp.zeros_like(scores))
 
 
 def _screened(v: Array) -> tuple[Array, Array]:
-    """(B,T,E)->(B,T,E),(B,T,1)   v with 0 for tokens that are not finite, and what they leave: 0 up to the first one, then not a number"""
+    """(B,T,E)->(B,T,E),(B,T,1)   v with 0 for tokens that are not finite, and what they leave: 0 up
+    to the first one, then not a number
+    """
     xp = namespace(v)
     total = xp.sum(v, axis=-1, keepdims=True)  # (B,T,1) finite if all entries are
     hole = total - total  # (B,T,1) 0 or not a number
@@ -202,4 +231,6 @@ def _arrange(power: Array, length: int) -> Decay:
     index = xp.reshape(xp.where(gap >= 0, gap, xp.zeros_like(gap)), (-1,))  # (L*L,)
     spread = xp.reshape(xp.take(power, index, axis=0), (length, length))  # (L,L)
     mask = xp.where(gap >= 0, spread, xp.zeros_like(spread))
-    return Decay(power[:length, None], mask, gap >= 0, xp.flip(power[:length])[:, None], power[length])
+    return Decay(
+        power[:length, None], mask, gap >= 0, xp.flip(power[:length])[:, None], power[length]
+    )

@@ -1,18 +1,21 @@
-"""Linear attention with any strictly causal mask; chunked and recurrent where the mask comes from a few memory slots.
+"""Linear attention with any strictly causal mask; chunked and recurrent where the mask comes from a
+few memory slots.
 
     o_t = sum_{s<t} M_ts (q_t . k_s) v_s                                            any mask M: parallel form only
     o_t = q_t (read_t . S_t)        S_{t+1} = keep_t S_t + write_t (k_t^T v_t)      N slots: three forms
 
-A slot is a memory matrix (K,E) and S_t a stack of N of them. ``keep_t`` (N,N) says what token t leaves of the slots, ``write_t`` (N,) into
-which slots it writes, ``read_t`` (N,) which slots it reads; reading comes first. Unrolled, this is the first line with
+A slot is a memory matrix (K,E) and S_t a stack of N of them. ``keep_t`` (N,N) says what token t
+leaves of the slots, ``write_t`` (N,) into which slots it writes, ``read_t`` (N,) which slots it
+reads; reading comes first. Unrolled, this is the first line with
 
     M_ts = read_t keep_{t-1} ... keep_{s+1} write_s
 
-so N slots are linear attention with a mask whose blocks below the diagonal have rank N at most. One slot with a constant ``keep`` is
-``linear_attention``. In shapes, N is the number of slots and L the length of a chunk.
+so N slots are linear attention with a mask whose blocks below the diagonal have rank N at most. One
+slot with a constant ``keep`` is ``linear_attention``. In shapes, N is the number of slots and L the
+length of a chunk.
 
-Mask and slots are data: they have no gradient. As in linear attention, scores are masked by ``where``, and values that are not finite spoil
-the tokens after them and no others.
+Mask and slots are data: they have no gradient. As in linear attention, scores are masked by
+``where``, and values that are not finite spoil the tokens after them and no others.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ class MaskedAttentionResidual(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What a chunk of L tokens does to the slots, as numbers: it answers unit impulses in the incoming slots and in each write."""
+    """What a chunk of L tokens does to the slots, as numbers: it answers unit impulses in the
+    incoming slots and in each write.
+    """
 
     read: Array  # (L,N) what token i reads of incoming slot n
     mask: Array  # (L,L) what token i reads of token j's write; 0 for j >= i
@@ -80,19 +85,32 @@ def masked_attention_bwd(dout: Array, res: MaskedAttentionResidual):
 
 
 def masked_attention_chunked_fwd(
-    q: Array, k: Array, v: Array, keep: Array, write: Array, read: Array, state: Array | None = None, chunk: int | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    write: Array,
+    read: Array,
+    state: Array | None = None,
+    chunk: int | None = None,
 ):
-    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)   N slots, in chunks of any size   (O.16)
+    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)   N slots, in chunks
+    of any size   (O.16)
 
-    ``chunk`` None is one chunk: the parallel form with a state. Raises ValueError if ``chunk`` is below 1.
+    ``chunk`` None is one chunk: the parallel form with a state. Raises ValueError if ``chunk`` is
+    below 1.
     """
     xp = namespace(q, k, v, keep, write, read, state)
     outs, residuals = [], []
     for part in _slices(q.shape[1], chunk):
         response = _respond(keep[part, :, :], write[part, :], read[part, :])
-        out, masked = masked_attention_fwd(q[:, part, :], k[:, part, :], v[:, part, :], response.mask)  # (B,L,E)
+        out, masked = masked_attention_fwd(
+            q[:, part, :], k[:, part, :], v[:, part, :], response.mask
+        )  # (B,L,E)
         residuals.append(ChunkResidual(masked, state, response))
-        new = xp.matmul(xp.matrix_transpose(_spread(masked.k, response.write)), masked.v)  # (B,NK,E)
+        new = xp.matmul(
+            xp.matrix_transpose(_spread(masked.k, response.write)), masked.v
+        )  # (B,NK,E)
         if state is not None:
             out += xp.matmul(_spread(masked.q, response.read), _flat(state))  # (B,L,E)
             new += _flat(_mix(response.whole, state))  # (B,NK,E)
@@ -101,8 +119,11 @@ def masked_attention_chunked_fwd(
     return (xp.concat(outs, axis=1), state), tuple(residuals)
 
 
-def masked_attention_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[ChunkResidual, ...]):
-    """Adjoint of masked_attention_chunked_fwd with respect to q, k, v and the state: the chunks in reverse.   (O.17)
+def masked_attention_chunked_bwd(
+    dout: Array, dstate_out: Array | None, res: tuple[ChunkResidual, ...]
+):
+    """Adjoint of masked_attention_chunked_fwd with respect to q, k, v and the state: the chunks in
+    reverse.   (O.17)
 
     ``dstate_out`` None if nobody used the final slots.
     """
@@ -115,12 +136,18 @@ def masked_attention_chunked_bwd(dout: Array, dstate_out: Array | None, res: tup
         dq, dk, dv = masked_attention_bwd(part, masked)
         if state is not None:
             # forward: out += sum_n read_n q state_n
-            dq += _gather(xp.matmul(part, xp.matrix_transpose(_flat(state))), response.read)  # (B,L,K)
-            dflat = xp.matmul(xp.matrix_transpose(_spread(masked.q, response.read)), part)  # (B,NK,E)
+            dq += _gather(
+                xp.matmul(part, xp.matrix_transpose(_flat(state))), response.read
+            )  # (B,L,K)
+            dflat = xp.matmul(
+                xp.matrix_transpose(_spread(masked.q, response.read)), part
+            )  # (B,NK,E)
             dstate = xp.reshape(dflat, state.shape)  # (B,N,K,E)
         if dstate_out is not None:
             # forward: state_out_n = sum_j write_jn k_j v_j^T
-            dk += _gather(xp.matmul(masked.v, xp.matrix_transpose(_flat(dstate_out))), response.write)  # (B,L,K)
+            dk += _gather(
+                xp.matmul(masked.v, xp.matrix_transpose(_flat(dstate_out))), response.write
+            )  # (B,L,K)
             dv += xp.matmul(_spread(masked.k, response.write), _flat(dstate_out))  # (B,L,E)
             if state is not None:
                 # forward: state_out += whole state
@@ -129,35 +156,56 @@ def masked_attention_chunked_bwd(dout: Array, dstate_out: Array | None, res: tup
         dks.append(dk)
         dvs.append(dv)
         stop, dstate_out = start, dstate
-    return xp.concat(dqs[::-1], axis=1), xp.concat(dks[::-1], axis=1), xp.concat(dvs[::-1], axis=1), dstate_out
+    return (
+        xp.concat(dqs[::-1], axis=1),
+        xp.concat(dks[::-1], axis=1),
+        xp.concat(dvs[::-1], axis=1),
+        dstate_out,
+    )
 
 
-def masked_attention_recurrent_fwd(q: Array, k: Array, v: Array, keep: Array, write: Array, read: Array, state: Array | None = None):
-    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)   the definition, token by token   (O.18)"""
+def masked_attention_recurrent_fwd(
+    q: Array, k: Array, v: Array, keep: Array, write: Array, read: Array, state: Array | None = None
+):
+    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)   the definition,
+    token by token   (O.18)
+    """
     xp = namespace(q, k, v, keep, write, read, state)
     start = state
     if state is None:
-        state = xp.zeros((q.shape[0], read.shape[1], q.shape[2], v.shape[2]), dtype=q.dtype, device=q.device)
+        state = xp.zeros(
+            (q.shape[0], read.shape[1], q.shape[2], v.shape[2]), dtype=q.dtype, device=q.device
+        )
     outs = [xp.zeros_like(v[:, :0, :])]
     for t in range(q.shape[1]):
-        outs.append(xp.matmul(q[:, t : t + 1, :], _mix(read[t : t + 1, :], state)[:, 0, :, :]))  # (B,1,E) read, then write
+        outs.append(
+            xp.matmul(q[:, t : t + 1, :], _mix(read[t : t + 1, :], state)[:, 0, :, :])
+        )  # (B,1,E) read, then write
         outer = xp.matmul(k[:, t, :, None], v[:, t, None, :])  # (B,K,E)
-        state = _mix(keep[t, :, :], state) + write[t, :, None, None] * outer[:, None, :, :]  # (B,N,K,E)
+        state = (
+            _mix(keep[t, :, :], state) + write[t, :, None, None] * outer[:, None, :, :]
+        )  # (B,N,K,E)
     return (xp.concat(outs, axis=1), state), RecurrentResidual(q, k, v, keep, write, read, start)
 
 
 def masked_attention_recurrent_bwd(dout: Array, dstate_out: Array | None, res: RecurrentResidual):
-    """Adjoint of masked_attention_recurrent_fwd with respect to q, k, v and the state: backpropagation through time.   (O.19)"""
+    """Adjoint of masked_attention_recurrent_fwd with respect to q, k, v and the state:
+    backpropagation through time.   (O.19)
+    """
     xp = namespace(dout, res.q)
     q, k, v, keep, write, read, start = res
     state = start
     if state is None:
-        state = xp.zeros((q.shape[0], read.shape[1], q.shape[2], v.shape[2]), dtype=q.dtype, device=q.device)
+        state = xp.zeros(
+            (q.shape[0], read.shape[1], q.shape[2], v.shape[2]), dtype=q.dtype, device=q.device
+        )
     states = []
     for t in range(q.shape[1]):
         states.append(state)
         outer = xp.matmul(k[:, t, :, None], v[:, t, None, :])  # (B,K,E)
-        state = _mix(keep[t, :, :], state) + write[t, :, None, None] * outer[:, None, :, :]  # (B,N,K,E)
+        state = (
+            _mix(keep[t, :, :], state) + write[t, :, None, None] * outer[:, None, :, :]
+        )  # (B,N,K,E)
     dstate = xp.zeros_like(state) if dstate_out is None else dstate_out  # (B,N,K,E)
     dqs, dks, dvs = [q[:, :0, :]], [k[:, :0, :]], [v[:, :0, :]]
     for t in reversed(range(q.shape[1])):
@@ -176,12 +224,15 @@ def masked_attention_recurrent_bwd(dout: Array, dstate_out: Array | None, res: R
 
 
 def check_strict(mask: Array) -> None:
-    """A token reads what was written before it. Raises ValueError naming the first entry on or above the diagonal that is not 0.
+    """A token reads what was written before it. Raises ValueError naming the first entry on or
+    above the diagonal that is not 0.
 
     Looks at host arrays only; on a device such entries count as 0.
     """
     if mask.ndim != 2 or mask.shape[0] != mask.shape[1]:
-        raise ValueError(f"a mask must have shape (T,T), one row per reading token, got {tuple(mask.shape)}")
+        raise ValueError(
+            f"a mask must have shape (T,T), one row per reading token, got {tuple(mask.shape)}"
+        )
     if not is_host(mask):
         return
     xp = namespace(mask)
@@ -194,14 +245,18 @@ def check_strict(mask: Array) -> None:
 
 
 def _masked(scores: Array, mask: Array) -> Array:
-    """(B,L,L),(L,L)->(B,L,L)   scores times the mask, and 0 on and above the diagonal whatever stands there"""
+    """(B,L,L),(L,L)->(B,L,L)   scores times the mask, and 0 on and above the diagonal whatever
+    stands there
+    """
     xp = namespace(scores, mask)
     i = xp.arange(mask.shape[0], device=mask.device)  # (L,)
     return xp.where(i[None, :] < i[:, None], scores * mask, xp.zeros_like(scores))
 
 
 def _screened(v: Array) -> tuple[Array, Array]:
-    """(B,T,E)->(B,T,E),(B,T,1)   v with 0 for tokens that are not finite, and what they leave: 0 up to the first one, then not a number"""
+    """(B,T,E)->(B,T,E),(B,T,1)   v with 0 for tokens that are not finite, and what they leave: 0 up
+    to the first one, then not a number
+    """
     xp = namespace(v)
     total = xp.sum(v, axis=-1, keepdims=True)  # (B,T,1) finite if all entries are
     hole = total - total  # (B,T,1) 0 or not a number
@@ -210,17 +265,24 @@ def _screened(v: Array) -> tuple[Array, Array]:
 
 
 def _respond(keep: Array, write: Array, read: Array) -> Response:
-    """(L,N,N),(L,N),(L,N)->Response   run the slots on unit impulses: N incoming slots, then L writes   (O.16)"""
+    """(L,N,N),(L,N),(L,N)->Response   run the slots on unit impulses: N incoming slots, then L
+    writes   (O.16)
+    """
     xp = namespace(keep, write, read)
     length, slots = read.shape
     impulse = xp.eye(slots + length, dtype=read.dtype, device=read.device)  # (N+L,N+L)
-    now, impulse = impulse[:slots, :], impulse[slots:, :]  # (N,N+L) the slots, one column per impulse; (L,N+L)
+    now, impulse = (
+        impulse[:slots, :],
+        impulse[slots:, :],
+    )  # (N,N+L) the slots, one column per impulse; (L,N+L)
     rows = [now[:0, :]]
     for i in range(length):
         rows.append(xp.matmul(read[i : i + 1, :], now))  # (1,N+L) read, then write
         now = xp.matmul(keep[i, :, :], now) + write[i, :, None] * impulse[i, None, :]  # (N,N+L)
     seen = xp.concat(rows, axis=0)  # (L,N+L)
-    return Response(seen[:, :slots], seen[:, slots:], xp.matrix_transpose(now[:, slots:]), now[:, :slots])
+    return Response(
+        seen[:, :slots], seen[:, slots:], xp.matrix_transpose(now[:, slots:]), now[:, :slots]
+    )
 
 
 def _mix(weights: Array, state: Array) -> Array:
@@ -232,7 +294,9 @@ def _mix(weights: Array, state: Array) -> Array:
 
 
 def _spread(a: Array, weights: Array) -> Array:
-    """(B,L,K),(L,N)->(B,L,NK)   one copy of a per slot: N slots with K keys are one memory with NK keys"""
+    """(B,L,K),(L,N)->(B,L,NK)   one copy of a per slot: N slots with K keys are one memory with NK
+    keys
+    """
     xp = namespace(a, weights)
     copies = weights[:, :, None] * a[:, :, None, :]  # (B,L,N,K)
     return xp.reshape(copies, (*a.shape[:2], weights.shape[1] * a.shape[2]))
@@ -258,5 +322,7 @@ def _slices(length: int, chunk: int | None) -> list[slice]:
     if chunk is None:
         return [slice(0, length)]
     if chunk < 1:
-        raise ValueError(f"the chunk size must be at least 1 token (or None for one chunk), got {chunk}")
+        raise ValueError(
+            f"the chunk size must be at least 1 token (or None for one chunk), got {chunk}"
+        )
     return [slice(start, min(start + chunk, length)) for start in range(0, max(length, 1), chunk)]

@@ -1,6 +1,8 @@
-"""Rotary positions (Su et al., arXiv 2104.09864): channel pairs are rotated by an angle proportional to the position.
+"""Rotary positions (Su et al., arXiv 2104.09864): channel pairs are rotated by an angle
+proportional to the position.
 
-A rotation is orthogonal, so its adjoint is the rotation by the opposite angle. Channel i is paired with channel i + K/2.
+A rotation is orthogonal, so its adjoint is the rotation by the opposite angle. Channel i is paired
+with channel i + K/2.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def rotary_fwd(x: Array, start: int = 0) -> tuple[Array, RotaryResidual]:
     xp = namespace(x)
     length, width = x.shape[-2], x.shape[-1]
     if width % 2:
-        raise ValueError(f"rotary positions rotate channels in pairs: the head width must be even, got {width}")
+        raise ValueError(
+            f"rotary positions rotate channels in pairs: the head width must be even, got {width}"
+        )
     half = xp.arange(width // 2, dtype=x.dtype, device=x.device)  # (K/2,)
     frequency = xp.exp(half * (-2.0 * _LOG_BASE / width))  # (K/2,) 10000^(-2i/K)
     position = xp.arange(start, start + length, dtype=x.dtype, device=x.device)  # (T,)

@@ -1,7 +1,8 @@
 """Squared ReLU, the activation of the fast weight block.
 
-The Jacobian is diagonal, hence symmetric: backward multiplies by ``2 relu(x)``, and so does the adjoint of backward. The second
-derivative is a step at 0, so finite differences must stay off that point.
+The Jacobian is diagonal, hence symmetric: backward multiplies by ``2 relu(x)``, and so does the
+adjoint of backward. The second derivative is a step at 0, so finite differences must stay off that
+point.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ class SquaredReluResidual(NamedTuple):
 def squared_relu_fwd(x: Array) -> tuple[Array, SquaredReluResidual]:
     """(...)->(...)   y = relu(x)^2   (R.1)"""
     xp = namespace(x)
-    r = xp.where(x < 0, xp.zeros_like(x), x)  # (...) not x > 0: that would turn "not a number" into 0
+    r = xp.where(
+        x < 0, xp.zeros_like(x), x
+    )  # (...) not x > 0: that would turn "not a number" into 0
     return r * r, SquaredReluResidual(r)
 
 

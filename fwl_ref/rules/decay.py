@@ -4,14 +4,17 @@
     gradient   dl = -<v, k dS> + (1 - gamma) <S, dS>,  so  dl/dS = -k^T v + (1 - gamma) S
     update     S_{t+1} = S_t - dl/dS = gamma_t S_t + k_t^T v_t
 
-Exactly online gradient descent with step size 1, where the regulariser pulls the memory towards 0. gamma is a number per token, in (0,1]
-if memories fade; RetNet has a constant, Mamba-2 learns it. State: S (B,K,E).
+Exactly online gradient descent with step size 1, where the regulariser pulls the memory towards 0.
+gamma is a number per token, in (0,1] if memories fade; RetNet has a constant, Mamba-2 learns it.
+State: S (B,K,E).
 
-The update is still a sum of writes, each scaled by the decays that came after it, so the parallel form is linear attention with a mask:
-G_{t,s+1} = gamma_{s+1} ... gamma_{t-1} if the read is strict, one factor more, gamma_t, if it is inclusive. The mask is formed from
-logarithms summed over the gap; a ratio of cumulative products overflows as soon as a chunk forgets much.
+The update is still a sum of writes, each scaled by the decays that came after it, so the parallel
+form is linear attention with a mask: G_{t,s+1} = gamma_{s+1} ... gamma_{t-1} if the read is strict,
+one factor more, gamma_t, if it is inclusive. The mask is formed from logarithms summed over the
+gap; a ratio of cumulative products overflows as soon as a chunk forgets much.
 
-Forms: recurrent, the definition, 2 K E multiply-adds per token, any gamma; chunked, 2 K E + S (K + E) and S for the mask, gamma > 0.
+Forms: recurrent, the definition, 2 K E multiply-adds per token, any gamma; chunked, 2 K E + S (K +
+E) and S for the mask, gamma > 0.
 
 Sun et al. 2023 (RetNet, arXiv 2307.08621); Dao and Gu 2024 (Mamba-2, arXiv 2405.21060).
 """
@@ -60,14 +63,19 @@ def decay_gradient(S: Array, k: Array, v: Array, gamma: Array) -> Array:
     return each(1 - gamma) * S - outer(k, v)
 
 
-def decay_recurrent_fwd(q: Array, k: Array, v: Array, gamma: Array, state: Array | None = None, *, read: str):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = gamma_t S_t + k_t^T v_t   (U.15)
+def decay_recurrent_fwd(
+    q: Array, k: Array, v: Array, gamma: Array, state: Array | None = None, *, read: str
+):
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = gamma_t S_t + k_t^T
+    v_t   (U.15)
 
-    ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty memory. Raises ValueError for another read
-    or shapes that do not fit.
+    ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
+    memory. Raises ValueError for another read or shapes that do not fit.
     """
     xp = namespace(q, k, v, gamma, state)
-    check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), gamma=(gamma, "BT"), state=(state, "BKE"))
+    check_rule(
+        read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), gamma=(gamma, "BT"), state=(state, "BKE")
+    )
     states = [start_state(state, k, v)]
     for t in range(q.shape[1]):
         S = states[t]
@@ -77,7 +85,9 @@ def decay_recurrent_fwd(q: Array, k: Array, v: Array, gamma: Array, state: Array
 
 
 def decay_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DecayResidual):
-    """Adjoint of decay_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dgamma, dstate.   (U.16)"""
+    """Adjoint of decay_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dgamma,
+    dstate.   (U.16)
+    """
     q, k, v, gamma, states, read = res
     xp = namespace(dout, q)
     # forward: out = reads(q, states)
@@ -93,15 +103,30 @@ def decay_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DecayResidua
     return dq, stack(dks[::-1], k), stack(dvs[::-1], v), stack(dgammas[::-1], gamma), dS
 
 
-def decay_chunked_fwd(q: Array, k: Array, v: Array, gamma: Array, state: Array | None = None, chunk: int | None = None, *, read: str):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   o = (q k^T * G) v + G_0 q S_0, chunk after chunk   (U.17)
+def decay_chunked_fwd(
+    q: Array,
+    k: Array,
+    v: Array,
+    gamma: Array,
+    state: Array | None = None,
+    chunk: int | None = None,
+    *,
+    read: str,
+):
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   o = (q k^T * G) v + G_0 q S_0, chunk
+    after chunk   (U.17)
 
-    ``chunk`` None is one chunk. Raises ValueError as ``decay_recurrent_fwd`` does, if ``chunk`` is below 1, or if a gamma is not positive.
+    ``chunk`` None is one chunk. Raises ValueError as ``decay_recurrent_fwd`` does, if ``chunk`` is
+    below 1, or if a gamma is not positive.
     """
     namespace(q, k, v, gamma, state)
-    check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), gamma=(gamma, "BT"), state=(state, "BKE"))
+    check_rule(
+        read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), gamma=(gamma, "BT"), state=(state, "BKE")
+    )
     check_positive(gamma, "gamma")
-    return chunks_fwd(lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v, gamma), start_state(state, k, v), chunk)
+    return chunks_fwd(
+        lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v, gamma), start_state(state, k, v), chunk
+    )
 
 
 def decay_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[DecayResidual, ...]):

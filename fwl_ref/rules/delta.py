@@ -4,20 +4,24 @@
     gradient   dl = <k S - v, k dS>,  so  dl/dS = k^T (k S - v)
     update     S_{t+1} = S_t - beta_t k_t^T (k_t S_t - v_t) = (I - beta_t k_t^T k_t) S_t + beta_t k_t^T v_t
 
-Exactly online gradient descent with step size beta on least squares (LMS, Widrow and Hoff); with beta = 1 / |k|^2 the pair is stored
-without error. State: S (B,K,E).
+Exactly online gradient descent with step size beta on least squares (LMS, Widrow and Hoff); with
+beta = 1 / |k|^2 the pair is stored without error. State: S (B,K,E).
 
-What is written is an error, u_t = beta_t (v_t - k_t S_t), and it depends on earlier writes: S_t = S_0 + sum_{s<t} k_s^T u_s. So the tokens
-of a chunk cannot be summed at once, but their dependence is linear and triangular:
+What is written is an error, u_t = beta_t (v_t - k_t S_t), and it depends on earlier writes: S_t =
+S_0 + sum_{s<t} k_s^T u_s. So the tokens of a chunk cannot be summed at once, but their dependence
+is linear and triangular:
 
     (I + A) u = beta (v - k S_0),    A_ts = beta_t (k_t . k_s) for s < t
 
-One triangular solve gives all u of a chunk; from there on it is linear attention with u in place of v. This is the WY representation of a
-product of Householder-like matrices: with W = (I + A)^{-1} beta k, the chunk multiplies the state by I - k^T W.
+One triangular solve gives all u of a chunk; from there on it is linear attention with u in place of
+v. This is the WY representation of a product of Householder-like matrices: with W = (I + A)^{-1}
+beta k, the chunk multiplies the state by I - k^T W.
 
-Forms: recurrent, the definition, 3 K E multiply-adds per token; chunked, 3 K E + S (2 K + 3/2 E) in chunks of S, as matrix products.
+Forms: recurrent, the definition, 3 K E multiply-adds per token; chunked, 3 K E + S (2 K + 3/2 E) in
+chunks of S, as matrix products.
 
-Schlag, Irie, Schmidhuber 2021 (arXiv 2102.11174); the chunked form is Yang et al. 2024 (arXiv 2406.06484).
+Schlag, Irie, Schmidhuber 2021 (arXiv 2102.11174); the chunked form is Yang et al. 2024 (arXiv
+2406.06484).
 """
 
 from __future__ import annotations
@@ -78,14 +82,19 @@ def delta_gradient_bwd(dg: Array, S: Array, k: Array, v: Array) -> tuple[Array, 
     return outer(k, derror), dk + apply(derror, xp.matrix_transpose(S)), -derror
 
 
-def delta_recurrent_fwd(q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = S_t - beta_t k_t^T (k_t S_t - v_t)   (U.25)
+def delta_recurrent_fwd(
+    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str
+):
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = S_t - beta_t k_t^T (k_t
+    S_t - v_t)   (U.25)
 
-    ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty memory. Raises ValueError for another read
-    or shapes that do not fit.
+    ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
+    memory. Raises ValueError for another read or shapes that do not fit.
     """
     xp = namespace(q, k, v, beta, state)
-    check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), beta=(beta, "BT"), state=(state, "BKE"))
+    check_rule(
+        read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), beta=(beta, "BT"), state=(state, "BKE")
+    )
     states = [start_state(state, k, v)]
     for t in range(q.shape[1]):
         S = states[t]
@@ -95,7 +104,9 @@ def delta_recurrent_fwd(q: Array, k: Array, v: Array, beta: Array, state: Array 
 
 
 def delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidual):
-    """Adjoint of delta_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dbeta, dstate.   (U.26)"""
+    """Adjoint of delta_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dbeta,
+    dstate.   (U.26)
+    """
     q, k, v, beta, states, read = res
     xp = namespace(dout, q)
     # forward: out = reads(q, states)
@@ -107,7 +118,9 @@ def delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidua
         # forward: S' = S - beta g
         dbetas.append(-xp.sum(dS * delta_gradient(*token), axis=(1, 2)))  # (B,)
         # forward: g = k^T (k S - v)
-        through, dk, dv = delta_gradient_bwd(-each(beta[:, t]) * dS, *token)  # (B,K,E), (B,K), (B,E)
+        through, dk, dv = delta_gradient_bwd(
+            -each(beta[:, t]) * dS, *token
+        )  # (B,K,E), (B,K), (B,E)
         dS = dS + through + dread[:, t, ...]
         dks.append(dk)
         dvs.append(dv)
@@ -117,13 +130,19 @@ def delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidua
 def delta_chunked_fwd(
     q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, chunk: int | None = None, *, read: str
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   u = (I + A)^{-1} beta (v - k S_0), then linear attention with u   (U.27)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   u = (I + A)^{-1} beta (v - k S_0),
+    then linear attention with u   (U.27)
 
-    ``chunk`` None is one chunk. Raises ValueError as ``delta_recurrent_fwd`` does, and if ``chunk`` is below 1.
+    ``chunk`` None is one chunk. Raises ValueError as ``delta_recurrent_fwd`` does, and if ``chunk``
+    is below 1.
     """
     namespace(q, k, v, beta, state)
-    check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), beta=(beta, "BT"), state=(state, "BKE"))
-    return chunks_fwd(lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v, beta), start_state(state, k, v), chunk)
+    check_rule(
+        read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), beta=(beta, "BT"), state=(state, "BKE")
+    )
+    return chunks_fwd(
+        lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v, beta), start_state(state, k, v), chunk
+    )
 
 
 def delta_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[DeltaResidual, ...]):
@@ -158,7 +177,9 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidual):
 
 
 def _errors(k: Array, v: Array, beta: Array, state: Array) -> tuple[Array, Array, Array]:
-    """(B,L,K),(B,L,E),(B,L),(B,K,E)->(B,L,L),(B,L,L),(B,L,E)   k k^T, A, and what is written: u_t = beta_t (v_t - k_t S_t)"""
+    """(B,L,K),(B,L,E),(B,L),(B,K,E)->(B,L,L),(B,L,L),(B,L,E)   k k^T, A, and what is written: u_t =
+    beta_t (v_t - k_t S_t)
+    """
     xp = namespace(k, v, beta, state)
     gram = xp.matmul(k, xp.matrix_transpose(k))  # (B,L,L)
     a = masked(beta[:, :, None] * gram, past(k, "strict"))  # (B,L,L)

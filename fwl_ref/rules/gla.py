@@ -4,14 +4,16 @@
     gradient   dl = -<v, k dS> + sum_c (1 - alpha_c) <S_c, dS_c>,  so  dl/dS = -k^T v + Diag(1 - alpha) S
     update     S_{t+1} = S_t - dl/dS = Diag(alpha_t) S_t + k_t^T v_t
 
-Exactly online gradient descent with step size 1 and a diagonal regulariser. alpha (B,T,K) is a number per token and key channel, in (0,1]
-if memories fade. State: S (B,K,E).
+Exactly online gradient descent with step size 1 and a diagonal regulariser. alpha (B,T,K) is a
+number per token and key channel, in (0,1] if memories fade. State: S (B,K,E).
 
-Each channel is linear attention with decay, so there is a parallel form with one mask G^c per channel. Scores are no longer one matrix
-product: in sum_c q_c k_c G^c the fade stands between the factors. Kernels split G^c into a factor for q and one for k, which overflows
-unless pieces are short; here the table of fades is formed as it stands, from logarithms summed over the gap.
+Each channel is linear attention with decay, so there is a parallel form with one mask G^c per
+channel. Scores are no longer one matrix product: in sum_c q_c k_c G^c the fade stands between the
+factors. Kernels split G^c into a factor for q and one for k, which overflows unless pieces are
+short; here the table of fades is formed as it stands, from logarithms summed over the gap.
 
-Forms: recurrent, the definition, 2 K E multiply-adds per token, any alpha; chunked, 2 K E + S (2 K + E) and S K for the fades, alpha > 0.
+Forms: recurrent, the definition, 2 K E multiply-adds per token, any alpha; chunked, 2 K E + S (2 K
++ E) and S K for the fades, alpha > 0.
 
 Yang et al. 2023 (arXiv 2312.06635).
 """
@@ -53,7 +55,9 @@ class GLAResidual(NamedTuple):
 def gla_loss(S: Array, k: Array, v: Array, alpha: Array) -> Array:
     """(B,K,E),(B,K),(B,E),(B,K)->(B)   l = -<v, k S> + 1/2 sum_c (1 - alpha_c) |S_c|^2   (U.19)"""
     xp = namespace(S, k, v, alpha)
-    return 0.5 * xp.sum((1 - alpha) * xp.sum(S * S, axis=2), axis=1) - xp.sum(apply(k, S) * v, axis=-1)  # (B,)
+    return 0.5 * xp.sum((1 - alpha) * xp.sum(S * S, axis=2), axis=1) - xp.sum(
+        apply(k, S) * v, axis=-1
+    )  # (B,)
 
 
 def gla_gradient(S: Array, k: Array, v: Array, alpha: Array) -> Array:
@@ -61,14 +65,19 @@ def gla_gradient(S: Array, k: Array, v: Array, alpha: Array) -> Array:
     return (1 - alpha)[:, :, None] * S - outer(k, v)
 
 
-def gla_recurrent_fwd(q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, *, read: str):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = Diag(alpha_t) S_t + k_t^T v_t   (U.20)
+def gla_recurrent_fwd(
+    q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, *, read: str
+):
+    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = Diag(alpha_t) S_t +
+    k_t^T v_t   (U.20)
 
-    ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty memory. Raises ValueError for another read
-    or shapes that do not fit.
+    ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
+    memory. Raises ValueError for another read or shapes that do not fit.
     """
     xp = namespace(q, k, v, alpha, state)
-    check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), alpha=(alpha, "BTK"), state=(state, "BKE"))
+    check_rule(
+        read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), alpha=(alpha, "BTK"), state=(state, "BKE")
+    )
     states = [start_state(state, k, v)]
     for t in range(q.shape[1]):
         S = states[t]
@@ -78,7 +87,9 @@ def gla_recurrent_fwd(q: Array, k: Array, v: Array, alpha: Array, state: Array |
 
 
 def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
-    """Adjoint of gla_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dalpha, dstate.   (U.21)"""
+    """Adjoint of gla_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dalpha,
+    dstate.   (U.21)
+    """
     q, k, v, alpha, states, read = res
     xp = namespace(dout, q)
     # forward: out = reads(q, states)
@@ -94,15 +105,30 @@ def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
     return dq, stack(dks[::-1], k), stack(dvs[::-1], v), stack(dalphas[::-1], alpha), dS
 
 
-def gla_chunked_fwd(q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, chunk: int | None = None, *, read: str):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   o = (sum_c q_c k_c^T * G^c) v + (q * G_0) S_0, by chunks   (U.22)
+def gla_chunked_fwd(
+    q: Array,
+    k: Array,
+    v: Array,
+    alpha: Array,
+    state: Array | None = None,
+    chunk: int | None = None,
+    *,
+    read: str,
+):
+    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   o = (sum_c q_c k_c^T * G^c) v + (q
+    * G_0) S_0, by chunks   (U.22)
 
-    ``chunk`` None is one chunk. Raises ValueError as ``gla_recurrent_fwd`` does, if ``chunk`` is below 1, or if an alpha is not positive.
+    ``chunk`` None is one chunk. Raises ValueError as ``gla_recurrent_fwd`` does, if ``chunk`` is
+    below 1, or if an alpha is not positive.
     """
     namespace(q, k, v, alpha, state)
-    check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), alpha=(alpha, "BTK"), state=(state, "BKE"))
+    check_rule(
+        read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), alpha=(alpha, "BTK"), state=(state, "BKE")
+    )
     check_positive(alpha, "alpha")
-    return chunks_fwd(lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v, alpha), start_state(state, k, v), chunk)
+    return chunks_fwd(
+        lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v, alpha), start_state(state, k, v), chunk
+    )
 
 
 def gla_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[GLAResidual, ...]):
@@ -113,14 +139,22 @@ def gla_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[GLAResidua
 def _chunk_fwd(q: Array, k: Array, v: Array, alpha: Array, state: Array, read: str):
     xp, fade = namespace(q, k, v, alpha, state), _channel_fades(alpha)  # (B,L+1,L+1,K)
     seen, last = read_from(fade, read), fade[:, -1, ...]  # (B,L,L+1,K), (B,L+1,K)
-    out = xp.matmul(_scores(q, k, seen, read), v) + xp.matmul(q * seen[:, :, 0, :], state)  # (B,L,E)
-    state_out = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), v) + last[:, 0, :, None] * state  # (B,K,E)
+    out = xp.matmul(_scores(q, k, seen, read), v) + xp.matmul(
+        q * seen[:, :, 0, :], state
+    )  # (B,L,E)
+    state_out = (
+        xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), v) + last[:, 0, :, None] * state
+    )  # (B,K,E)
     return (out, state_out), GLAResidual(q, k, v, alpha, state[:, None, ...], read)
 
 
 def _chunk_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
     q, k, v, alpha, states, read = res
-    xp, state, fade = namespace(dout, q), states[:, 0, ...], _channel_fades(alpha)  # (B,K,E), (B,L+1,L+1,K)
+    xp, state, fade = (
+        namespace(dout, q),
+        states[:, 0, ...],
+        _channel_fades(alpha),
+    )  # (B,K,E), (B,L+1,L+1,K)
     dstate_out = xp.zeros_like(state) if dstate_out is None else dstate_out  # (B,K,E)
     seen, last = read_from(fade, read), fade[:, -1, ...]  # (B,L,L+1,K), (B,L+1,K)
     # forward: out = scores v
@@ -134,17 +168,27 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
     pulled = xp.matmul(dout, xp.matrix_transpose(state))  # (B,L,K)
     dq += seen[:, :, 0, :] * pulled
     dstate = xp.matmul(xp.matrix_transpose(q * seen[:, :, 0, :]), dout)  # (B,K,E)
-    dseen = xp.concat([(q * pulled)[:, :, None, :], dscores * rows * columns], axis=2)  # (B,L,L+1,K)
+    dseen = xp.concat(
+        [(q * pulled)[:, :, None, :], dscores * rows * columns], axis=2
+    )  # (B,L,L+1,K)
     # forward: state_out = (k * last)^T v
     pulled = xp.matmul(v, xp.matrix_transpose(dstate_out))  # (B,L,K)
     dk += last[:, 1:, :] * pulled
     dv += xp.matmul(k * last[:, 1:, :], dstate_out)  # (B,L,E)
     # forward: state_out += Diag(last_0) state
     dstate += last[:, 0, :, None] * dstate_out
-    dlast = xp.concat([xp.sum(state * dstate_out, axis=2)[:, None, :], k * pulled], axis=1)  # (B,L+1,K)
+    dlast = xp.concat(
+        [xp.sum(state * dstate_out, axis=2)[:, None, :], k * pulled], axis=1
+    )  # (B,L+1,K)
     # forward: fade = fades(alpha), channel by channel
-    dfade = read_from_bwd(dseen, read) + xp.concat([xp.zeros_like(dseen), dlast[:, None, ...]], axis=1)  # (B,L+1,L+1,K)
-    dalpha = fades_bwd(xp.permute_dims(dfade, (0, 3, 1, 2)), xp.permute_dims(fade, (0, 3, 1, 2)), xp.matrix_transpose(alpha))  # (B,K,L)
+    dfade = read_from_bwd(dseen, read) + xp.concat(
+        [xp.zeros_like(dseen), dlast[:, None, ...]], axis=1
+    )  # (B,L+1,L+1,K)
+    dalpha = fades_bwd(
+        xp.permute_dims(dfade, (0, 3, 1, 2)),
+        xp.permute_dims(fade, (0, 3, 1, 2)),
+        xp.matrix_transpose(alpha),
+    )  # (B,K,L)
     return dq, dk, dv, xp.matrix_transpose(dalpha), dstate
 
 
@@ -157,4 +201,6 @@ def _channel_fades(alpha: Array) -> Array:
 def _scores(q: Array, k: Array, seen: Array, read: str) -> Array:
     """(B,L,K),(B,L,K),(B,L,L+1,K)->(B,L,L)   sum_c q_ic k_jc G^c_{i,j+1}"""
     xp = namespace(q, k, seen)
-    return masked(xp.sum(q[:, :, None, :] * k[:, None, :, :] * seen[:, :, 1:, :], axis=-1), past(q, read))
+    return masked(
+        xp.sum(q[:, :, None, :] * k[:, None, :, :] * seen[:, :, 1:, :], axis=-1), past(q, read)
+    )

@@ -1,16 +1,19 @@
-"""Linear attention: one step of SGD per token on how little the memory's answer points towards the value.
+"""Linear attention: one step of SGD per token on how little the memory's answer points towards the
+value.
 
     loss       l(S) = -<v, k S>
     gradient   dl = -<v, k dS>,  so  dl/dS = -k^T v
     update     S_{t+1} = S_t + k_t^T v_t
 
-Exactly online gradient descent with step size 1. The loss is linear in S, so its gradient does not depend on S: stale gradients are
-current ones, every order of the tokens gives the same state, and the sum over tokens needs no loop. State: S (B,K,E).
+Exactly online gradient descent with step size 1. The loss is linear in S, so its gradient does not
+depend on S: stale gradients are current ones, every order of the tokens gives the same state, and
+the sum over tokens needs no loop. State: S (B,K,E).
 
-Forms: recurrent, the definition, 2 K E multiply-adds per token; chunked, 2 K E + S (K + E) in chunks of S. One chunk is the parallel form,
-o = (q k^T * mask) v.
+Forms: recurrent, the definition, 2 K E multiply-adds per token; chunked, 2 K E + S (K + E) in
+chunks of S. One chunk is the parallel form, o = (q k^T * mask) v.
 
-Katharopoulos et al. 2020 (arXiv 2006.16236); as fast weights, Schlag, Irie, Schmidhuber 2021 (arXiv 2102.11174).
+Katharopoulos et al. 2020 (arXiv 2006.16236); as fast weights, Schlag, Irie, Schmidhuber 2021 (arXiv
+2102.11174).
 """
 
 from __future__ import annotations
@@ -18,7 +21,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
-from .common import apply, check_rule, chunks_bwd, chunks_fwd, outer, reads, reads_bwd, stack, start_state, sums, sums_bwd, unfaded
+from .common import (
+    apply,
+    check_rule,
+    chunks_bwd,
+    chunks_fwd,
+    outer,
+    reads,
+    reads_bwd,
+    stack,
+    start_state,
+    sums,
+    sums_bwd,
+    unfaded,
+)
 
 
 class LinearResidual(NamedTuple):
@@ -43,8 +59,8 @@ def linear_gradient(S: Array, k: Array, v: Array) -> Array:
 def linear_recurrent_fwd(q: Array, k: Array, v: Array, state: Array | None = None, *, read: str):
     """(B,T,K),(B,T,K),(B,T,E),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = S_t + k_t^T v_t   (U.10)
 
-    ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty memory. Raises ValueError for another read
-    or shapes that do not fit.
+    ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
+    memory. Raises ValueError for another read or shapes that do not fit.
     """
     xp = namespace(q, k, v, state)
     check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), state=(state, "BKE"))
@@ -57,7 +73,9 @@ def linear_recurrent_fwd(q: Array, k: Array, v: Array, state: Array | None = Non
 
 
 def linear_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LinearResidual):
-    """Adjoint of linear_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dstate.   (U.11)"""
+    """Adjoint of linear_recurrent_fwd: backpropagation through time. Returns dq, dk, dv,
+    dstate.   (U.11)
+    """
     q, k, v, states, read = res
     xp = namespace(dout, q)
     # forward: out = reads(q, states)
@@ -72,14 +90,20 @@ def linear_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LinearResid
     return dq, stack(dks[::-1], k), stack(dvs[::-1], v), dS
 
 
-def linear_chunked_fwd(q: Array, k: Array, v: Array, state: Array | None = None, chunk: int | None = None, *, read: str):
-    """(B,T,K),(B,T,K),(B,T,E),(B,K,E)->(B,T,E),(B,K,E)   o = (q k^T * mask) v + q S_0, chunk after chunk   (U.12)
+def linear_chunked_fwd(
+    q: Array, k: Array, v: Array, state: Array | None = None, chunk: int | None = None, *, read: str
+):
+    """(B,T,K),(B,T,K),(B,T,E),(B,K,E)->(B,T,E),(B,K,E)   o = (q k^T * mask) v + q S_0, chunk after
+    chunk   (U.12)
 
-    ``chunk`` None is one chunk. Raises ValueError as ``linear_recurrent_fwd`` does, and if ``chunk`` is below 1.
+    ``chunk`` None is one chunk. Raises ValueError as ``linear_recurrent_fwd`` does, and if
+    ``chunk`` is below 1.
     """
     namespace(q, k, v, state)
     check_rule(read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), state=(state, "BKE"))
-    return chunks_fwd(lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v), start_state(state, k, v), chunk)
+    return chunks_fwd(
+        lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v), start_state(state, k, v), chunk
+    )
 
 
 def linear_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[LinearResidual, ...]):
@@ -95,5 +119,7 @@ def _chunk_fwd(q: Array, k: Array, v: Array, state: Array, read: str):
 def _chunk_bwd(dout: Array, dstate_out: Array | None, res: LinearResidual):
     q, k, v, states, read = res
     # forward: out, state_out = sums(q, k, v)
-    dq, dk, dv, _, dstate = sums_bwd(dout, dstate_out, q, k, v, unfaded(q.shape[1], q), states[:, 0, ...], read)
+    dq, dk, dv, _, dstate = sums_bwd(
+        dout, dstate_out, q, k, v, unfaded(q.shape[1], q), states[:, 0, ...], read
+    )
     return dq, dk, dv, dstate

@@ -1,20 +1,26 @@
-"""MesaNet: the memory is the exact minimiser of a ridge regression of all values so far on all keys so far.
+"""MesaNet: the memory is the exact minimiser of a ridge regression of all values so far on all keys
+so far.
 
     loss       L_t(S) = 1/2 sum_{s<t} zeta_ts |k_s S - v_s|^2 + 1/2 sum_c ridge_c |S_c|^2        S_c: the row of channel c of the key
     gradient   dL/dS = (H + Lambda) S - G,    H = sum zeta k^T k,  G = sum zeta k^T v,  Lambda = Diag(ridge)
     update     S_t = argmin L_t = (H_t + Lambda)^{-1} G_t
 
-Exactly recursive least squares: one Newton step, from wherever one starts, ends at the minimum of a quadratic. zeta_ts is weight_s times
-the keep of every token after s, so the statistics follow G_{t+1} = keep_t G_t + weight_t k_t^T v_t and H likewise. The memory does not
-depend on the order of the tokens (if keep = 1), and there is no step size to be too large. State: G (B,K,E) and H (B,K,K), symmetric.
+Exactly recursive least squares: one Newton step, from wherever one starts, ends at the minimum of a
+quadratic. zeta_ts is weight_s times the keep of every token after s, so the statistics follow
+G_{t+1} = keep_t G_t + weight_t k_t^T v_t and H likewise. The memory does not depend on the order of
+the tokens (if keep = 1), and there is no step size to be too large. State: G (B,K,E) and H (B,K,K),
+symmetric.
 
-A query needs only x = q (H_t + Lambda)^{-1}, then o = x G_t. The matrix is symmetric and positive definite, so conjugate gradients find
-x from products x H_t alone, and those of all tokens of a chunk are one linear attention with keys k and values k: no H_t is formed. K
-iterations would be exact without rounding, a few more are with it; fewer are an approximation, and the residual says how good. The
-backward pass solves the same system once more, for the adjoint of a solve is a solve; it does not go back through the iterations.
+A query needs only x = q (H_t + Lambda)^{-1}, then o = x G_t. The matrix is symmetric and positive
+definite, so conjugate gradients find x from products x H_t alone, and those of all tokens of a
+chunk are one linear attention with keys k and values k: no H_t is formed. K iterations would be
+exact without rounding, a few more are with it; fewer are an approximation, and the residual says
+how good. The backward pass solves the same system once more, for the adjoint of a solve is a solve;
+it does not go back through the iterations.
 
-Forms, in multiply-adds per token: recurrent, the definition, K^3 / 3 + K^2 E + 2 K E + K^2; chunked, with n iterations and chunks of S,
-(n + 1) (K^2 + 2 S K) + K^2 + 2 K E + S (K + E), and 2 S for the fades, keep > 0.
+Forms, in multiply-adds per token: recurrent, the definition, K^3 / 3 + K^2 E + 2 K E + K^2;
+chunked, with n iterations and chunks of S, (n + 1) (K^2 + 2 S K) + K^2 + 2 K E + S (K + E), and 2 S
+for the fades, keep > 0.
 
 von Oswald et al. 2025 (arXiv 2506.05233).
 """
@@ -80,9 +86,13 @@ class MesaChunkResidual(NamedTuple):
 
 
 def mesa_loss(S: Array, state: MesaState, ridge: Array) -> Array:
-    """(B,K,E),MesaState,(K)->(B)   L = 1/2 <S, (H + Lambda) S> - <S, G>, without the constant 1/2 sum zeta |v|^2   (W.24)"""
+    """(B,K,E),MesaState,(K)->(B)   L = 1/2 <S, (H + Lambda) S> - <S, G>, without the constant 1/2
+    sum zeta |v|^2   (W.24)
+    """
     xp = namespace(S, *state, ridge)
-    return xp.sum(S * (0.5 * (xp.matmul(state.H, S) + ridge[:, None] * S) - state.G), axis=(1, 2))  # (B,)
+    return xp.sum(
+        S * (0.5 * (xp.matmul(state.H, S) + ridge[:, None] * S) - state.G), axis=(1, 2)
+    )  # (B,)
 
 
 def mesa_gradient(S: Array, state: MesaState, ridge: Array) -> Array:
@@ -92,28 +102,38 @@ def mesa_gradient(S: Array, state: MesaState, ridge: Array) -> Array:
 
 
 def mesa_minimum(state: MesaState, ridge: Array) -> Array:
-    """MesaState,(K)->(B,K,E)   S = (H + Lambda)^{-1} G: one Newton step on the loss, here from S = 0   (W.25)"""
+    """MesaState,(K)->(B,K,E)   S = (H + Lambda)^{-1} G: one Newton step on the loss, here from S =
+    0   (W.25)
+    """
     xp = namespace(*state, ridge)
     S = xp.zeros_like(state.G)
     return S - xp.linalg.solve(_matrix(state.H, ridge), mesa_gradient(S, state, ridge))
 
 
-def mesa_minimum_bwd(dS: Array, S: Array, state: MesaState, ridge: Array) -> tuple[MesaState, Array]:
-    """Adjoint of mesa_minimum: dstate and dridge; the adjoint of a solve is a solve with the transpose.   (W.27)"""
+def mesa_minimum_bwd(
+    dS: Array, S: Array, state: MesaState, ridge: Array
+) -> tuple[MesaState, Array]:
+    """Adjoint of mesa_minimum: dstate and dridge; the adjoint of a solve is a solve with the
+    transpose.   (W.27)
+    """
     xp = namespace(dS, S, *state, ridge)
     # forward: S = A^{-1} G,  A = H + Lambda
     dG = xp.linalg.solve(xp.matrix_transpose(_matrix(state.H, ridge)), dS)  # (B,K,E)
     dA = -xp.matmul(dG, xp.matrix_transpose(S))  # (B,K,K)
-    return MesaState(dG, dA), xp.sum(xp.sum(dA * xp.eye(ridge.shape[0], dtype=S.dtype, device=S.device), axis=-1), axis=0)  # (K,)
+    return MesaState(dG, dA), xp.sum(
+        xp.sum(dA * xp.eye(ridge.shape[0], dtype=S.dtype, device=S.device), axis=-1), axis=0
+    )  # (K,)
 
 
 def mesa_recurrent_fwd(
     q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array, state: MesaState | None = None, *, read: str
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState   o_t = q_t S, S = argmin of the loss   (W.26)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState   o_t = q_t S, S =
+    argmin of the loss   (W.26)
 
-    ``read`` "strict": S minimises the loss of the tokens before t; "inclusive": that of t too. ``state`` None: no past. Raises ValueError
-    for another read, shapes that do not fit, or a ridge that is not positive.
+    ``read`` "strict": S minimises the loss of the tokens before t; "inclusive": that of t too.
+    ``state`` None: no past. Raises ValueError for another read, shapes that do not fit, or a ridge
+    that is not positive.
     """
     xp, start = _checked(q, k, v, keep, weight, ridge, state, read)
     states, minima = [start], [mesa_minimum(start, ridge)]
@@ -123,19 +143,27 @@ def mesa_recurrent_fwd(
         H = kept * H + written * outer(k[:, t, :], k[:, t, :])  # (B,K,K)
         states.append(MesaState(G, H))
         minima.append(mesa_minimum(states[t + 1], ridge))
-    stacked = MesaState(*(xp.stack(list(parts), axis=1) for parts in zip(*states, strict=True)))  # (B,T+1,...)
+    stacked = MesaState(
+        *(xp.stack(list(parts), axis=1) for parts in zip(*states, strict=True))
+    )  # (B,T+1,...)
     minima = xp.stack(minima, axis=1)  # (B,T+1,K,E)
-    return (reads(q, minima, read), states[-1]), MesaResidual(q, k, v, keep, weight, ridge, stacked, minima, read)
+    return (reads(q, minima, read), states[-1]), MesaResidual(
+        q, k, v, keep, weight, ridge, stacked, minima, read
+    )
 
 
 def mesa_recurrent_bwd(dout: Array, dstate_out: MesaState | None, res: MesaResidual):
-    """Adjoint of mesa_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dkeep, dweight, dridge, dstate.   (W.27)"""
+    """Adjoint of mesa_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dkeep,
+    dweight, dridge, dstate.   (W.27)
+    """
     q, k, v, keep, weight, ridge, states, minima, read = res
     xp = namespace(dout, q)
     # forward: out = reads(q, minima)
     dq, dread = reads_bwd(dout, q, minima, read)  # (B,T,K), (B,T+1,K,E)
     # forward: minimum of the last state
-    (dG, dH), dridge = mesa_minimum_bwd(dread[:, -1, ...], minima[:, -1, ...], MesaState(*(a[:, -1, ...] for a in states)), ridge)
+    (dG, dH), dridge = mesa_minimum_bwd(
+        dread[:, -1, ...], minima[:, -1, ...], MesaState(*(a[:, -1, ...] for a in states)), ridge
+    )
     if dstate_out is not None:
         dG, dH = dG + dstate_out.G, dH + dstate_out.H  # (B,K,E), (B,K,K)
     dks, dvs, dkeeps, dweights = [], [], [], []
@@ -145,14 +173,19 @@ def mesa_recurrent_bwd(dout: Array, dstate_out: MesaState | None, res: MesaResid
         dkeeps.append(xp.sum(dG * state.G, axis=(1, 2)) + xp.sum(dH * state.H, axis=(1, 2)))  # (B,)
         dvalue, dkey = apply(key, dG), apply(key, dH)  # (B,E), (B,K)
         dweights.append(xp.sum(dvalue * value, axis=-1) + xp.sum(dkey * key, axis=-1))  # (B,)
-        dkey = apply(value, xp.matrix_transpose(dG)) + dkey + apply(key, xp.matrix_transpose(dH))  # (B,K)
+        dkey = (
+            apply(value, xp.matrix_transpose(dG)) + dkey + apply(key, xp.matrix_transpose(dH))
+        )  # (B,K)
         dks.append(weight[:, t, None] * dkey)
         dvs.append(weight[:, t, None] * dvalue)
         dG, dH = each(keep[:, t]) * dG, each(keep[:, t]) * dH
         # forward: minimum of this state
         through, dridge_t = mesa_minimum_bwd(dread[:, t, ...], minima[:, t, ...], state, ridge)
         dG, dH, dridge = dG + through.G, dH + through.H, dridge + dridge_t
-    tokens = (stack(rows[::-1], like) for rows, like in ((dks, k), (dvs, v), (dkeeps, keep), (dweights, weight)))
+    tokens = (
+        stack(rows[::-1], like)
+        for rows, like in ((dks, k), (dvs, v), (dkeeps, keep), (dweights, weight))
+    )
     return dq, *tokens, dridge, MesaState(dG, dH)
 
 
@@ -160,30 +193,49 @@ def mesa_chunked_fwd(
     q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array, state: MesaState | None = None, chunk: int | None = None,
     *, read: str, iterations: int = 30,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState   o_t = x_t G, x_t (H + Lambda) = q_t   (W.28)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState   o_t = x_t G, x_t (H +
+    Lambda) = q_t   (W.28)
 
-    ``chunk`` None is one chunk. ``iterations`` of conjugate gradients: K and a few more for rounding; ``error`` in each chunk's residual
-    says what they left. Raises ValueError as ``mesa_recurrent_fwd`` does, if ``chunk`` or ``iterations`` is below 1, or if a keep is not
+    ``chunk`` None is one chunk. ``iterations`` of conjugate gradients: K and a few more for
+    rounding; ``error`` in each chunk's residual says what they left. Raises ValueError as
+    ``mesa_recurrent_fwd`` does, if ``chunk`` or ``iterations`` is below 1, or if a keep is not
     positive.
     """
     _, start = _checked(q, k, v, keep, weight, ridge, state, read)
     check_positive(keep, "keep")
     if iterations < 1:
         raise ValueError(f"conjugate gradients need at least 1 iteration, got {iterations}")
-    return chunks_fwd(lambda *tokens: _chunk_fwd(*tokens, ridge, read, iterations), (q, k, v, keep, weight), start, chunk)
+    return chunks_fwd(
+        lambda *tokens: _chunk_fwd(*tokens, ridge, read, iterations),
+        (q, k, v, keep, weight),
+        start,
+        chunk,
+    )
 
 
 def mesa_chunked_bwd(dout: Array, dstate_out: MesaState | None, res: tuple[MesaChunkResidual, ...]):
-    """Adjoint of mesa_chunked_fwd, if the iterations sufficed. Returns dq, dk, dv, dkeep, dweight, dridge, dstate.   (W.29)"""
+    """Adjoint of mesa_chunked_fwd, if the iterations sufficed. Returns dq, dk, dv, dkeep, dweight,
+    dridge, dstate.   (W.29)
+    """
     *dtokens, dridge, dstate = chunks_bwd(_chunk_bwd, dout, dstate_out, res)
     return *dtokens, namespace(dout).sum(dridge, axis=(0, 1)), dstate
 
 
-def conjugate_gradients(q: Array, k: Array, weight: Array, ridge: Array, fade: Array, H: Array, read: str, iterations: int):
-    """(B,L,K),(B,L,K),(B,L),(K),(B,L+1,L+1),(B,K,K)->(B,L,K),(B,L)   x_t (H_t + Lambda) = q_t, and what is left, |q_t - x_t (...)|   (W.28)
+def conjugate_gradients(
+    q: Array,
+    k: Array,
+    weight: Array,
+    ridge: Array,
+    fade: Array,
+    H: Array,
+    read: str,
+    iterations: int,
+):
+    """(B,L,K),(B,L,K),(B,L),(K),(B,L+1,L+1),(B,K,K)->(B,L,K),(B,L)   x_t (H_t + Lambda) = q_t, and
+    what is left, |q_t - x_t (...)|   (W.28)
 
-    H is the matrix before the chunk. Each token has a system of its own; the products of all of them are one linear attention. A token
-    whose residual is down to rounding stands still.
+    H is the matrix before the chunk. Each token has a system of its own; the products of all of
+    them are one linear attention. A token whose residual is down to rounding stands still.
     """
     xp, seen = namespace(q, k, weight, ridge, fade, H), read_from(fade, read)  # (B,L,L+1)
     zeta = masked(seen[:, :, 1:] * weight[:, None, :], past(q, read))  # (B,L,L)
@@ -199,7 +251,9 @@ def conjugate_gradients(q: Array, k: Array, weight: Array, ridge: Array, fade: A
     for _ in range(iterations):
         moving, along = squared > rounding, product(direction)  # (B,L,1), (B,L,K)
         curvature = xp.sum(direction * along, axis=-1, keepdims=True)  # (B,L,1)
-        length = xp.where(moving, squared, xp.zeros_like(squared)) / xp.where(moving, curvature, xp.ones_like(curvature))  # (B,L,1)
+        length = xp.where(moving, squared, xp.zeros_like(squared)) / xp.where(
+            moving, curvature, xp.ones_like(curvature)
+        )  # (B,L,1)
         x = x + length * direction
         residual = residual - length * along
         before, squared = squared, xp.sum(residual * residual, axis=-1, keepdims=True)  # (B,L,1)
@@ -212,11 +266,17 @@ def _chunk_fwd(
     q: Array, k: Array, v: Array, keep: Array, weight: Array, state: MesaState, ridge: Array, read: str, iterations: int
 ):  # fmt: skip
     xp, fade, share = namespace(q), fades(keep), weight[:, :, None]  # (B,L+1,L+1), (B,L,1)
-    x, error = conjugate_gradients(q, k, weight, ridge, fade, state.H, read, iterations)  # (B,L,K), (B,L)
+    x, error = conjugate_gradients(
+        q, k, weight, ridge, fade, state.H, read, iterations
+    )  # (B,L,K), (B,L)
     out, G = sums(x, k, share * v, fade, state.G, read)  # (B,L,E), (B,K,E)
     last = fade[:, -1, :, None]  # (B,L+1,1)
-    H = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :] * share), k) + last[:, :1, :] * state.H  # (B,K,K)
-    return (out, MesaState(G, H)), MesaChunkResidual(q, k, v, keep, weight, ridge, state, x, error, read, iterations)
+    H = (
+        xp.matmul(xp.matrix_transpose(k * last[:, 1:, :] * share), k) + last[:, :1, :] * state.H
+    )  # (B,K,K)
+    return (out, MesaState(G, H)), MesaChunkResidual(
+        q, k, v, keep, weight, ridge, state, x, error, read, iterations
+    )
 
 
 def _chunk_bwd(dout: Array, dstate_out: MesaState | None, res: MesaChunkResidual):
@@ -227,7 +287,8 @@ def _chunk_bwd(dout: Array, dstate_out: MesaState | None, res: MesaChunkResidual
     dx, dk, du, dfade, dG = sums_bwd(dout, dG_out, x, k, share * v, fade, G, read)
     dv = share * du  # (B,L,E)
     dweight = xp.sum(du * v, axis=-1)  # (B,L)
-    # forward: x (H_t + Lambda) = q, so q's gradient solves the same system and the matrix has -x^T dq
+    # forward: x (H_t + Lambda) = q, so q's gradient solves the same system and the matrix has -x^T
+    # dq
     dq, _ = conjugate_gradients(dx, k, weight, ridge, fade, H, read, iterations)  # (B,L,K)
     dridge = -dq * x  # (B,L,K) per token
     # forward: x H_t, H_out = sums(x, k, weight k, fade, H)
@@ -238,14 +299,32 @@ def _chunk_bwd(dout: Array, dstate_out: MesaState | None, res: MesaChunkResidual
     return dq, dk, dv, dkeep, dweight, dridge, MesaState(dG, dH)
 
 
-def _checked(q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array, state: MesaState | None, read: str):
+def _checked(
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array,
+    weight: Array,
+    ridge: Array,
+    state: MesaState | None,
+    read: str,
+):
     """The namespace and the state that comes in."""
     G, H = state or (None, None)
     xp = namespace(q, k, v, keep, weight, ridge, G, H)
-    tokens = {"q": (q, "BTK"), "k": (k, "BTK"), "v": (v, "BTE"), "keep": (keep, "BT"), "weight": (weight, "BT"), "ridge": (ridge, "K")}
+    tokens = {
+        "q": (q, "BTK"),
+        "k": (k, "BTK"),
+        "v": (v, "BTE"),
+        "keep": (keep, "BT"),
+        "weight": (weight, "BT"),
+        "ridge": (ridge, "K"),
+    }
     check_rule(read, **tokens, **{"state.G": (G, "BKE"), "state.H": (H, "BKK")})
     if is_host(ridge) and not (ridge > 0).all():
-        raise ValueError(f"the ridge must be > 0, got {ridge}: without it the memory of no tokens has no minimum")
+        raise ValueError(
+            f"the ridge must be > 0, got {ridge}: without it the memory of no tokens has no minimum"
+        )
     return xp, MesaState(start_state(G, k, v), start_state(H, k, k))
 
 

@@ -1,24 +1,28 @@
-"""TTT-Linear: the hidden state is a linear map, trained by mini-batch gradient descent on the sequence that it reads.
+"""TTT-Linear: the hidden state is a linear map, trained by mini-batch gradient descent on the
+sequence that it reads.
 
     network    z = x W + b,    f(x) = x + LN(z; gain, bias)
     loss       l(W, b) = |f(k) - v|^2
     gradient   dl = <dz, k dW + db>,  so  dl/dW = k^T dz,  dl/db = dz,    dz = LN^T(2 (f(k) - v))
     update     (W, b)_{t+1} = (W, b)_t - step_t dl_t/d(W, b), at the (W, b) that the token's mini-batch began with
 
-Exactly gradient descent on gradients that are stale within a mini-batch; they are applied token by token, so an inclusive read (the
-paper's) sees its own. The size of the mini-batch is part of the function; with one token nothing is stale. Without LayerNorm and
-residual (gain and bias None) the network is linear, and with keys [k, 1], or k where the state has no b, the rule is
+Exactly gradient descent on gradients that are stale within a mini-batch; they are applied token by
+token, so an inclusive read (the paper's) sees its own. The size of the mini-batch is part of the
+function; with one token nothing is stale. Without LayerNorm and residual (gain and bias None) the
+network is linear, and with keys [k, 1], or k where the state has no b, the rule is
 
     for mini-batches of 1              the delta rule at twice the rate
     for one mini-batch from W = 0      linear attention with values 2 step v: plain for step = 1/2
 
 State: W (B,K,E) and b (B,E), or b None for no bias.
 
-In a mini-batch every dz_j is known beforehand and the writes -step_j [k_j, 1]^T dz_j only add up. So the W of a token need never be
-formed: that is linear attention with -step dz for the value, the *dual* form. Between mini-batches there is no such form, since
-LayerNorm makes dz depend on W in no linear way: a chunk is a mini-batch.
+In a mini-batch every dz_j is known beforehand and the writes -step_j [k_j, 1]^T dz_j only add up.
+So the W of a token need never be formed: that is linear attention with -step dz for the value, the
+*dual* form. Between mini-batches there is no such form, since LayerNorm makes dz depend on W in no
+linear way: a chunk is a mini-batch.
 
-Forms: recurrent, the definition, 3 K E multiply-adds per token; dual, 3 K E + S (K + E) in mini-batches of S, as matrix products.
+Forms: recurrent, the definition, 3 K E multiply-adds per token; dual, 3 K E + S (K + E) in
+mini-batches of S, as matrix products.
 
 Sun et al. 2024 (arXiv 2407.04620).
 """
@@ -62,14 +66,26 @@ class TTTLinearState(NamedTuple):
 
 
 def ttt_linear_loss(
-    state: TTTLinearState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS
+    state: TTTLinearState,
+    k: Array,
+    v: Array,
+    gain: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = EPS,
 ) -> Array:
     """TTTLinearState,(B,K),(B,E),(E),(E)->(B)   l = |f(k) - v|^2, f(x) = x + LN(x W + b)   (W.13)"""
     return inner_loss(k, layer(k, *state), v, gain, bias, eps=eps)
 
 
 def ttt_linear_gradient(
-    state: TTTLinearState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS
+    state: TTTLinearState,
+    k: Array,
+    v: Array,
+    gain: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = EPS,
 ) -> TTTLinearState:
     """TTTLinearState,(B,K),(B,E),(E),(E)->TTTLinearState   dl/dW = k^T dz, dl/db = dz   (W.13)"""
     dz, _ = inner_gradient(k, layer(k, *state), v, gain, bias, eps=eps)  # (B,E)
@@ -77,9 +93,18 @@ def ttt_linear_gradient(
 
 
 def ttt_linear_gradient_bwd(
-    g: TTTLinearState, state: TTTLinearState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS
+    g: TTTLinearState,
+    state: TTTLinearState,
+    k: Array,
+    v: Array,
+    gain: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = EPS,
 ) -> tuple:
-    """Adjoint of ttt_linear_gradient: g_state, g_k, g_v, and with LayerNorm g_gain, g_bias.   (W.15)"""
+    """Adjoint of ttt_linear_gradient: g_state, g_k, g_v, and with LayerNorm g_gain,
+    g_bias.   (W.15)
+    """
     dz, res = inner_gradient(k, layer(k, *state), v, gain, bias, eps=eps)  # (B,E)
     # backward: dW = k^T dz,  db = dz
     g_k, g_dz = layer_gradient_bwd(*g, k, dz)  # (B,K), (B,E)
@@ -95,15 +120,19 @@ def ttt_linear_recurrent_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTLinearState | None = None,
     *, minibatch: int, read: str, eps: float = EPS,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState   S_{t+1} = S_t - step_t dl_t/dS   (W.14)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState   S_{t+1} = S_t
+    - step_t dl_t/dS   (W.14)
 
-    ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch. ``read`` "strict": f(q_t) with S_t;
-    "inclusive": with S_{t+1}. ``gain`` and ``bias`` None: no LayerNorm, no residual. ``state`` None: W = 0, b = 0; with LayerNorm
-    better a learned W, for the slope of LN at z = 0 is 1 / sqrt(eps). Raises ValueError for another read, a mini-batch below 1, or
-    shapes that do not fit.
+    ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch.
+    ``read`` "strict": f(q_t) with S_t; "inclusive": with S_{t+1}. ``gain`` and ``bias`` None: no
+    LayerNorm, no residual. ``state`` None: W = 0, b = 0; with LayerNorm better a learned W, for the
+    slope of LN at z = 0 is 1 / sqrt(eps). Raises ValueError for another read, a mini-batch below 1,
+    or shapes that do not fit.
     """
     norm, start = _checked(q, k, v, step, gain, bias, state, minibatch, read)
-    return recurrent_fwd(_NETWORK, q, k, v, step, norm, start, minibatch=minibatch, read=read, eps=eps)
+    return recurrent_fwd(
+        _NETWORK, q, k, v, step, norm, start, minibatch=minibatch, read=read, eps=eps
+    )
 
 
 def ttt_linear_recurrent_bwd(g_out: Array, g_state_out: TTTLinearState | None, res: TTTResidual):
@@ -118,17 +147,27 @@ def ttt_linear_dual_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTLinearState | None = None,
     *, minibatch: int, read: str, eps: float = EPS,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState   by whole mini-batches   (W.16)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState   by whole
+    mini-batches   (W.16)
 
-    z_t = q_t W + b - sum_s step_s (q_t . k_s + 1) dz_s, then f: the same function as ``ttt_linear_recurrent_fwd``,
-    with the same errors.
+    z_t = q_t W + b - sum_s step_s (q_t . k_s + 1) dz_s, then f: the same function as
+    ``ttt_linear_recurrent_fwd``, with the same errors.
     """
     norm, start = _checked(q, k, v, step, gain, bias, state, minibatch, read)
-    return chunks_fwd(lambda *tokens: _batch_fwd(*tokens, read=read, eps=eps), (q, k, v, step, *norm), start, minibatch)
+    return chunks_fwd(
+        lambda *tokens: _batch_fwd(*tokens, read=read, eps=eps),
+        (q, k, v, step, *norm),
+        start,
+        minibatch,
+    )
 
 
-def ttt_linear_dual_bwd(g_out: Array, g_state_out: TTTLinearState | None, res: tuple[TTTResidual, ...]):
-    """Adjoint of ttt_linear_dual_fwd. Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.   (W.17)"""
+def ttt_linear_dual_bwd(
+    g_out: Array, g_state_out: TTTLinearState | None, res: tuple[TTTResidual, ...]
+):
+    """Adjoint of ttt_linear_dual_fwd. Returns g_q, g_k, g_v, g_step, g_gain, g_bias,
+    g_state.   (W.17)
+    """
     g_q, g_k, g_v, g_step, *g_norm, g_state = chunks_bwd(_batch_bwd, g_out, g_state_out, res)
     return g_q, g_k, g_v, g_step, *per_token_bwd(tuple(g_norm)), g_state
 
@@ -138,7 +177,9 @@ def _read_fwd(state: TTTLinearState, q: Array, *norm: Array, eps: float):
     return predict_fwd(q, layer(q, *state), *norm, eps=eps)
 
 
-def _read_bwd(g_out: Array, state: TTTLinearState, q: Array, head: LayerNormResidual | None) -> tuple:
+def _read_bwd(
+    g_out: Array, state: TTTLinearState, q: Array, head: LayerNormResidual | None
+) -> tuple:
     """Adjoint of _read_fwd: g_state, g_q, and with LayerNorm g_gain, g_bias."""
     # forward: out = predict(q, z)
     g_q_head, g_z, *g_norm = predict_bwd(g_out, head)  # (B,E)
@@ -150,7 +191,9 @@ def _read_bwd(g_out: Array, state: TTTLinearState, q: Array, head: LayerNormResi
 _NETWORK = Network(ttt_linear_gradient, ttt_linear_gradient_bwd, _read_fwd, _read_bwd)
 
 
-def _batch_fwd(q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float):
+def _batch_fwd(
+    q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float
+):
     *norm, state = norm_and_state
     # write: dz_s at the first state, for all tokens at once
     dz, _ = inner_gradient(k, layer(k, *state), v, *norm, eps=eps)  # (B,S,E)
@@ -158,7 +201,9 @@ def _batch_fwd(q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, 
     # read: z_t = q_t W + b + sum_s (q_t . k_s + 1) u_s
     z, *after = dual_layer(q, k, u, *state, read)  # (B,S,E)
     out, _ = predict_fwd(q, z, *norm, eps=eps)  # (B,S,E)
-    return (out, TTTLinearState(*after)), TTTResidual(q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps)
+    return (out, TTTLinearState(*after)), TTTResidual(
+        q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps
+    )
 
 
 def _batch_bwd(g_out: Array, g_state_out: TTTLinearState | None, res: TTTResidual):
@@ -194,7 +239,12 @@ def _checked(
     namespace(q, k, v, step, gain, bias, *(state or ()))
     check_ttt(read, minibatch, q, k, v, step, gain, bias)
     if state is not None:
-        check_rule(read, k=(k, "BTK"), v=(v, "BTE"), **{"state.W": (state.W, "BKE"), "state.b": (state.b, "BE")})
+        check_rule(
+            read,
+            k=(k, "BTK"),
+            v=(v, "BTE"),
+            **{"state.W": (state.W, "BKE"), "state.b": (state.b, "BE")},
+        )
     else:
         W = start_state(None, k, v)  # (B,K,E)
         state = TTTLinearState(W, namespace(W).sum(W, axis=1))

@@ -1,21 +1,24 @@
-"""TTT-MLP: the hidden state is a two-layer network, trained by mini-batch gradient descent on the sequence that it reads.
+"""TTT-MLP: the hidden state is a two-layer network, trained by mini-batch gradient descent on the
+sequence that it reads.
 
     network    h = x W1 + b1,   a = gelu(h),   z = a W2 + b2,    f(x) = x + LN(z; gain, bias)
     loss       l(W1, b1, W2, b2) = |f(k) - v|^2
     gradient   dz = LN^T(2 (f(k) - v)),   dh = gelu'(h) (dz W2^T);   dl/dW1 = k^T dh, dl/db1 = dh, dl/dW2 = a^T dz, dl/db2 = dz
     update     state_{t+1} = state_t - step_t dl_t/dstate, at the state that the token's mini-batch began with
 
-Exactly gradient descent on gradients that are stale within a mini-batch, with an inclusive read in the paper. This is the fast weight block
-(``fwl.py``) with another loss: there the next token's cross-entropy, one mini-batch as long as the sequence, squared ReLU, a strict
-read, and a step size per parameter. The same six sweeps, numbered alike. State: W1 (B,K,F), b1 (B,F), W2 (B,F,E), b2 (B,E). It must be
-given, for from W1 = W2 = 0 all gradients but that of b2 are 0.
+Exactly gradient descent on gradients that are stale within a mini-batch, with an inclusive read in
+the paper. This is the fast weight block (``fwl.py``) with another loss: there the next token's
+cross-entropy, one mini-batch as long as the sequence, squared ReLU, a strict read, and a step size
+per parameter. The same six sweeps, numbered alike. State: W1 (B,K,F), b1 (B,F), W2 (B,F,E), b2
+(B,E). It must be given, for from W1 = W2 = 0 all gradients but that of b2 are 0.
 
-In a mini-batch each layer is linear attention with a constant channel for its bias (the *dual* form). First layer: query q, key k, value
--step dh. Second layer: query gelu(h'), the fast hidden activation; key a, the slow one; value -step dz. Between mini-batches there is no
-such form, since the gradients depend on the state in no linear way: a chunk is a mini-batch.
+In a mini-batch each layer is linear attention with a constant channel for its bias (the *dual*
+form). First layer: query q, key k, value -step dh. Second layer: query gelu(h'), the fast hidden
+activation; key a, the slow one; value -step dz. Between mini-batches there is no such form, since
+the gradients depend on the state in no linear way: a chunk is a mini-batch.
 
-Forms: recurrent, the definition, 3 K F + 4 F E multiply-adds per token; dual, 3 K F + 4 F E + S (K + 2 F + E) in mini-batches of S, as
-matrix products.
+Forms: recurrent, the definition, 3 K F + 4 F E multiply-adds per token; dual, 3 K F + 4 F E + S (K
++ 2 F + E) in mini-batches of S, as matrix products.
 
 Sun et al. 2024 (arXiv 2407.04620).
 """
@@ -72,23 +75,46 @@ class SlowResidual(NamedTuple):
 
 
 def ttt_mlp_loss(
-    state: TTTMLPState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS
+    state: TTTMLPState,
+    k: Array,
+    v: Array,
+    gain: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = EPS,
 ) -> Array:
-    """TTTMLPState,(B,K),(B,E),(E),(E)->(B)   l = |f(k) - v|^2, f(x) = x + LN(gelu(x W1 + b1) W2 + b2)   (W.18)"""
+    """TTTMLPState,(B,K),(B,E),(E),(E)->(B)   l = |f(k) - v|^2, f(x) = x + LN(gelu(x W1 + b1) W2 +
+    b2)   (W.18)
+    """
     a, _ = gelu_fwd(layer(k, state.W1, state.b1))  # (B,F)
     return inner_loss(k, layer(a, state.W2, state.b2), v, gain, bias, eps=eps)
 
 
 def ttt_mlp_gradient(
-    state: TTTMLPState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS
+    state: TTTMLPState,
+    k: Array,
+    v: Array,
+    gain: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = EPS,
 ) -> TTTMLPState:
-    """TTTMLPState,(B,K),(B,E),(E),(E)->TTTMLPState   dl/dW1 = k^T dh, dl/db1 = dh, dl/dW2 = a^T dz, dl/db2 = dz   (W.18)"""
+    """TTTMLPState,(B,K),(B,E),(E),(E)->TTTMLPState   dl/dW1 = k^T dh, dl/db1 = dh, dl/dW2 = a^T dz,
+    dl/db2 = dz   (W.18)
+    """
     (dh, a, dz), _ = slow_fwd(state, k, v, gain, bias, eps=eps)  # (B,F), (B,F), (B,E)
     return TTTMLPState(*layer_gradient(k, dh, state.b1), *layer_gradient(a, dz, state.b2))
 
 
 def ttt_mlp_gradient_bwd(
-    g: TTTMLPState, state: TTTMLPState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS
+    g: TTTMLPState,
+    state: TTTMLPState,
+    k: Array,
+    v: Array,
+    gain: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = EPS,
 ) -> tuple:
     """Adjoint of ttt_mlp_gradient: g_state, g_k, g_v, and with LayerNorm g_gain, g_bias.   (W.21)"""
     (dh, a, dz), res = slow_fwd(state, k, v, gain, bias, eps=eps)  # (B,F), (B,F), (B,E)
@@ -100,8 +126,18 @@ def ttt_mlp_gradient_bwd(
     return g_state, g_k + g_k_slow, g_v, *g_norm
 
 
-def slow_fwd(state: TTTMLPState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS):
-    """TTTMLPState,(B,...,K),(B,...,E)->(B,...,F),(B,...,F),(B,...,E)   sweeps 1 and 2: dh, a, dz of each token   (W.18)"""
+def slow_fwd(
+    state: TTTMLPState,
+    k: Array,
+    v: Array,
+    gain: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = EPS,
+):
+    """TTTMLPState,(B,...,K),(B,...,E)->(B,...,F),(B,...,F),(B,...,E)   sweeps 1 and 2: dh, a, dz of
+    each token   (W.18)
+    """
     # sweep 1, up
     a, act = gelu_fwd(layer(k, state.W1, state.b1))  # (B,...,F)
     z = layer(a, state.W2, state.b2)  # (B,...,E)
@@ -112,8 +148,12 @@ def slow_fwd(state: TTTMLPState, k: Array, v: Array, gain: Array | None = None, 
     return (dh, a, dz), SlowResidual(a, da, act, loss)
 
 
-def slow_bwd(g_dh: Array, g_a: Array, g_dz: Array, state: TTTMLPState, k: Array, dz: Array, res: SlowResidual) -> tuple:
-    """Adjoint of slow_fwd, sweeps 5 and 6: g_state, g_k, g_v, and with LayerNorm g_gain, g_bias.   (W.19)"""
+def slow_bwd(
+    g_dh: Array, g_a: Array, g_dz: Array, state: TTTMLPState, k: Array, dz: Array, res: SlowResidual
+) -> tuple:
+    """Adjoint of slow_fwd, sweeps 5 and 6: g_state, g_k, g_v, and with LayerNorm g_gain,
+    g_bias.   (W.19)
+    """
     a, da, act, loss = res
     # sweep 5: dh = gelu_bwd(da)
     g_da, g_h = gelu_bwd_bwd(g_dh, da, act)  # (B,...,F)
@@ -136,14 +176,18 @@ def ttt_mlp_recurrent_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTMLPState,
     *, minibatch: int, read: str, eps: float = EPS,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState   state_{t+1} = state_t - step_t dl_t/dstate   (W.20)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState   state_{t+1} =
+    state_t - step_t dl_t/dstate   (W.20)
 
-    ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch. ``read`` "strict": f(q_t) with state t;
-    "inclusive": with state t + 1. ``gain`` and ``bias`` None: no LayerNorm, no residual. Raises ValueError for another read, a mini-batch
-    below 1, shapes that do not fit, or no state.
+    ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch.
+    ``read`` "strict": f(q_t) with state t; "inclusive": with state t + 1. ``gain`` and ``bias``
+    None: no LayerNorm, no residual. Raises ValueError for another read, a mini-batch below 1,
+    shapes that do not fit, or no state.
     """
     norm = _checked(q, k, v, step, gain, bias, state, minibatch, read)
-    return recurrent_fwd(_NETWORK, q, k, v, step, norm, state, minibatch=minibatch, read=read, eps=eps)
+    return recurrent_fwd(
+        _NETWORK, q, k, v, step, norm, state, minibatch=minibatch, read=read, eps=eps
+    )
 
 
 def ttt_mlp_recurrent_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual):
@@ -158,13 +202,19 @@ def ttt_mlp_dual_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTMLPState,
     *, minibatch: int, read: str, eps: float = EPS,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState   by whole mini-batches   (W.22)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState   by whole
+    mini-batches   (W.22)
 
-    Each layer is a linear attention whose values are slow gradients: the same function as ``ttt_mlp_recurrent_fwd``,
-    with the same errors.
+    Each layer is a linear attention whose values are slow gradients: the same function as
+    ``ttt_mlp_recurrent_fwd``, with the same errors.
     """
     norm = _checked(q, k, v, step, gain, bias, state, minibatch, read)
-    return chunks_fwd(lambda *tokens: _batch_fwd(*tokens, read=read, eps=eps), (q, k, v, step, *norm), state, minibatch)
+    return chunks_fwd(
+        lambda *tokens: _batch_fwd(*tokens, read=read, eps=eps),
+        (q, k, v, step, *norm),
+        state,
+        minibatch,
+    )
 
 
 def ttt_mlp_dual_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: tuple[TTTResidual, ...]):
@@ -195,13 +245,17 @@ def _read_bwd(g_out: Array, state: TTTMLPState, q: Array, res: tuple) -> tuple:
 _NETWORK = Network(ttt_mlp_gradient, ttt_mlp_gradient_bwd, _read_fwd, _read_bwd)
 
 
-def _batch_fwd(q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float):
+def _batch_fwd(
+    q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float
+):
     *norm, state = norm_and_state
     # write, sweeps 1 and 2: dh_s, a_s, dz_s at the first state, for all tokens at once
     slow, _ = slow_fwd(state, k, v, *norm, eps=eps)  # (B,S,F), (B,S,F), (B,S,E)
     # read, sweep 3
     (out, state_out), _ = _fast_fwd(q, k, step, slow, norm, state, read, eps)  # (B,S,E)
-    return (out, state_out), TTTResidual(q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps)
+    return (out, state_out), TTTResidual(
+        q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps
+    )
 
 
 def _batch_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual):
@@ -209,14 +263,25 @@ def _batch_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual):
     slow, slow_res = slow_fwd(state, k, v, *norm, eps=eps)  # (B,S,F), (B,S,F), (B,S,E)
     _, fast_res = _fast_fwd(q, k, step, slow, norm, state, read, eps)
     # read, sweep 4
-    g_q, g_k, g_step, g_slow, g_state, g_norm = _fast_bwd(g_out, g_state_out, q, k, step, slow, state, read, fast_res)
+    g_q, g_k, g_step, g_slow, g_state, g_norm = _fast_bwd(
+        g_out, g_state_out, q, k, step, slow, state, read, fast_res
+    )
     # write, sweeps 5 and 6
     g_written, g_k_slow, g_v, *g_norm_slow = slow_bwd(*g_slow, state, k, slow[2], slow_res)
     g_norm = [a + b for a, b in zip(g_norm, g_norm_slow, strict=True)]  # (B,S,E)
     return g_q, g_k + g_k_slow, g_v, g_step, *g_norm, add(g_state, g_written)
 
 
-def _fast_fwd(q: Array, k: Array, step: Array, slow: tuple, norm: Sequence[Array], state: TTTMLPState, read: str, eps: float):
+def _fast_fwd(
+    q: Array,
+    k: Array,
+    step: Array,
+    slow: tuple,
+    norm: Sequence[Array],
+    state: TTTMLPState,
+    read: str,
+    eps: float,
+):
     """Sweep 3: f(q_t) with the parameters of each token, none of which is formed."""
     (dh, a, dz), rate = slow, step[:, :, None]  # (B,S,F), (B,S,F), (B,S,E), (B,S,1)
     # h'_t = q_t W1 + b1 - sum_s step_s (q_t . k_s + 1) dh_s
@@ -237,15 +302,26 @@ def _fast_bwd(
     # forward: out = predict(q, z')
     g_q_head, g_z, *g_norm = predict_bwd(g_out, head)  # (B,S,E)
     # forward: z' = dual_layer(a', a, u2),  u2 = -step dz
-    g_a_fast, g_a, g_u2, *g_layer2 = dual_layer_bwd(g_z, g_after2, a_fast, a, -rate * dz, state.W2, state.b2, read)  # (B,S,F)
+    g_a_fast, g_a, g_u2, *g_layer2 = dual_layer_bwd(
+        g_z, g_after2, a_fast, a, -rate * dz, state.W2, state.b2, read
+    )  # (B,S,F)
     # forward: a' = gelu(h')
     g_h = gelu_bwd(g_a_fast, act)  # (B,S,F)
     # forward: h' = dual_layer(q, k, u1),  u1 = -step dh
-    g_q, g_k, g_u1, *g_layer1 = dual_layer_bwd(g_h, g_after1, q, k, -rate * dh, state.W1, state.b1, read)  # (B,S,K)
+    g_q, g_k, g_u1, *g_layer1 = dual_layer_bwd(
+        g_h, g_after1, q, k, -rate * dh, state.W1, state.b1, read
+    )  # (B,S,K)
     # forward: u1 = -step dh,  u2 = -step dz
     g_step = -xp.sum(g_u1 * dh, axis=-1) - xp.sum(g_u2 * dz, axis=-1)  # (B,S)
     g_q = g_q if g_q_head is None else g_q + g_q_head
-    return g_q, g_k, g_step, (-rate * g_u1, g_a, -rate * g_u2), TTTMLPState(*g_layer1, *g_layer2), g_norm
+    return (
+        g_q,
+        g_k,
+        g_step,
+        (-rate * g_u1, g_a, -rate * g_u2),
+        TTTMLPState(*g_layer1, *g_layer2),
+        g_norm,
+    )
 
 
 def _checked(
@@ -259,5 +335,10 @@ def _checked(
     namespace(q, k, v, step, gain, bias, *state)
     check_ttt(read, minibatch, q, k, v, step, gain, bias)
     letters = {"W1": "BKF", "b1": "BF", "W2": "BFE", "b2": "BE"}
-    check_rule(read, k=(k, "BTK"), v=(v, "BTE"), **{f"state.{name}": (getattr(state, name), letters[name]) for name in letters})
+    check_rule(
+        read,
+        k=(k, "BTK"),
+        v=(v, "BTE"),
+        **{f"state.{name}": (getattr(state, name), letters[name]) for name in letters},
+    )
     return per_token(gain, bias, v)

@@ -18,7 +18,9 @@ def rmsnorm_bwd(dy, n, rho):
 
 
 def rmsnorm_bwd_bwd(g_dz, dy, n, rho):
-    """Phi = <u, L(v)> = rho (<u, v> - D mean(n u) mean(n v)) with u = g_dz, v = dy: rho once, n twice."""
+    """Phi = <u, L(v)> = rho (<u, v> - D mean(n u) mean(n v)) with u = g_dz, v = dy: rho once, n
+    twice.
+    """
     lu, lv = rmsnorm_bwd(g_dz, n, rho), rmsnorm_bwd(dy, n, rho)
     g_z = -rho * (n * mean(g_dz * lv) + lv * mean(n * g_dz) + lu * mean(n * dy))
     return lu, g_z

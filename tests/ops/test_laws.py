@@ -1,6 +1,7 @@
 """The laws every op obeys, over one table of ops. A new op is one new row.
 
-y, res = fwd(*x);   d_x = bwd(dy, res) = (df/dx)^T dy;   g_dy, *g_x = bwd_bwd(*g_d_x, dy, res) = (d bwd/d(dy, x))^T g_d_x
+y, res = fwd(*x);   d_x = bwd(dy, res) = (df/dx)^T dy;   g_dy, *g_x = bwd_bwd(*g_d_x, dy, res) = (d
+bwd/d(dy, x))^T g_d_x
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ def _memory(keep: float, carried: bool, *chunk: int | None) -> Callable:
 
 
 def _state_gradient(bwd: Callable, carried: bool) -> Callable:
-    """The memory's backward passes take the gradients of both outputs; without a state there is no gradient for it."""
+    """The memory's backward passes take the gradients of both outputs; without a state there is no
+    gradient for it.
+    """
 
     def linear_attention_adjoint(d_output: tuple, res: Any) -> tuple:
         gradients = bwd(*d_output, res)
@@ -192,7 +195,9 @@ small = Shape(2, 4, 3, 2)
 
 
 def run(op: Op, args: tuple, seed: int = 0) -> tuple[Any, Any, tuple, Any, tuple | None, tuple | None]:
-    """Forward, backward and second backward on random cotangents, which are moved to wherever the output lives."""
+    """Forward, backward and second backward on random cotangents, which are moved to wherever the
+    output lives.
+    """
     draw = generator(seed + 99)
     output, res = op.fwd(*args)
 
@@ -219,12 +224,16 @@ def _map_floats(f: Callable, args: tuple) -> tuple:
 @every_op
 @given(shape=shapes, seed=seeds)
 def test_backward_is_the_adjoint_of_forward_and_second_backward_of_backward(op: Op, shape: Shape, seed: int) -> None:
-    """<u, J v> = <J^T u, v>, both orders: theorem 16 for (D.1) to (D.3), (R.1) to (R.3), (N.1) to (N.3), (C.1) to (C.3), (A.1), (A.2)."""
+    """<u, J v> = <J^T u, v>, both orders: theorem 16 for (D.1) to (D.3), (R.1) to (R.3), (N.1) to
+    (N.3), (C.1) to (C.3), (A.1), (A.2).
+    """
     check_adjoint(op.fwd, op.bwd, op.arguments(shape, seed), op.bwd_bwd, seed=seed)
 
 
 def _complex_step(f: Callable[..., Any], args: tuple, u: Any) -> list[np.ndarray]:
-    """d <u, f(args)> / d arg = Im <u, f(args + i h e)> / h, entry by entry: no subtraction, so h = 1e-30 and the error is rounding."""
+    """d <u, f(args)> / d arg = Im <u, f(args + i h e)> / h, entry by entry: no subtraction, so h =
+    1e-30 and the error is rounding.
+    """
     lifted = _map_floats(lambda a: a.astype("complex128"), args)
     gradients = []
     for i, arg in enumerate(args):
@@ -244,7 +253,9 @@ def _complex_step(f: Callable[..., Any], args: tuple, u: Any) -> list[np.ndarray
 @every_op
 @given(seed=seeds)
 def test_backward_is_the_gradient_by_complex_step(op: Op, seed: int) -> None:
-    """J^T u = Im <u, f(x + i h e)> / h: theorem 16 again by a witness that shares nothing with check_adjoint. (G.2), (E.2), (P.2)"""
+    """J^T u = Im <u, f(x + i h e)> / h: theorem 16 again by a witness that shares nothing with
+    check_adjoint. (G.2), (E.2), (P.2)
+    """
     args = op.arguments(small, seed)
     _, _, gradients, d_output, _, _ = run(op, args, seed)
     expected = _complex_step(lambda *a: op.fwd(*a)[0], args, d_output)
@@ -256,7 +267,9 @@ def test_backward_is_the_gradient_by_complex_step(op: Op, seed: int) -> None:
 @pytest.mark.parametrize("op", [op for op in OPS if op.bwd_bwd], ids=[op.name for op in OPS if op.bwd_bwd])
 @given(seed=seeds)
 def test_second_backward_is_the_gradient_of_backward_by_complex_step(op: Op, seed: int) -> None:
-    """(d bwd / d(dy, x))^T g = Im <g, bwd(dy, x + i h e)> / h: theorem 16 for (D.3), (R.3), (G.3), (N.3), (C.3), full Jacobians."""
+    """(d bwd / d(dy, x))^T g = Im <g, bwd(dy, x + i h e)> / h: theorem 16 for (D.3), (R.3), (G.3),
+    (N.3), (C.3), full Jacobians.
+    """
     args = op.arguments(small, seed)
     _, _, _, d_output, g_gradients, actual = run(op, args, seed)
 
@@ -270,7 +283,9 @@ def test_second_backward_is_the_gradient_of_backward_by_complex_step(op: Op, see
 
 
 def test_large_logits_neither_overflow_nor_vanish() -> None:
-    """l = top - logit_y to rounding when the others are far below, whatever the size of the logits.   (C.1), (C.2)"""
+    """l = top - logit_y to rounding when the others are far below, whatever the size of the
+    logits.   (C.1), (C.2)
+    """
     logits = np.array([[1000.0, 0.0, -1000.0], [-5000.0, -4000.0, -4001.0]])
     loss, res = cross_entropy_fwd(logits, np.array([1, 1]))
     assert_close(loss, np.array([1000.0, np.log(1 + np.exp(-1.0))]))
@@ -278,7 +293,9 @@ def test_large_logits_neither_overflow_nor_vanish() -> None:
 
 
 def test_positions_count_from_0_unless_told_otherwise() -> None:
-    """Rot(0) is the identity; Rot(start) x_0 is row ``start`` of the same x at every position.   (P.1)"""
+    """Rot(0) is the identity; Rot(start) x_0 is row ``start`` of the same x at every
+    position.   (P.1)
+    """
     x = np.broadcast_to(generator(3)(1, 4), (5, 4))
     turned = rotary_fwd(x)[0]
     assert_bitwise(turned[0], x[0])
@@ -354,7 +371,9 @@ def test_ops_accept_non_contiguous_inputs(op: Op, shape: Shape, seed: int) -> No
 @every_op
 @pytest.mark.parametrize("shape", [Shape(0, 3, 4, 5), Shape(2, 0, 4, 5), Shape(0, 0, 4, 5), Shape(2, 1, 4, 5)])
 def test_empty_batch_and_empty_sequence_work(op: Op, shape: Shape) -> None:
-    """B = 0, T = 0 and T = 1: shapes of outputs and gradients follow the inputs, nothing is NaN; theorem 9 at op level."""
+    """B = 0, T = 0 and T = 1: shapes of outputs and gradients follow the inputs, nothing is NaN;
+    theorem 9 at op level.
+    """
     args = op.arguments(shape, 0)
     output, _, gradients, _, _, second = run(op, args)
     assert all(np.all(np.isfinite(a)) for a in arrays((output, gradients, second)))
@@ -367,7 +386,9 @@ def test_empty_batch_and_empty_sequence_work(op: Op, shape: Shape) -> None:
 
 @every_op
 def test_ops_run_on_any_array_library_and_device(op: Op) -> None:
-    """f on a strict array-API library, on a device that is not the host, equals f on NumPy: no op calls NumPy by accident."""
+    """f on a strict array-API library, on a device that is not the host, equals f on NumPy: no op
+    calls NumPy by accident.
+    """
     device = array_api_strict.Device("device1")
     args = op.arguments(small, 0)
     strict_args = tuple(array_api_strict.asarray(a).to_device(device) if isinstance(a, np.ndarray) else a for a in args)
@@ -382,7 +403,9 @@ def test_ops_run_on_any_array_library_and_device(op: Op) -> None:
 @pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1])
 @pytest.mark.parametrize("window", [None, 5])
 def test_blocked_attention_is_attention(length: int, window: int | None, dtype: str) -> None:
-    """o = softmax(mask(q k^T / sqrt K)) v in one piece, across the boundary of a block of queries.   (A.1), (A.2)"""
+    """o = softmax(mask(q k^T / sqrt K)) v in one piece, across the boundary of a block of
+    queries.   (A.1), (A.2)
+    """
     draw, past = generator(length), 3
     q, dout = draw(1, 1, length, 4).astype(dtype), draw(1, 1, length, 4).astype(dtype)
     k, v = draw(1, 1, past + length, 4).astype(dtype), draw(1, 1, past + length, 4).astype(dtype)
@@ -399,7 +422,9 @@ def test_blocked_attention_is_attention(length: int, window: int | None, dtype: 
 
 
 def test_forward_values_are_the_textbook_formulas() -> None:
-    """(D.1), (R.1), (G.1), (N.1), (C.1), (E.1), (P.1) against the formula written with loops or scalars."""
+    """(D.1), (R.1), (G.1), (N.1), (C.1), (E.1), (P.1) against the formula written with loops or
+    scalars.
+    """
     draw = generator(5)
     x, w, b = draw(3, 4), draw(4, 2), draw(2)
     assert_close(dense_fwd(x, w, b)[0], np.asarray([[sum(x[n, d] * w[d, f] for d in range(4)) + b[f] for f in range(2)] for n in range(3)]))

@@ -38,7 +38,9 @@ every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
 def by_definition(q: np.ndarray, k: np.ndarray, v: np.ndarray, keep: np.ndarray, state: np.ndarray | None) -> tuple:
-    """o_t = keep^t q_t S_0 + sum_{s<t} keep^(t-s-1) (q_t . k_s) v_s, and S_T, with nothing but scalar loops over t and s."""
+    """o_t = keep^t q_t S_0 + sum_{s<t} keep^(t-s-1) (q_t . k_s) v_s, and S_T, with nothing but
+    scalar loops over t and s.
+    """
     batch, length, width = q.shape
     out, final = np.zeros(v.shape, v.dtype), np.zeros((batch, width, v.shape[2]), v.dtype)
     for b in range(batch):
@@ -61,7 +63,9 @@ def size(case: AttentionCase) -> float:
 
 @given(case=attention_cases(), data=st.data())
 def test_parallel_chunked_and_recurrent_linear_attention_agree(case: AttentionCase, data: st.DataObject) -> None:
-    """parallel = chunked_S = recurrent = the double sum, for every chunk size S: theorem 6. (L.1), (L.3), (L.5)"""
+    """parallel = chunked_S = recurrent = the double sum, for every chunk size S: theorem 6. (L.1),
+    (L.3), (L.5)
+    """
     chunk = data.draw(chunks(case.q.shape[1]), label="chunk")
     expected = by_definition(*case)
     for name, form in {**FORMS, f"chunks of {chunk}": chunked(chunk)}.items():
@@ -70,7 +74,9 @@ def test_parallel_chunked_and_recurrent_linear_attention_agree(case: AttentionCa
 
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 12])
 def test_every_chunk_size_gives_the_same_output_and_state(length: int) -> None:
-    """chunked_S = recurrent for S = 1, ..., T + 2: divisors, non-divisors, T and more than T; theorem 6. (L.3)"""
+    """chunked_S = recurrent for S = 1, ..., T + 2: divisors, non-divisors, T and more than T;
+    theorem 6. (L.3)
+    """
     draw = generator(length)
     case = (draw(2, length, 3), draw(2, length, 3), draw(2, length, 4), np.asarray(0.9), draw(2, 3, 4))
     expected, _ = linear_attention_recurrent_fwd(*case)
@@ -90,7 +96,9 @@ def test_the_forms_agree_in_float32(case: AttentionCase, data: st.DataObject) ->
 
 @given(case=attention_cases(), data=st.data())
 def test_a_split_sequence_with_a_carried_state_is_the_whole(case: AttentionCase, data: st.DataObject) -> None:
-    """run(x[:k]) then run(x[k:], state) = run(x) for any cuts and any mix of forms: theorem 7. (L.1), (L.3), (L.5)"""
+    """run(x[:k]) then run(x[k:], state) = run(x) for any cuts and any mix of forms: theorem 7.
+    (L.1), (L.3), (L.5)
+    """
     length = case.q.shape[1]
     cuts = data.draw(splits(length), label="cuts")
     expected, _ = linear_attention_recurrent_fwd(*case)
@@ -106,7 +114,9 @@ def test_a_split_sequence_with_a_carried_state_is_the_whole(case: AttentionCase,
 @every_form
 @given(case=attention_cases(carried=True))
 def test_states_of_a_decayed_sum_add(form: Callable, case: AttentionCase) -> None:
-    """S_T(state) = keep^T state + S_T(0), and the reads add the same way; keep = 1 is plain addition: theorem 7."""
+    """S_T(state) = keep^T state + S_T(0), and the reads add the same way; keep = 1 is plain
+    addition: theorem 7.
+    """
     (out, state), _ = form(*case)
     (out_empty, state_empty), _ = form(*case[:4], None)
     powers = case.keep ** np.arange(case.q.shape[1])[:, None]
@@ -118,8 +128,10 @@ def test_states_of_a_decayed_sum_add(form: Callable, case: AttentionCase) -> Non
 
 @given(case=attention_cases(keeps=(1.0, 0.9, 0.5)), data=st.data())
 def test_chunked_backward_is_parallel_backward_is_backpropagation_through_time(case: AttentionCase, data: st.DataObject) -> None:
-    """All five gradients (q, k, v, keep, state) agree between the three backward passes: theorem 17. (L.2), (L.4), (L.6)"""
-    chunk, used, seed = data.draw(chunks(case.q.shape[1]), label="chunk"), data.draw(st.booleans(), label="state used"), data.draw(seeds)
+    """All five gradients (q, k, v, keep, state) agree between the three backward passes: theorem
+    17. (L.2), (L.4), (L.6)
+    """
+    chunk, used, seed = (data.draw(chunks(case.q.shape[1]), label="chunk"), data.draw(st.booleans(), label="state used"), data.draw(seeds))
     (out, state_out), parallel = linear_attention_fwd(*case)
     draw = generator(seed)
     dout, dstate_out = draw(*out.shape), draw(*state_out.shape) if used else None
@@ -157,7 +169,9 @@ def test_keep_of_zero_reads_the_previous_token_only() -> None:
 @every_form
 @pytest.mark.parametrize("decay", [0.0, 0.25, 0.9, 1.0])
 def test_the_decay_mask_is_a_power_of_the_gap(form: Callable, decay: float) -> None:
-    """M_ts = (1 - lambda)^(t-s-1) for s < t and 0 otherwise: read off with q = k = 1 and v = identity. (L.1), (L.3), (L.5)"""
+    """M_ts = (1 - lambda)^(t-s-1) for s < t and 0 otherwise: read off with q = k = 1 and v =
+    identity. (L.1), (L.3), (L.5)
+    """
     length = 7
     one, identity = np.ones((1, length, 1)), np.eye(length)[None]
     (mask, state), _ = form(one, one, identity, np.asarray(1 - decay))
@@ -180,7 +194,9 @@ def test_an_exclusive_cumulative_sum_is_linear_attention_with_unit_keys(form: Ca
 
 
 def test_subtracting_from_an_inclusive_cumulative_sum_leaks_the_own_token_and_is_caught() -> None:
-    """cumsum(v)_t - v_t depends on v_t by rounding; sum_{s<t} v_s does not, bitwise: negative control of theorem 11."""
+    """cumsum(v)_t - v_t depends on v_t by rounding; sum_{s<t} v_s does not, bitwise: negative
+    control of theorem 11.
+    """
     v = generator(0)(1, 6, 2)
     louder = v.copy()
     louder[:, 3] += 1e8
@@ -198,7 +214,9 @@ def test_subtracting_from_an_inclusive_cumulative_sum_leaks_the_own_token_and_is
 @every_form
 @given(case=attention_cases(min_length=1), seed=seeds, data=st.data())
 def test_reading_is_strictly_causal_to_the_last_bit(form: Callable, case: AttentionCase, seed: int, data: st.DataObject) -> None:
-    """o_{<=t} does not move when q_{>t}, k_{>=t}, v_{>=t} move by 1e3: theorem 10 at op level. (L.1), (L.3), (L.5)"""
+    """o_{<=t} does not move when q_{>t}, k_{>=t}, v_{>=t} move by 1e3: theorem 10 at op level.
+    (L.1), (L.3), (L.5)
+    """
     t = data.draw(st.integers(0, case.q.shape[1] - 1), label="t")
     draw = generator(seed)
     q, k, v = (a.copy() for a in case[:3])
@@ -227,7 +245,9 @@ def test_an_inclusive_mask_is_caught_by_the_causality_test() -> None:
 @pytest.mark.parametrize("chunk", [None, 1, 2, 3, 9])
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 def test_what_is_not_finite_reaches_no_earlier_token(where: str, bad: float, chunk: int | None) -> None:
-    """o_{<=s} are bitwise unmoved by a NaN or an infinity in k_s or v_s, o_{<s} by one in q_s: theorem 11. (L.1), (L.3)"""
+    """o_{<=s} are bitwise unmoved by a NaN or an infinity in k_s or v_s, o_{<s} by one in q_s:
+    theorem 11. (L.1), (L.3)
+    """
     draw, s = generator(6), 3
     arrays = {"q": draw(1, 6, 3), "k": draw(1, 6, 3), "v": draw(1, 6, 2)}
     expected = chunked(chunk)(*arrays.values(), np.asarray(0.9))[0][0]

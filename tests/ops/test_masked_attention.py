@@ -1,4 +1,6 @@
-"""Masked attention: any strictly causal mask, three forms for memory slots, their state, causality and gradients."""
+"""Masked attention: any strictly causal mask, three forms for memory slots, their state, causality
+and gradients.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,8 @@ class SlotCase(NamedTuple):
 @st.composite
 def slot_cases(draw: Callable, min_length: int = 0, carried: bool | None = None, dtype: str = "float64") -> SlotCase:
     """Slots of any small number that mix, fade and grow, differently at every token."""
-    batch, length, slots = draw(st.integers(0, 2)), draw(st.integers(min_length, 9)), draw(st.integers(1, 3))
-    width, values, scale, normal = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(scales), generator(draw(seeds))
+    batch, length, slots = (draw(st.integers(0, 2)), draw(st.integers(min_length, 9)), draw(st.integers(1, 3)))
+    width, values, scale, normal = (draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(scales), generator(draw(seeds)))
     state = normal(batch, slots, width, values) if (draw(st.booleans()) if carried is None else carried) else None
     case = (normal(batch, length, width, scale=scale), normal(batch, length, width), normal(batch, length, values))
     tables = (normal(length, slots, slots, scale=0.6), normal(length, slots), normal(length, slots))
@@ -59,12 +61,7 @@ def chunked(chunk: int | None) -> Callable:
     return lambda *case: masked_attention_chunked_fwd(*case, chunk)
 
 
-FORMS = {
-    "recurrent": masked_attention_recurrent_fwd,
-    "chunks of 1": chunked(1),
-    "chunks of 3": chunked(3),
-    "one chunk": chunked(None),
-}
+FORMS = {"recurrent": masked_attention_recurrent_fwd, "chunks of 1": chunked(1), "chunks of 3": chunked(3), "one chunk": chunked(None)}
 HOST = pytest.mark.host("values are looked at on the host only")
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
@@ -112,7 +109,8 @@ def strict_mask(length: int, seed: int) -> np.ndarray:
     return np.tril(generator(seed)(length, length), -1)
 
 
-# The forms -------------------------------------------------------------------------------------------------------------------
+# The forms
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @given(case=attention_cases(), seed=seeds)
@@ -139,7 +137,9 @@ def test_the_chunked_and_recurrent_forms_of_slots_agree(case: SlotCase, data: st
 
 @given(case=slot_cases(carried=False))
 def test_slots_are_masked_attention_with_their_impulse_response(case: SlotCase) -> None:
-    """N slots = the parallel form with M_ts = read_t keep_{t-1} ... keep_{s+1} write_s. (O.3), (O.14), (O.18)"""
+    """N slots = the parallel form with M_ts = read_t keep_{t-1} ... keep_{s+1} write_s. (O.3),
+    (O.14), (O.18)
+    """
     (out, _), _ = masked_attention_recurrent_fwd(*case)
     masked, _ = masked_attention_fwd(*case[:3], mask_by_definition(*case[3:6]))
     assert_close(masked, out, scale=size(case))
@@ -167,7 +167,9 @@ def test_the_forms_agree_in_float32(case: SlotCase, data: st.DataObject) -> None
 
 @given(case=slot_cases(), data=st.data())
 def test_a_split_sequence_with_carried_slots_is_the_whole(case: SlotCase, data: st.DataObject) -> None:
-    """run(x[:k]) then run(x[k:], slots) = run(x) for any cuts and any mix of forms: theorem 7 for slots. (O.16), (O.18)"""
+    """run(x[:k]) then run(x[k:], slots) = run(x) for any cuts and any mix of forms: theorem 7 for
+    slots. (O.16), (O.18)
+    """
     cuts = data.draw(splits(case.q.shape[1]), label="cuts")
     expected, _ = masked_attention_recurrent_fwd(*case)
     state, outs = case.state, []
@@ -179,19 +181,22 @@ def test_a_split_sequence_with_carried_slots_is_the_whole(case: SlotCase, data: 
     assert_trees_close((np.concatenate(outs, axis=1), state), expected, scale=size(case))
 
 
-# Linear attention is one slot ------------------------------------------------------------------------------------------------
+# Linear attention is one slot
+# ------------------------------------------------------------------------------------------------
 
 
 def as_slot(case: AttentionCase) -> tuple:
     """Linear attention with decay as one slot: keep_t = keep, write_t = read_t = 1."""
     length = case.q.shape[1]
     one = np.ones((length, 1))
-    return *case[:3], np.full((length, 1, 1), case.keep), one, one, None if case.state is None else case.state[:, None]
+    return (*case[:3], np.full((length, 1, 1), case.keep), one, one, None if case.state is None else case.state[:, None])
 
 
 @given(case=attention_cases(), data=st.data())
 def test_one_slot_that_decays_is_linear_attention(case: AttentionCase, data: st.DataObject) -> None:
-    """keep_t = keep, write = read = 1 is (L.1), (L.3), (L.5), with every gradient and the state: (O.14) to (O.19)"""
+    """keep_t = keep, write = read = 1 is (L.1), (L.3), (L.5), with every gradient and the state:
+    (O.14) to (O.19)
+    """
     chunk, seed = data.draw(chunks(case.q.shape[1]), label="chunk"), data.draw(seeds)
     (out, state), res = linear_attention_recurrent_fwd(*case)
     draw = generator(seed)
@@ -223,13 +228,16 @@ def test_the_decay_mask_given_as_a_matrix_is_linear_attention(keep: float) -> No
     assert_trees_close(masked_attention_bwd(dout, res), linear_attention_bwd(dout, None, linear)[:3])
 
 
-# Gradients -------------------------------------------------------------------------------------------------------------------
+# Gradients
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @given(case=slot_cases(), data=st.data())
 def test_chunked_backward_is_backpropagation_through_time(case: SlotCase, data: st.DataObject) -> None:
-    """Gradients of q, k, v and the slots agree between the two backward passes: theorem 17 for slots. (O.17), (O.19)"""
-    chunk, used, seed = data.draw(chunks(case.q.shape[1]), label="chunk"), data.draw(st.booleans(), label="state used"), data.draw(seeds)
+    """Gradients of q, k, v and the slots agree between the two backward passes: theorem 17 for
+    slots. (O.17), (O.19)
+    """
+    chunk, used, seed = (data.draw(chunks(case.q.shape[1]), label="chunk"), data.draw(st.booleans(), label="state used"), data.draw(seeds))
     (out, state), res = masked_attention_recurrent_fwd(*case)
     draw = generator(seed)
     dout, dstate = draw(*out.shape), draw(*state.shape) if used else None
@@ -272,13 +280,16 @@ def test_a_gradient_that_forgets_the_slots_is_caught(position: int, chunk: int |
         check_adjoint(fwd, mutant, args)
 
 
-# Causality -------------------------------------------------------------------------------------------------------------------
+# Causality
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @every_form
 @given(case=slot_cases(min_length=1), seed=seeds, data=st.data())
 def test_reading_slots_is_strictly_causal_to_the_last_bit(form: Callable, case: SlotCase, seed: int, data: st.DataObject) -> None:
-    """o_{<=t} does not move when q, read after t or k, v, keep, write from t on move by 1e3: theorem 10 for slots. (O.16), (O.18)"""
+    """o_{<=t} does not move when q, read after t or k, v, keep, write from t on move by 1e3:
+    theorem 10 for slots. (O.16), (O.18)
+    """
     t = data.draw(st.integers(0, case.q.shape[1] - 1), label="t")
     draw = generator(seed)
     q, k, v, keep, write, read = (a.copy() for a in case[:6])
@@ -293,7 +304,9 @@ def test_reading_slots_is_strictly_causal_to_the_last_bit(form: Callable, case: 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["k", "v"])
 def test_a_non_finite_value_spoils_the_tokens_after_it_and_no_others(where: str, bad: float) -> None:
-    """A NaN or infinity at s leaves o_{<=s} unmoved to the bit and makes o_{>s} not finite, in every form. (O.14), (O.16), (O.18)"""
+    """A NaN or infinity at s leaves o_{<=s} unmoved to the bit and makes o_{>s} not finite, in
+    every form. (O.14), (O.16), (O.18)
+    """
     draw, s = generator(6), 3
     case = {"q": draw(1, 6, 3), "k": draw(1, 6, 3), "v": draw(1, 6, 2)}
     tables = (0.9 * np.ones((6, 1, 1)), np.ones((6, 1)), np.ones((6, 1)))
@@ -312,7 +325,9 @@ def test_a_non_finite_value_spoils_the_tokens_after_it_and_no_others(where: str,
 @HOST
 @given(length=st.integers(1, 6), data=st.data())
 def test_a_mask_that_reads_the_present_or_the_future_is_refused_by_its_first_entry(length: int, data: st.DataObject) -> None:
-    """N: M_ts != 0 for some s >= t is an error that names the first such entry, and a strict mask passes. (O.14)"""
+    """N: M_ts != 0 for some s >= t is an error that names the first such entry, and a strict mask
+    passes. (O.14)
+    """
     mask = strict_mask(length, 0)
     check_strict(mask)
     pairs = st.tuples(st.integers(0, length - 1), st.integers(0, length - 1)).filter(lambda p: p[0] <= p[1])

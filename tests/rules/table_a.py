@@ -33,7 +33,9 @@ class Rule(NamedTuple):
 
 
 def unit_keys(draw: Callable, *shape: int) -> np.ndarray:
-    """Keys shorter than 1, so that a delta step with a rate below 2 never grows the memory: the comparisons stay well conditioned."""
+    """Keys shorter than 1, so that a delta step with a rate below 2 never grows the memory: the
+    comparisons stay well conditioned.
+    """
     k = draw(*shape)
     return k / np.sqrt(1 + np.sum(k * k, axis=-1, keepdims=True))
 
@@ -48,7 +50,7 @@ def memory(n: Shape, seed: int) -> np.ndarray:
 
 def _sums(n: Shape, seed: int) -> tuple:
     draw = generator(seed)
-    return draw(n.batch, n.length, n.width), unit_keys(draw, n.batch, n.length, n.width), draw(n.batch, n.length, n.values)
+    return (draw(n.batch, n.length, n.width), unit_keys(draw, n.batch, n.length, n.width), draw(n.batch, n.length, n.values))
 
 
 def _faded(n: Shape, seed: int) -> tuple:
@@ -69,7 +71,7 @@ def _faded_and_stepped(n: Shape, seed: int) -> tuple:
 
 def _stepped_often(n: Shape, seed: int) -> tuple:
     draw, pairs = generator(seed), (n.batch, n.length, 2)
-    return draw(n.batch, n.length, n.width), unit_keys(draw, *pairs, n.width), draw(*pairs, n.values), rates(seed, 0.1, 1.5, *pairs)
+    return (draw(n.batch, n.length, n.width), unit_keys(draw, *pairs, n.width), draw(*pairs, n.values), rates(seed, 0.1, 1.5, *pairs))
 
 
 def _pair(n: Shape, seed: int) -> tuple:

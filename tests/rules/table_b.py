@@ -1,8 +1,9 @@
 """More rows for the table of rules: Titans, TTT-Linear, TTT-MLP, Mesa.
 
-Two things do not fit a row and are tested in the files of these rules instead. Slow parameters that all tokens share (LayerNorm's gain
-and bias, the ridge) have no time axis: a row fixes them. And TTT's mini-batch is part of the function, so a sequence may be cut anywhere
-only if it holds one token: rows have mini-batches of 1, and each form of TTT is a row of its own.
+Two things do not fit a row and are tested in the files of these rules instead. Slow parameters that
+all tokens share (LayerNorm's gain and bias, the ridge) have no time axis: a row fixes them. And
+TTT's mini-batch is part of the function, so a sequence may be cut anywhere only if it holds one
+token: rows have mini-batches of 1, and each form of TTT is a row of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ EPS = 1.0  # LayerNorm of one to three channels is nearly a step function with t
 def sequences(n: Shape, seed: int) -> tuple:
     """q, k, v."""
     draw = generator(seed)
-    return draw(n.batch, n.length, n.width), unit_keys(draw, n.batch, n.length, n.width), draw(n.batch, n.length, n.values)
+    return (draw(n.batch, n.length, n.width), unit_keys(draw, n.batch, n.length, n.width), draw(n.batch, n.length, n.values))
 
 
 def square(n: Shape) -> Shape:
@@ -42,12 +43,13 @@ def token(n: Shape, seed: int) -> tuple:
     return unit_keys(draw, n.batch, n.width), draw(n.batch, n.values)
 
 
-# Titans ----------------------------------------------------------------------------------------------------------------------
+# Titans
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def titans_tokens(n: Shape, seed: int) -> tuple:
     per_token = n.batch, n.length
-    return *sequences(n, seed), rates(seed, 0, 0.8, *per_token), rates(seed + 1, 0, 0.5, *per_token), rates(seed + 2, 0.1, 1, *per_token)
+    return (*sequences(n, seed), rates(seed, 0, 0.8, *per_token), rates(seed + 1, 0, 0.5, *per_token), rates(seed + 2, 0.1, 1, *per_token))
 
 
 def titans_state(n: Shape, seed: int) -> TitansState:
@@ -66,7 +68,8 @@ TITANS = Rule(
 )
 
 
-# Test-time training ----------------------------------------------------------------------------------------------------------
+# Test-time training
+# ----------------------------------------------------------------------------------------------------------
 
 
 def gain_and_bias(width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +115,7 @@ def ttt_rows(module: Any, state: Callable, norm: bool) -> list[Rule]:
     shape = square if norm else lambda n: n
 
     def inner(n: Shape, seed: int) -> tuple:
-        return state(shape(n), seed), *token(shape(n), seed), *(gain_and_bias(n.values) if norm else ())
+        return (state(shape(n), seed), *token(shape(n), seed), *(gain_and_bias(n.values) if norm else ()))
 
     def row(form: str, fwd: Callable, bwd: Callable) -> Rule:
         return Rule(
@@ -130,7 +133,8 @@ def ttt_rows(module: Any, state: Callable, norm: bool) -> list[Rule]:
     return [row("token by token", rf, rb), row("dual", df, db)] if norm else [row("dual", df, db)]
 
 
-# Mesa ------------------------------------------------------------------------------------------------------------------------
+# Mesa
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def ridge(width: int) -> np.ndarray:
@@ -138,7 +142,7 @@ def ridge(width: int) -> np.ndarray:
 
 
 def mesa_tokens(n: Shape, seed: int) -> tuple:
-    return *sequences(n, seed), rates(seed, 0.3, 1, n.batch, n.length), rates(seed + 1, 0, 1, n.batch, n.length)
+    return (*sequences(n, seed), rates(seed, 0.3, 1, n.batch, n.length), rates(seed + 1, 0, 1, n.batch, n.length))
 
 
 def mesa_state(n: Shape, seed: int) -> MesaState:
@@ -148,7 +152,9 @@ def mesa_state(n: Shape, seed: int) -> MesaState:
 
 
 def symmetric(state: MesaState | None) -> MesaState | None:
-    """Only symmetric matrices are states, so a change of the state is a symmetric one: the projection, and its adjoint."""
+    """Only symmetric matrices are states, so a change of the state is a symmetric one: the
+    projection, and its adjoint.
+    """
     return None if state is None else state._replace(H=0.5 * (state.H + state.H.mT))
 
 

@@ -1,4 +1,6 @@
-"""Which rule is which: each update is the textbook's formula, each special case is the simpler rule, and each claim of optimality holds."""
+"""Which rule is which: each update is the textbook's formula, each special case is the simpler
+rule, and each claim of optimality holds.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,11 @@ def sequences(n: Shape, seed: int) -> tuple:
     return draw(n.batch, n.length, n.width), k, draw(n.batch, n.length, n.values), memory(n, seed)
 
 
-# The table of the textbook ---------------------------------------------------------------------------------------------------
+# The table of the textbook
+# ---------------------------------------------------------------------------------------------------
 #
-# There a state maps keys to values, S (E,K), and vectors are columns: its S is the transpose of the library's.
+# There a state maps keys to values, S (E,K), and vectors are columns: its S is the transpose of the
+# library's.
 
 
 def column(a: np.ndarray) -> np.ndarray:
@@ -45,7 +49,9 @@ def column(a: np.ndarray) -> np.ndarray:
 
 
 def literal(update: Callable, q: np.ndarray, state: np.ndarray, read: str, *tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """o_t = S q_t with S <- update(S, *token), one sequence and one token at a time, in the textbook's layout."""
+    """o_t = S q_t with S <- update(S, *token), one sequence and one token at a time, in the
+    textbook's layout.
+    """
     outs, finals = [], []
     for b in range(q.shape[0]):
         S, rows = state[b].T, [np.zeros((0, state.shape[2]))]
@@ -85,7 +91,9 @@ def delta_product_update(S, k, v, beta):
 
 
 def longhorn_update(S, k, v, beta):
-    """argmin_X |X - S|^2 + beta |X k - v|^2, from its normal equations X (I + beta k k^T) = S + beta v k^T."""
+    """argmin_X |X - S|^2 + beta |X k - v|^2, from its normal equations X (I + beta k k^T) = S +
+    beta v k^T.
+    """
     matrix = np.eye(len(k)) + beta * column(k) @ column(k).T
     return np.linalg.solve(matrix, (S + beta * column(v) @ column(k).T).T).T
 
@@ -93,13 +101,15 @@ def longhorn_update(S, k, v, beta):
 @every_read
 @given(n=shapes, seed=seeds, data=st.data())
 def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
-    """Both forms of all seven against the update written out.   (U.10), (U.15), (U.20), (U.25), (U.30), (U.35), (U.40) and their chunks"""
+    """Both forms of all seven against the update written out.   (U.10), (U.15), (U.20), (U.25),
+    (U.30), (U.35), (U.40) and their chunks
+    """
     q, k, v, state = sequences(n, seed)
     chunk = data.draw(chunks(n.length), label="chunk")
-    fade, step = rates(seed, 0.1, 1.2, n.batch, n.length), rates(seed + 1, 0.1, 1.5, n.batch, n.length)
-    channels, often = rates(seed, 0.1, 1.2, n.batch, n.length, n.width), rates(seed, 0.1, 1.5, n.batch, n.length, 3)
+    fade, step = (rates(seed, 0.1, 1.2, n.batch, n.length), rates(seed + 1, 0.1, 1.5, n.batch, n.length))
+    channels, often = (rates(seed, 0.1, 1.2, n.batch, n.length, n.width), rates(seed, 0.1, 1.5, n.batch, n.length, 3))
     draw = generator(seed + 5)
-    keys, values = unit_keys(draw, n.batch, n.length, 3, n.width), draw(n.batch, n.length, 3, n.values)
+    keys, values = (unit_keys(draw, n.batch, n.length, 3, n.width), draw(n.batch, n.length, 3, n.values))
     for update, recurrent, chunked, tokens in (
         (linear_update, linear_recurrent_fwd, linear_chunked_fwd, (k, v)),
         (decay_update, decay_recurrent_fwd, decay_chunked_fwd, (k, v, fade)),
@@ -114,7 +124,8 @@ def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int
         assert_trees_close(chunked(q, *tokens, state, chunk, read=read)[0], expected, what=f"{update.__name__}, chunked", scale=1.0)
 
 
-# Special cases: outputs, states and gradients of the simpler rule -------------------------------------------------------------
+# Special cases: outputs, states and gradients of the simpler rule
+# -------------------------------------------------------------
 
 
 def both(fwd: Callable, bwd: Callable, tokens: tuple, state: np.ndarray, read: str, seed: int) -> tuple[tuple, tuple]:
@@ -147,7 +158,9 @@ def test_decay_without_decay_is_linear_attention(n: Shape, seed: int, read: str)
 
 @given(n=shapes, seed=seeds, read=read_names)
 def test_gated_linear_attention_with_equal_channels_is_decay(n: Shape, seed: int, read: str) -> None:
-    """alpha_c = gamma for every channel c; the gradient of gamma is the sum over channels.   (U.22), (U.23)"""
+    """alpha_c = gamma for every channel c; the gradient of gamma is the sum over
+    channels.   (U.22), (U.23)
+    """
     q, k, v, state = sequences(n, seed)
     gamma = rates(seed, 0.2, 1.0, n.batch, n.length)
     alpha = np.repeat(gamma[..., None], n.width, axis=-1)
@@ -171,7 +184,7 @@ def test_delta_product_with_one_step_is_delta(n: Shape, seed: int, read: str) ->
 def test_delta_product_leaves_what_delta_leaves_after_n_times_as_many_tokens(n: Shape, seed: int, steps: int) -> None:
     """S of T tokens of N steps = S of N T tokens.   (U.35)"""
     draw, pairs = generator(seed), (n.batch, n.length, steps)
-    k, v, beta = unit_keys(draw, *pairs, n.width), draw(*pairs, n.values), rates(seed, 0.1, 1.5, *pairs)
+    k, v, beta = (unit_keys(draw, *pairs, n.width), draw(*pairs, n.values), rates(seed, 0.1, 1.5, *pairs))
     flat = (np.reshape(a, (n.batch, n.length * steps, *a.shape[3:])) for a in (k, v, beta))
     (_, expected), _ = delta_recurrent_fwd(draw(n.batch, n.length * steps, n.width), *flat, memory(n, seed), read="strict")
     (_, state), _ = delta_product_recurrent_fwd(draw(n.batch, n.length, n.width), k, v, beta, memory(n, seed), read="strict")
@@ -188,7 +201,9 @@ def test_a_chunk_of_delta_product_counts_tokens_and_not_steps() -> None:
 
 
 def test_two_delta_steps_rotate() -> None:
-    """Reflections, beta |k|^2 = 2, at an angle of 45 degrees: k_0 then k_1 turn the memory by 90 degrees; one step never does.   (U.35)"""
+    """Reflections, beta |k|^2 = 2, at an angle of 45 degrees: k_0 then k_1 turn the memory by 90
+    degrees; one step never does.   (U.35)
+    """
     k = np.asarray([[1.0, 0.0], [np.sqrt(0.5), np.sqrt(0.5)]])[None, None]  # (1,1,2,2)
     tokens = np.zeros((1, 1, 2)), k, np.zeros((1, 1, 2, 1)), 2 * np.ones((1, 1, 2))
     turned = np.concatenate(
@@ -199,7 +214,9 @@ def test_two_delta_steps_rotate() -> None:
 
 @given(n=shapes, seed=seeds, read=read_names)
 def test_longhorn_is_delta_with_a_smaller_rate(n: Shape, seed: int, read: str) -> None:
-    """beta' = beta / (1 + beta |k|^2), outputs and gradients, for keys of any length and any beta >= 0.   (U.40) to (U.43)"""
+    """beta' = beta / (1 + beta |k|^2), outputs and gradients, for keys of any length and any beta
+    >= 0.   (U.40) to (U.43)
+    """
     q, k, v, state = sequences(n, seed)
     k, beta = 3 * k, rates(seed, 0.0, 20.0, n.batch, n.length)
     out, (dq, dk, dv, _, dstate) = both(longhorn_chunked_fwd, longhorn_chunked_bwd, (q, k, v, beta), state, read, seed)
@@ -211,13 +228,18 @@ def test_longhorn_is_delta_with_a_smaller_rate(n: Shape, seed: int, read: str) -
 
 @every_read
 def test_orthonormal_keys_make_the_delta_rule_a_sum(read: str) -> None:
-    """k_s . k_t = [s = t], beta = 1, nothing in memory yet: the error is the value, and gates become decays.   (U.27), (U.32)"""
+    """k_s . k_t = [s = t], beta = 1, nothing in memory yet: the error is the value, and gates
+    become decays.   (U.27), (U.32)
+    """
     draw, length = generator(4), 5
     q, v, alpha = draw(2, length, 6), draw(2, length, 3), rates(4, 0.2, 1.0, 2, length)
     k = np.stack([np.linalg.qr(draw(6, 6))[0][:length] for _ in range(2)])
     ones = np.ones((2, length))
     assert_trees_close(delta_chunked_fwd(q, k, v, ones, None, 2, read=read)[0], linear_chunked_fwd(q, k, v, None, 2, read=read)[0])
-    gated, faded = gated_delta_chunked_fwd(q, k, v, alpha, ones, None, 2, read=read), decay_chunked_fwd(q, k, v, alpha, None, 2, read=read)
+    gated, faded = (
+        gated_delta_chunked_fwd(q, k, v, alpha, ones, None, 2, read=read),
+        decay_chunked_fwd(q, k, v, alpha, None, 2, read=read),
+    )
     assert_trees_close(gated[0], faded[0])
     once_more = np.concatenate([k, k], axis=1), np.concatenate([v, v], axis=1)
     stored = delta_recurrent_fwd(np.zeros((2, 2 * length, 6)), *once_more, np.ones((2, 2 * length)), read=read)[0][1]
@@ -227,7 +249,9 @@ def test_orthonormal_keys_make_the_delta_rule_a_sum(read: str) -> None:
 
 @given(n=shapes, seed=seeds)
 def test_strict_linear_attention_is_the_op(n: Shape, seed: int) -> None:
-    """linear, and decay with a constant gamma, are ``ops.linear_attention`` with keep = 1 and keep = gamma.   (U.12), (U.17)"""
+    """linear, and decay with a constant gamma, are ``ops.linear_attention`` with keep = 1 and keep
+    = gamma.   (U.12), (U.17)
+    """
     q, k, v, state = sequences(n, seed)
     for keep, ours in (
         (1.0, linear_chunked_fwd(q, k, v, state, 2, read="strict")[0]),
@@ -236,7 +260,8 @@ def test_strict_linear_attention_is_the_op(n: Shape, seed: int) -> None:
         assert_trees_close(ours, linear_attention_fwd(q, k, v, np.asarray(keep), state)[0], scale=1.0)
 
 
-# What the optimizers promise -------------------------------------------------------------------------------------------------
+# What the optimizers promise
+# -------------------------------------------------------------------------------------------------
 
 
 @given(n=shapes, seed=seeds)
@@ -260,7 +285,9 @@ def test_a_delta_step_of_rate_one_over_the_key_squared_stores_the_pair(n: Shape,
 
 @given(n=shapes, seed=seeds, beta=st.sampled_from([0.01, 1.0, 1e3]))
 def test_a_longhorn_step_is_the_proximal_point(n: Shape, seed: int, beta: float) -> None:
-    """S' = S - beta dl/dS(S'), the minimum of |X - S|^2 + beta |k X - v|^2: every other X is worse.   (U.39), (U.40)"""
+    """S' = S - beta dl/dS(S'), the minimum of |X - S|^2 + beta |k X - v|^2: every other X is
+    worse.   (U.39), (U.40)
+    """
     n = n._replace(length=1)
     q, k, v, S = sequences(n, seed)
     (_, after), _ = longhorn_recurrent_fwd(q, 2 * k, v, np.full((n.batch, 1), beta), S, read="strict")
@@ -275,7 +302,9 @@ def test_a_longhorn_step_is_the_proximal_point(n: Shape, seed: int, beta: float)
 
 
 def test_an_implicit_step_cannot_overshoot_and_an_explicit_one_can() -> None:
-    """beta |k|^2 = 100: forty delta steps on one pair blow up, forty of Longhorn's approach its value.   (U.25), (U.40)"""
+    """beta |k|^2 = 100: forty delta steps on one pair blow up, forty of Longhorn's approach its
+    value.   (U.25), (U.40)
+    """
     k, v = np.full((1, 40, 1), 10.0), np.ones((1, 40, 1))
     (_, explicit), _ = delta_recurrent_fwd(k, k, v, np.ones((1, 40)), read="strict")
     (_, implicit), _ = longhorn_recurrent_fwd(k, k, v, np.ones((1, 40)), read="strict")
@@ -294,12 +323,15 @@ def test_the_order_of_the_past_matters_to_the_delta_rule_and_not_to_a_sum(read: 
     assert relative_error(*stored) > CLEAR
 
 
-# The WY representation -------------------------------------------------------------------------------------------------------
+# The WY representation
+# -------------------------------------------------------------------------------------------------------
 
 
 @given(n=shapes, seed=seeds)
 def test_a_chunk_of_delta_steps_multiplies_the_state_by_one_matrix_of_low_rank(n: Shape, seed: int) -> None:
-    """prod_t (I - beta_t k_t^T k_t) = I - k^T W, W = (I + A)^{-1} beta k; what is added is k^T (I + A)^{-1} beta v.   (U.7), (U.27)"""
+    """prod_t (I - beta_t k_t^T k_t) = I - k^T W, W = (I + A)^{-1} beta k; what is added is k^T (I +
+    A)^{-1} beta v.   (U.7), (U.27)
+    """
     q, k, v, _ = sequences(n, seed)
     beta = rates(seed, 0.1, 1.5, n.batch, n.length)
     identity = np.tile(np.eye(n.width), (n.batch, 1, 1))
@@ -318,7 +350,9 @@ def test_a_chunk_of_delta_steps_multiplies_the_state_by_one_matrix_of_low_rank(n
 
 @given(length=st.integers(0, 9), width=st.integers(1, 3), seed=seeds)
 def test_solve_is_the_inverse_of_a_unit_triangular_matrix(length: int, width: int, seed: int) -> None:
-    """(I + A) x = r, and the adjoint is dr = (I + A)^{-T} dx, dA = -dr x^T below the diagonal.   (U.7), (U.8)"""
+    """(I + A) x = r, and the adjoint is dr = (I + A)^{-T} dx, dA = -dr x^T below the
+    diagonal.   (U.7), (U.8)
+    """
     draw = generator(seed)
     a, r, dx = np.tril(draw(2, length, length), -1), draw(2, length, width), draw(2, length, width)
     inverse = np.linalg.inv(np.eye(length) + a)
@@ -330,12 +364,15 @@ def test_solve_is_the_inverse_of_a_unit_triangular_matrix(length: int, width: in
     assert_close(da, np.tril(-np.matrix_transpose(inverse) @ dx @ np.matrix_transpose(inverse @ r), -1), scale=size**2)
 
 
-# Fading ----------------------------------------------------------------------------------------------------------------------
+# Fading
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @given(length=st.integers(0, 8), seed=seeds)
 def test_fades_are_the_products_of_the_decays_in_between(length: int, seed: int) -> None:
-    """G_ij = gamma_j ... gamma_{i-1}; d G_ij / d gamma_r = G_ij / gamma_r for j <= r < i.   (U.3), (U.4)"""
+    """G_ij = gamma_j ... gamma_{i-1}; d G_ij / d gamma_r = G_ij / gamma_r for j <= r < i.   (U.3),
+    (U.4)
+    """
     gamma, draw = rates(seed, 0.1, 1.5, 2, length), generator(seed)
     table, dfade = fades(gamma), draw(2, length + 1, length + 1)
     dgamma = np.zeros_like(gamma)
@@ -353,7 +390,9 @@ def test_fades_are_the_products_of_the_decays_in_between(length: int, seed: int)
 @every_read
 @given(n=shapes, seed=seeds)
 def test_sums_are_reads_of_a_state_that_is_a_sum_of_faded_writes(read: str, n: Shape, seed: int) -> None:
-    """o_t = q_t S_i, i = t or t + 1, S_i = G_i0 S_0 + sum_{j<i} G_{i,j+1} k_j^T u_j, for any table G.   (U.1), (U.5)"""
+    """o_t = q_t S_i, i = t or t + 1, S_i = G_i0 S_0 + sum_{j<i} G_{i,j+1} k_j^T u_j, for any table
+    G.   (U.1), (U.5)
+    """
     q, k, u, state = sequences(n, seed)
     table = np.tril(generator(seed + 4)(n.batch, n.length + 1, n.length + 1))
     out, last = sums(q, k, u, table, state, read)
@@ -384,7 +423,9 @@ FORGETFUL = {
 @pytest.mark.parametrize("name", FORGETFUL)
 @pytest.mark.parametrize(("dtype", "tiny"), [("float64", 1e-100), ("float32", 1e-12)])
 def test_strong_decay_neither_overflows_nor_divides_zero_by_zero(name: str, dtype: str, tiny: float, read: str) -> None:
-    """gamma^T underflows, so any ratio of cumulative products is 0 / 0 or infinite; sums of logarithms over the gap are right."""
+    """gamma^T underflows, so any ratio of cumulative products is 0 / 0 or infinite; sums of
+    logarithms over the gap are right.
+    """
     recurrent, chunked, chunked_bwd, rates_of = FORGETFUL[name]
     gamma = np.full((2, 12), 1.0)
     gamma[:, 2:9] = tiny
@@ -399,7 +440,9 @@ def test_strong_decay_neither_overflows_nor_divides_zero_by_zero(name: str, dtyp
 
 
 def test_logarithms_summed_over_the_gap_keep_what_a_difference_of_cumulative_sums_loses() -> None:
-    """After a decay of 1e-30, float32 log-differences have lost the decays that follow; N for the difference.   (U.3)"""
+    """After a decay of 1e-30, float32 log-differences have lost the decays that follow; N for the
+    difference.   (U.3)
+    """
     gamma = np.asarray([[1e-30, 1e-30, 1e-30, 0.9, 0.99, 0.999]], dtype="float32")
     exact = 0.9 * 0.99 * 0.999
     total = np.cumsum(np.log(gamma), axis=1)
@@ -411,7 +454,9 @@ def test_logarithms_summed_over_the_gap_keep_what_a_difference_of_cumulative_sum
 
 @every_read
 def test_a_decay_of_zero_resets_the_memory_in_the_recurrent_form(read: str) -> None:
-    """gamma_t = 0: what follows is what follows from k_t^T v_t alone, and no gradient reaches what was before.   (U.15), (U.16)"""
+    """gamma_t = 0: what follows is what follows from k_t^T v_t alone, and no gradient reaches what
+    was before.   (U.15), (U.16)
+    """
     q, k, v, state = sequences(Shape(1, 4, 3, 2), 2)
     gamma = np.asarray([[0.5, 0.0, 0.5, 0.5]])
     (out, after), res = decay_recurrent_fwd(q, k, v, gamma, state, read=read)

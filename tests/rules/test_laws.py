@@ -1,6 +1,7 @@
 """The laws every update rule obeys, over one table of rules. A new rule is one new row.
 
-(out, state_out), res = fwd(*tokens, state, read=);   d_tokens, d_state = bwd(d_out, d_state_out, res) = (d fwd)^T (d_out, d_state_out)
+(out, state_out), res = fwd(*tokens, state, read=);   d_tokens, d_state = bwd(d_out, d_state_out,
+res) = (d fwd)^T (d_out, d_state_out)
 
 Two forms, recurrent (the definition) and chunked, each with a strict and an inclusive read.
 """
@@ -45,7 +46,9 @@ few = settings(max_examples=max(3, settings.default.max_examples // 5))  # where
 
 
 def pair(rule: Rule, form: str, read: str, chunk: int | None = None) -> tuple[Callable, Callable]:
-    """``fwd(*tokens, state)`` and ``bwd((dout, dstate), res)`` of one form with everything else fixed."""
+    """``fwd(*tokens, state)`` and ``bwd((dout, dstate), res)`` of one form with everything else
+    fixed.
+    """
     fwd, bwd = getattr(rule, form)
     extra = () if form == "recurrent" else (chunk,)
     return lambda *case: fwd(*case, *extra, read=read), lambda d_output, res: bwd(*d_output, res)
@@ -57,7 +60,9 @@ def arguments(rule: Rule, shape: Shape, seed: int) -> tuple:
 
 
 def run(fwd: Callable, bwd: Callable, case: tuple, seed: int) -> tuple[Any, tuple, Any]:
-    """Output, gradients and residual for a random cotangent, which is moved to wherever the output lives."""
+    """Output, gradients and residual for a random cotangent, which is moved to wherever the output
+    lives.
+    """
     draw = generator(seed + 99)
     output, res = fwd(*case)
     d_output = tree_map(lambda y: move_like(draw(*y.shape), y), output)
@@ -68,13 +73,16 @@ def cut(tokens: tuple, part: slice) -> tuple:
     return tuple(a[:, part] for a in tokens)
 
 
-# Gradients -------------------------------------------------------------------------------------------------------------------
+# Gradients
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @every_rule
 @given(shape=shapes, seed=seeds)
 def test_the_gradient_is_the_derivative_of_the_inner_loss(rule: Rule, shape: Shape, seed: int) -> None:
-    """<dl/dS, D> = Im l(S + i h D) / h, sequence by sequence.   (U.9), (U.14), (U.19), (U.24), (U.29), (U.34), (U.39)"""
+    """<dl/dS, D> = Im l(S + i h D) / h, sequence by sequence.   (U.9), (U.14), (U.19), (U.24),
+    (U.29), (U.34), (U.39)
+    """
     S, *rest = rule.inner(shape, seed)
     direction = tree_map(lambda a: generator(seed + 5)(*a.shape), S)
     moved = tree_map(lambda a, d: a + 1e-30j * d, S, direction)
@@ -97,7 +105,9 @@ def test_backward_is_the_adjoint_of_forward(rule: Rule, form: str, shape: Shape,
 @every_form
 @pytest.mark.parametrize("read", READS)
 def test_backward_is_the_gradient_by_complex_step(rule: Rule, form: str, read: str) -> None:
-    """J^T u = Im <u, f(x + i h e)> / h, entry by entry: a witness that shares nothing with check_adjoint.   (U.1) to (U.43)"""
+    """J^T u = Im <u, f(x + i h e)> / h, entry by entry: a witness that shares nothing with
+    check_adjoint.   (U.1) to (U.43)
+    """
     case, (fwd, bwd) = arguments(rule, small, 7), pair(rule, form, read, 3)
     output, gradients, _ = run(fwd, bwd, case, 7)
     u, lifted = generator(7 + 99), tree_map(lambda a: a.astype("complex128"), case)
@@ -124,13 +134,16 @@ def test_an_unused_final_state_has_no_gradient(rule: Rule, form: str, shape: Sha
     assert_trees_close(bwd(dout, None, res), bwd(dout, tree_map(lambda a: np.zeros_like(a), state), res), scale=1.0)
 
 
-# Forms -----------------------------------------------------------------------------------------------------------------------
+# Forms
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 @every_chunked_rule
 @given(shape=shapes, seed=seeds, read=reads, data=st.data())
 def test_chunked_is_recurrent(rule: Rule, shape: Shape, seed: int, read: str, data: st.DataObject) -> None:
-    """chunked_S = recurrent in outputs, final state and every gradient.   (U.12), (U.17), (U.22), (U.27), (U.32), (U.37), (U.42)"""
+    """chunked_S = recurrent in outputs, final state and every gradient.   (U.12), (U.17), (U.22),
+    (U.27), (U.32), (U.37), (U.42)
+    """
     case, chunk = arguments(rule, shape, seed), data.draw(chunks(shape.length), label="chunk")
     actual = run(*pair(rule, "chunked", read, chunk), case, seed)
     expected = run(*pair(rule, "recurrent", read), case, seed)
@@ -184,7 +197,9 @@ def test_no_state_is_an_empty_memory(rule: Rule, form: str, shape: Shape, seed: 
 @every_form
 @given(shape=shapes, seed=seeds, data=st.data())
 def test_an_inclusive_read_is_a_strict_read_one_token_later(rule: Rule, form: str, shape: Shape, seed: int, data: st.DataObject) -> None:
-    """inclusive o_t = q_t S_{t+1}: the strict read of a following token with the same query.   (U.1)"""
+    """inclusive o_t = q_t S_{t+1}: the strict read of a following token with the same
+    query.   (U.1)
+    """
     case = arguments(rule, shape._replace(length=shape.length + 2), seed)
     t = data.draw(st.integers(0, shape.length), label="t")
     inclusive, _ = pair(rule, form, "inclusive", 2)[0](*case)
@@ -195,11 +210,14 @@ def test_an_inclusive_read_is_a_strict_read_one_token_later(rule: Rule, form: st
     assert_trees_close(strict[1], inclusive[1])
 
 
-# Causality, sequences --------------------------------------------------------------------------------------------------------
+# Causality, sequences
+# --------------------------------------------------------------------------------------------------------
 
 
 def moved_from(rule: Rule, case: tuple, t: int, seed: int, own: bool) -> tuple:
-    """``case`` with everything of tokens after t, and unless ``own`` all but the query of token t, replaced at scale 1e3."""
+    """``case`` with everything of tokens after t, and unless ``own`` all but the query of token t,
+    replaced at scale 1e3.
+    """
     other = rule.tokens(Shape(*case[2].shape[:2], case[0].shape[2], case[2].shape[-1]), seed)
     tokens = [a.copy() for a in case[:-1]]
     for i, (a, b) in enumerate(zip(tokens, other, strict=True)):
@@ -211,7 +229,9 @@ def moved_from(rule: Rule, case: tuple, t: int, seed: int, own: bool) -> tuple:
 @every_form
 @given(shape=shapes, seed=seeds, data=st.data())
 def test_reading_is_causal_to_the_last_bit(rule: Rule, form: str, shape: Shape, seed: int, data: st.DataObject) -> None:
-    """o_{<=t} keeps its bits when k, v and rates from t on (strict) or after t (inclusive) are replaced at scale 1e3.   (U.1)"""
+    """o_{<=t} keeps its bits when k, v and rates from t on (strict) or after t (inclusive) are
+    replaced at scale 1e3.   (U.1)
+    """
     shape = shape._replace(length=shape.length + 1)
     case, chunk = arguments(rule, shape, seed), data.draw(chunks(shape.length), label="chunk")
     t = data.draw(st.integers(0, shape.length - 1), label="t")
@@ -237,7 +257,9 @@ def test_an_inclusive_read_does_see_its_own_token(rule: Rule, form: str) -> None
 @few
 @given(seed=seeds, read=reads)
 def test_sequences_do_not_see_each_other(rule: Rule, form: str, seed: int, read: str) -> None:
-    """Sequence b of a batch is what it is alone; there is no sum over the batch, neither forward nor backward."""
+    """Sequence b of a batch is what it is alone; there is no sum over the batch, neither forward
+    nor backward.
+    """
     case, (fwd, bwd) = arguments(rule, small, seed), pair(rule, form, read, 3)
     whole = run(fwd, bwd, case, seed)
     draw = generator(seed + 99)
@@ -249,7 +271,8 @@ def test_sequences_do_not_see_each_other(rule: Rule, form: str, seed: int, read:
         assert_trees_close((output, gradients), tree_map(lambda a: a[b : b + 1], (whole[0], whole[1])), scale=1.0)
 
 
-# Arrays ----------------------------------------------------------------------------------------------------------------------
+# Arrays
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @every_form
@@ -303,7 +326,9 @@ def test_rules_accept_non_contiguous_inputs(rule: Rule, form: str, shape: Shape,
 @pytest.mark.parametrize("read", READS)
 @pytest.mark.parametrize("shape", [Shape(0, 3, 4, 5), Shape(2, 0, 4, 5), Shape(0, 0, 4, 5), Shape(2, 1, 4, 5)])
 def test_empty_batch_and_empty_sequence_work(rule: Rule, form: str, read: str, shape: Shape) -> None:
-    """B = 0, T = 0 and T = 1: shapes follow the inputs, nothing is NaN, and without tokens the state passes through."""
+    """B = 0, T = 0 and T = 1: shapes follow the inputs, nothing is NaN, and without tokens the
+    state passes through.
+    """
     case = arguments(rule, shape, 0)
     (out, state), gradients, _ = run(*pair(rule, form, read, 2), case, 0)
     assert out.shape == (shape.batch, shape.length, shape.values)
@@ -319,7 +344,9 @@ def test_empty_batch_and_empty_sequence_work(rule: Rule, form: str, read: str, s
 @every_form
 @pytest.mark.parametrize("read", READS)
 def test_rules_run_on_any_array_library_and_device(rule: Rule, form: str, read: str) -> None:
-    """f on a strict array-API library, on a device that is not the host, equals f on NumPy: no rule calls NumPy by accident."""
+    """f on a strict array-API library, on a device that is not the host, equals f on NumPy: no rule
+    calls NumPy by accident.
+    """
     device, case = array_api_strict.Device("device1"), arguments(rule, small, 0)
     there = rebuild(case, [array_api_strict.asarray(a).to_device(device) for a in leaves(case)])
     expected, actual = (run(*pair(rule, form, read, 3), c, 0) for c in (case, there))
@@ -328,7 +355,8 @@ def test_rules_run_on_any_array_library_and_device(rule: Rule, form: str, read: 
         assert_close(np.asarray(a.to_device(array_api_strict.Device("CPU_DEVICE"))), b, what=rule.name)
 
 
-# Boundary --------------------------------------------------------------------------------------------------------------------
+# Boundary
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @every_form
@@ -352,7 +380,9 @@ def test_a_chunk_below_one_token_is_refused(rule: Rule, chunk: int) -> None:
 
 @every_form
 def test_shapes_that_do_not_fit_are_refused(rule: Rule, form: str) -> None:
-    """One entry per token, one state per sequence: every input cut along every axis it shares with another one, and named."""
+    """One entry per token, one state per sequence: every input cut along every axis it shares with
+    another one, and named.
+    """
     case, (fwd, _) = arguments(rule, small, 0), pair(rule, form, "strict", 2)
     names = list(inspect.signature(getattr(rule, form)[0]).parameters)
     for i in range(1, len(case) - 1):
@@ -384,7 +414,9 @@ SIGNATURES = signatures()
 
 
 def test_every_rule_has_the_same_functions() -> None:
-    """loss, gradient, recurrent_fwd, recurrent_bwd in every rule file, and a chunked_bwd for a chunked_fwd."""
+    """loss, gradient, recurrent_fwd, recurrent_bwd in every rule file, and a chunked_bwd for a
+    chunked_fwd.
+    """
     modules = {module for module, name, _ in SIGNATURES if name == f"{module}_loss"}
     assert {rule.name for rule in table_a.RULES} <= modules
     for name in modules:
@@ -412,7 +444,8 @@ def test_the_signature_of_a_rule_is_what_it_computes(module: str, name: str, lin
     assert [a.shape for a in found] == [tuple(LETTERS[d] for d in dims) for dims in outputs]
 
 
-# The README ------------------------------------------------------------------------------------------------------------------
+# The README
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.host("reads a file")
@@ -431,10 +464,7 @@ PRODUCTS = {  # multiply-adds of one chunk: recurrent, chunked
     "delta": (3 * S * K * E, 3 * S * K * E + S * S * (2 * K + E) + S * (S - 1) // 2 * E),
     "gated_delta": (3 * S * K * E, 3 * S * K * E + S * S * (2 * K + E) + S * (S - 1) // 2 * E),
     "longhorn": (3 * S * K * E, 3 * S * K * E + S * S * (2 * K + E) + S * (S - 1) // 2 * E),
-    "delta_product": (
-        (2 * N + 1) * S * K * E,
-        3 * N * S * K * E + (N * S) ** 2 * (2 * K + E) + N * S * (N * S - 1) // 2 * E,
-    ),
+    "delta_product": ((2 * N + 1) * S * K * E, 3 * N * S * K * E + (N * S) ** 2 * (2 * K + E) + N * S * (N * S - 1) // 2 * E),
 }
 
 

@@ -1,4 +1,6 @@
-"""Mesa: the memory is the minimum of its loss, conjugate gradients find what it reads, and how far off they are is known."""
+"""Mesa: the memory is the minimum of its loss, conjugate gradients find what it reads, and how far
+off they are is known.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,16 @@ def arguments(n: Shape, seed: int) -> tuple:
 
 
 def weights_at(keep: np.ndarray, weight: np.ndarray, b: int, tokens: int) -> np.ndarray:
-    """zeta_ts of the first ``tokens`` tokens, seen from after the last of them: weight_s times every later keep."""
+    """zeta_ts of the first ``tokens`` tokens, seen from after the last of them: weight_s times
+    every later keep.
+    """
     return np.asarray([weight[b, s] * np.prod(keep[b, s + 1 : tokens]) for s in range(tokens)])
 
 
 def least_squares(k: np.ndarray, v: np.ndarray, zeta: np.ndarray, lam: np.ndarray) -> np.ndarray:
-    """argmin 1/2 sum zeta |k S - v|^2 + 1/2 sum lam_c |S_c|^2 as an ordinary least squares problem, with the ridge as more rows."""
+    """argmin 1/2 sum zeta |k S - v|^2 + 1/2 sum lam_c |S_c|^2 as an ordinary least squares problem,
+    with the ridge as more rows.
+    """
     rows = np.concatenate([np.sqrt(zeta)[:, None] * k, np.diag(np.sqrt(lam))])
     return np.linalg.lstsq(rows, np.concatenate([np.sqrt(zeta)[:, None] * v, np.zeros((len(lam), v.shape[1]))]), rcond=None)[0]
 
@@ -59,7 +65,9 @@ def least_squares(k: np.ndarray, v: np.ndarray, zeta: np.ndarray, lam: np.ndarra
 @every_read
 @given(n=shapes, seed=seeds, data=st.data())
 def test_mesa_reads_the_least_squares_solution_of_the_past(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
-    """o_t = q_t argmin sum zeta |k S - v|^2 + ridge, by a solver that knows neither G nor H: both forms.   (W.25), (W.26), (W.28)"""
+    """o_t = q_t argmin sum zeta |k S - v|^2 + ridge, by a solver that knows neither G nor H: both
+    forms.   (W.25), (W.26), (W.28)
+    """
     q, k, v, keep, weight, lam, _ = case = arguments(n, seed)
     chunk, expected = data.draw(chunks(n.length), label="chunk"), np.zeros(v.shape)
     for b in range(n.batch):
@@ -73,7 +81,9 @@ def test_mesa_reads_the_least_squares_solution_of_the_past(read: str, n: Shape, 
 
 @given(n=shapes, seed=seeds)
 def test_the_memory_satisfies_its_normal_equations_and_nothing_is_better(n: Shape, seed: int) -> None:
-    """(H_t + Lambda) S_t = G_t: the gradient is 0 at every token, and every other S has a larger loss.   (W.24), (W.25), (W.26)"""
+    """(H_t + Lambda) S_t = G_t: the gradient is 0 at every token, and every other S has a larger
+    loss.   (W.24), (W.25), (W.26)
+    """
     *case, lam, _ = arguments(n, seed)
     _, res = mesa_recurrent_fwd(*case, lam, mesa_state(n, seed), read="strict")
     for t in range(n.length + 1):
@@ -100,7 +110,9 @@ def test_the_loss_is_the_sum_over_the_past_up_to_a_constant(seed: int) -> None:
 
 @given(n=shapes, seed=seeds)
 def test_one_newton_step_from_anywhere_ends_at_the_minimum(n: Shape, seed: int) -> None:
-    """S - (H + Lambda)^{-1} dL/dS(S) is the same S' for every S: the loss is quadratic.   (W.24), (W.25)"""
+    """S - (H + Lambda)^{-1} dL/dS(S) is the same S' for every S: the loss is quadratic.   (W.24),
+    (W.25)
+    """
     state, lam, S = mesa_state(n, seed), ridge(n.width), 3 * memory(n, seed + 7)
     matrix = state.H + np.diag(lam)
     assert_close(S - np.linalg.solve(matrix, mesa_gradient(S, state, lam)), mesa_minimum(state, lam), scale=1.0)
@@ -108,7 +120,9 @@ def test_one_newton_step_from_anywhere_ends_at_the_minimum(n: Shape, seed: int) 
 
 @given(n=shapes, seed=seeds)
 def test_the_adjoint_of_the_minimum(n: Shape, seed: int) -> None:
-    """dG = (H + Lambda)^{-T} dS, dH = -dG S^T, dridge its diagonal, for a symmetric H and for one that is not.   (W.27)"""
+    """dG = (H + Lambda)^{-T} dS, dH = -dG S^T, dridge its diagonal, for a symmetric H and for one
+    that is not.   (W.27)
+    """
     state = mesa_state(n, seed)
     turn = generator(seed + 3)(*state.H.shape)
     tilted = state._replace(H=state.H + turn - np.swapaxes(turn, -1, -2))  # its symmetric part is as positive as before
@@ -124,7 +138,9 @@ def test_the_adjoint_of_the_minimum(n: Shape, seed: int) -> None:
 @every_read
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_every_gradient_the_ridge_included(read: str, chunk: int | None) -> None:
-    """Adjoints of both forms, and chunked = recurrent, for tokens, rates, ridge and state.   (W.26) to (W.29)"""
+    """Adjoints of both forms, and chunked = recurrent, for tokens, rates, ridge and state.   (W.26)
+    to (W.29)
+    """
     case = arguments(SHAPE, 3)
 
     def on_symmetric(fwd: Callable, *extra: Any, **settings: int) -> Callable:
@@ -144,19 +160,22 @@ def test_every_gradient_the_ridge_included(read: str, chunk: int | None) -> None
     assert_trees_close(results[1], results[0], scale=1.0)
 
 
-# Conjugate gradients ---------------------------------------------------------------------------------------------------------
+# Conjugate gradients
+# ---------------------------------------------------------------------------------------------------------
 
 
 @every_read
 def test_the_residual_says_what_conjugate_gradients_left(read: str) -> None:
-    """error_t = |q_t - x_t (H_t + Lambda)| with H_t formed, and |o - o_exact| <= error |G| / (smallest eigenvalue).   (W.28)"""
+    """error_t = |q_t - x_t (H_t + Lambda)| with H_t formed, and |o - o_exact| <= error |G| /
+    (smallest eigenvalue).   (W.28)
+    """
     n = Shape(2, 6, 5, 3)
     q, k, v, keep, weight, lam, state = case = arguments(n, 5)
     lam = 0.05 * lam
     (exact, _), res = mesa_recurrent_fwd(*case[:5], lam, state, read=read)
     rows = slice(0, -1) if read == "strict" else slice(1, None)
     matrices, G = res.states.H[:, rows] + np.diag(lam), res.states.G[:, rows]
-    smallest, size = np.min(np.linalg.eigvalsh(matrices), axis=-1), np.linalg.norm(G, ord=2, axis=(-2, -1))
+    smallest, size = (np.min(np.linalg.eigvalsh(matrices), axis=-1), np.linalg.norm(G, ord=2, axis=(-2, -1)))
     errors = []
     for iterations in range(1, 2 * n.width + 1):
         (out, _), (part,) = mesa_chunked_fwd(*case[:5], lam, state, read=read, iterations=iterations)
@@ -174,7 +193,9 @@ def test_the_residual_says_what_conjugate_gradients_left(read: str) -> None:
 
 @given(seed=seeds)
 def test_a_token_that_has_converged_stands_still(seed: int) -> None:
-    """Many more iterations than needed, a query of zeros, an eigenvector, no past at all: finite, the same, then to the bit.   (W.28)"""
+    """Many more iterations than needed, a query of zeros, an eigenvector, no past at all: finite,
+    the same, then to the bit.   (W.28)
+    """
     q, k, _, keep, weight, lam, state = arguments(SHAPE, seed)
     q[0, 0], lam = 0, 0 * lam + 0.5
     k[1] = 0  # the system of this sequence is a multiple of the identity: one iteration solves it
@@ -186,12 +207,15 @@ def test_a_token_that_has_converged_stands_still(seed: int) -> None:
     assert_close(many[0][1], 2 * q[1])
 
 
-# What it is like -------------------------------------------------------------------------------------------------------------
+# What it is like
+# -------------------------------------------------------------------------------------------------------------
 
 
 @given(seed=seeds)
 def test_the_order_of_the_past_does_not_matter(seed: int) -> None:
-    """keep = 1: a permutation of the past leaves the state; N: it does not leave the delta rule's.   (W.26)"""
+    """keep = 1: a permutation of the past leaves the state; N: it does not leave the delta
+    rule's.   (W.26)
+    """
     q, k, v, keep, weight, lam, state = arguments(SHAPE, seed)
     order = np.random.default_rng(seed).permutation(SHAPE.length)
     order = order if np.any(order != np.arange(SHAPE.length)) else order[::-1]
@@ -206,7 +230,9 @@ def test_the_order_of_the_past_does_not_matter(seed: int) -> None:
 
 @every_read
 def test_a_strong_ridge_leaves_linear_attention(read: str) -> None:
-    """ridge o_t -> sum zeta (q_t . k_s) v_s with an error of order |H| / ridge: halved when the ridge doubles.   (W.26), (W.28)"""
+    """ridge o_t -> sum zeta (q_t . k_s) v_s with an error of order |H| / ridge: halved when the
+    ridge doubles.   (W.26), (W.28)
+    """
     q, k, v, keep, weight, lam, _ = arguments(SHAPE, 6)
     (decayed, _), _ = decay_recurrent_fwd(q, k, weight[..., None] * v, keep, read=read)
     gaps = []
@@ -218,7 +244,9 @@ def test_a_strong_ridge_leaves_linear_attention(read: str) -> None:
 
 
 def test_orthonormal_keys_leave_linear_attention_at_any_ridge() -> None:
-    """H = identity on the keys seen: o_t = sum (q_t . k_s) v_s / (1 + ridge) for queries among them.   (W.26)"""
+    """H = identity on the keys seen: o_t = sum (q_t . k_s) v_s / (1 + ridge) for queries among
+    them.   (W.26)
+    """
     draw, length = generator(9), 5
     k, v = np.linalg.qr(draw(1, 6, 6))[0][:, :length], draw(1, length, 3)
     one = np.ones((1, length))
@@ -227,7 +255,9 @@ def test_orthonormal_keys_leave_linear_attention_at_any_ridge() -> None:
 
 
 def test_a_small_ridge_stores_more_than_any_step_size() -> None:
-    """As many tokens as channels: Mesa recalls every value, one pass of the delta rule recalls the last only.   (W.26)"""
+    """As many tokens as channels: Mesa recalls every value, one pass of the delta rule recalls the
+    last only.   (W.26)
+    """
     draw = generator(2)
     k, v, one = draw(1, 4, 4), draw(1, 4, 3), np.ones((1, 4))
     (_, state), _ = mesa_recurrent_fwd(k, k, v, one, one, np.full(4, 1e-12), read="strict")
@@ -239,7 +269,8 @@ def test_a_small_ridge_stores_more_than_any_step_size() -> None:
     assert np.all(np.max(np.abs(k @ S - v), axis=-1)[:, :-1] > CLEAR)
 
 
-# Boundary --------------------------------------------------------------------------------------------------------------------
+# Boundary
+# --------------------------------------------------------------------------------------------------------------------
 
 
 every_fwd = pytest.mark.parametrize("fwd", [mesa_recurrent_fwd, mesa_chunked_fwd])
@@ -261,7 +292,9 @@ def test_bad_settings_are_refused(fwd: Callable) -> None:
 @pytest.mark.host("values are looked at on the host alone")
 @every_fwd
 def test_a_ridge_must_be_positive_and_a_keep_too_where_its_logarithm_is_taken(fwd: Callable) -> None:
-    """Without a ridge the memory of no tokens has no minimum; keep = 0 forgets everything, as the definition can.   (W.26), (W.28)"""
+    """Without a ridge the memory of no tokens has no minimum; keep = 0 forgets everything, as the
+    definition can.   (W.26), (W.28)
+    """
     *tokens, keep, weight, lam, state = arguments(SHAPE, 0)
     for wrong in (0 * lam, lam - lam[1], np.nan * lam):
         with pytest.raises(ValueError, match="ridge must be > 0"):
@@ -275,14 +308,17 @@ def test_a_ridge_must_be_positive_and_a_keep_too_where_its_logarithm_is_taken(fw
         fwd(*tokens, 0 * keep, weight, lam, state, read="strict")
 
 
-# Teeth -----------------------------------------------------------------------------------------------------------------------
+# Teeth
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 COMPARISONS = pytest.mark.host("about the comparisons, not about arrays")
 
 
 def is_sound() -> None:
-    """The least squares solution in both forms, their gradients equal, and the recurrent one adjoint."""
+    """The least squares solution in both forms, their gradients equal, and the recurrent one
+    adjoint.
+    """
     *tokens, lam, state = case = arguments(SHAPE, 8)
     q, k, v, keep, weight = tokens
     for read in READS:

@@ -1,7 +1,8 @@
 """The laws and the table reject wrong rules (theorem 19).
 
-Each mutant is the library with one name inside one of its modules replaced. ``CHECKS`` are the comparisons of this folder without
-Hypothesis: they pass on the library, and for every mutant those that are listed beside it fail. What no check could see is named too.
+Each mutant is the library with one name inside one of its modules replaced. ``CHECKS`` are the
+comparisons of this folder without Hypothesis: they pass on the library, and for every mutant those
+that are listed beside it fail. What no check could see is named too.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ pytestmark = pytest.mark.host("about the comparisons, not about arrays")
 
 RULE = {rule.name: rule for rule in RULES}
 UPDATES = {name: getattr(table, f"{name}_update") for name in RULE}
-SHAPE, SEED, CHUNK = Shape(2, 6, 3, 3), 5, 4  # K = E, so that key and value can be taken for each other
+SHAPE, SEED, CHUNK = (Shape(2, 6, 3, 3), 5, 4)  # K = E, so that key and value can be taken for each other
 
 
-# Checks ----------------------------------------------------------------------------------------------------------------------
+# Checks
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def is_the_formula(rule: Rule) -> None:
@@ -114,7 +116,8 @@ def test_the_library_passes_every_check(name: str) -> None:
     assert failing(name) == set()
 
 
-# Mutants ---------------------------------------------------------------------------------------------------------------------
+# Mutants
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def inclusive(f: Callable) -> Callable:
@@ -257,7 +260,9 @@ def test_a_mutant_is_rejected(what, name, module, attribute, mutant, monkeypatch
 
 @pytest.mark.parametrize("name", FADING)
 def test_a_ratio_of_cumulative_products_is_right_on_paper_only(name, monkeypatch) -> None:
-    """Equal where nothing underflows, so the checks accept it; the test of strong decay does not.   (U.3)"""
+    """Equal where nothing underflows, so the checks accept it; the test of strong decay does
+    not.   (U.3)
+    """
     monkeypatch.setattr(MODULE[name], "fades", ratio_of_cumulative_products)
     assert failing(name) == set()
     with pytest.raises(AssertionError), np.errstate(all="ignore"):
@@ -265,7 +270,9 @@ def test_a_ratio_of_cumulative_products_is_right_on_paper_only(name, monkeypatch
 
 
 def test_an_inclusive_mask_over_fades_is_an_equivalent_mutant(monkeypatch) -> None:
-    """The table of fades is 0 where the mask is, so on finite numbers no check can or should see it.   (U.22)"""
+    """The table of fades is 0 where the mask is, so on finite numbers no check can or should see
+    it.   (U.22)
+    """
     monkeypatch.setattr(MODULE["gla"], "past", inclusive(past))
     assert failing("gla") == set()
 
@@ -274,7 +281,7 @@ def test_an_inclusive_mask_over_fades_is_an_equivalent_mutant(monkeypatch) -> No
 @pytest.mark.parametrize("name", ALL)
 def test_the_gradient_check_is_sharp(name, form) -> None:
     """N: any one gradient that is wrong by one part in a hundred thousand is found."""
-    case, (fwd, bwd) = arguments(RULE[name], SHAPE, SEED), pair(RULE[name], form, "inclusive", CHUNK)
+    case, (fwd, bwd) = (arguments(RULE[name], SHAPE, SEED), pair(RULE[name], form, "inclusive", CHUNK))
     for i in range(len(case)):
         with pytest.raises(AdjointError, match=f"argument {i}"):
             check_adjoint(fwd, lambda d, res: tuple(g * (1 + 1e-5 * (j == i)) for j, g in enumerate(bwd(d, res))), case)

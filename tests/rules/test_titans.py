@@ -1,4 +1,6 @@
-"""Titans with a linear memory: heavy ball run literally, the chunked form that is exact, the stale one that is another function."""
+"""Titans with a linear memory: heavy ball run literally, the chunked form that is exact, the stale
+one that is another function.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,10 @@ def arguments(n: Shape, seed: int) -> tuple:
 
 
 def heavy_ball(q, k, v, momentum, decay, step, state, read, chunk=1) -> tuple:
-    """Columns, one sequence after another: U <- eta U - theta (M k - v) k^T,  M <- (1 - alpha) M + U.  Gradients at chunk starts."""
-    outs, final = np.zeros((*q.shape[:2], v.shape[2])), TitansState(np.zeros_like(state.M), np.zeros_like(state.U))
+    """Columns, one sequence after another: U <- eta U - theta (M k - v) k^T,  M <- (1 - alpha) M +
+    U.  Gradients at chunk starts.
+    """
+    outs, final = (np.zeros((*q.shape[:2], v.shape[2])), TitansState(np.zeros_like(state.M), np.zeros_like(state.U)))
     for b in range(q.shape[0]):
         M, U = state.M[b].T, state.U[b].T  # (E,K)
         for t in range(q.shape[1]):
@@ -59,7 +63,9 @@ def heavy_ball(q, k, v, momentum, decay, step, state, read, chunk=1) -> tuple:
 @every_read
 @given(n=shapes, seed=seeds, data=st.data())
 def test_titans_is_heavy_ball_with_weight_decay_run_literally(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
-    """U <- eta U - theta dl/dM, M <- (1 - alpha) M + U; both forms, gradients at the current memory.   (W.1), (W.2), (W.4), (W.5)"""
+    """U <- eta U - theta dl/dM, M <- (1 - alpha) M + U; both forms, gradients at the current
+    memory.   (W.1), (W.2), (W.4), (W.5)
+    """
     case, chunk = arguments(n, seed), data.draw(chunks(n.length), label="chunk")
     expected = heavy_ball(*case, read)
     assert_trees_close(titans_recurrent_fwd(*case, read=read)[0], expected, what="recurrent", scale=1.0)
@@ -77,7 +83,9 @@ def test_the_stale_form_is_heavy_ball_on_the_gradients_at_chunk_starts(read: str
 
 @every_read
 def test_stale_is_current_for_chunks_of_one_token_only(read: str) -> None:
-    """Output, state, gradients agree at chunk = 1; N: at chunk = 2 what a chunk's second token writes differs.   (W.7), (W.8)"""
+    """Output, state, gradients agree at chunk = 1; N: at chunk = 2 what a chunk's second token
+    writes differs.   (W.7), (W.8)
+    """
     case = arguments(SHAPE, 1)
     output, res = titans_recurrent_fwd(*case, read=read)
     draw = generator(5)
@@ -94,7 +102,9 @@ def test_stale_is_current_for_chunks_of_one_token_only(read: str) -> None:
 
 @pytest.mark.parametrize("i", range(1, 6))
 def test_the_stale_form_refuses_what_does_not_fit(i: int) -> None:
-    """The argument that is too short is named, as in the other forms, for which tests/rules/test_laws.py asks.   (W.7)"""
+    """The argument that is too short is named, as in the other forms, for which
+    tests/rules/test_laws.py asks.   (W.7)
+    """
     case, name = list(arguments(SHAPE, 3)), ("q", "k", "v", "momentum", "decay", "step")[i]
     case[i] = case[i][:, :1]
     with pytest.raises(ValueError, match=rf"^{name} must have shape \(.*got {re.escape(str(case[i].shape))}"):
@@ -124,7 +134,9 @@ def test_titans_without_momentum_and_decay_is_the_delta_rule(read: str, n: Shape
 
 
 def test_decay_without_momentum_is_not_the_gated_delta_rule() -> None:
-    """N: Titans takes its gradient at M, Gated DeltaNet at the faded memory; at M = 0 they agree, after the first token no more.   (W.2)"""
+    """N: Titans takes its gradient at M, Gated DeltaNet at the faded memory; at M = 0 they agree,
+    after the first token no more.   (W.2)
+    """
     q, k, v, momentum, decay, step, _ = arguments(SHAPE, 3)
     (ours, _), _ = titans_recurrent_fwd(q, k, v, 0 * momentum, decay, step, read="inclusive")
     (gated, _), _ = gated_delta_recurrent_fwd(q, k, v, 1 - decay, step, read="inclusive")
@@ -134,7 +146,9 @@ def test_decay_without_momentum_is_not_the_gated_delta_rule() -> None:
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.7, 0.0), (0.0, 0.3), (0.7, 0.4), (0.9, 0.2)])
 def test_the_impulse_response_is_a_difference_of_exponentials(momentum: float, decay: float) -> None:
-    """M_ts = (a^(t-s) - mu^(t-s)) / (a - mu), a = 1 - decay: read off with keys that never meet and an empty memory.   (W.4)"""
+    """M_ts = (a^(t-s) - mu^(t-s)) / (a - mu), a = 1 - decay: read off with keys that never meet and
+    an empty memory.   (W.4)
+    """
     length, keep = 8, 1 - decay
     one, identity = np.ones((1, length)), np.eye(length)[None]
     (seen, _), _ = titans_chunked_fwd(
@@ -147,7 +161,9 @@ def test_the_impulse_response_is_a_difference_of_exponentials(momentum: float, d
 @every_read
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, -0.2), (-0.3, 0.5)])
 def test_rates_may_be_zero_one_and_negative(read: str, momentum: float, decay: float) -> None:
-    """Where a logarithm or a quotient of products fails: chunked = recurrent, the gradients of the rates included.   (W.5), (W.6)"""
+    """Where a logarithm or a quotient of products fails: chunked = recurrent, the gradients of the
+    rates included.   (W.5), (W.6)
+    """
     q, k, v, _, _, step, state = arguments(SHAPE, 4)
     mixed = np.where(np.arange(SHAPE.length) % 3 == 1, 0.4, 1.0) * np.ones_like(step)
     case = q, k, v, momentum * mixed, decay * mixed, step, state
@@ -160,7 +176,8 @@ def test_rates_may_be_zero_one_and_negative(read: str, momentum: float, decay: f
         assert_trees_close(titans_chunked_bwd(*cotangent, chunk_res), titans_recurrent_bwd(*cotangent, res), scale=1.0)
 
 
-# Teeth -----------------------------------------------------------------------------------------------------------------------
+# Teeth
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 COMPARISONS = pytest.mark.host("about the comparisons, not about arrays")

@@ -1,4 +1,6 @@
-"""Test-time training: gradient descent run literally on a loss that knows no derivative, the dual forms, what is a special case of what."""
+"""Test-time training: gradient descent run literally on a loss that knows no derivative, the dual
+forms, what is a special case of what.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,8 @@ def run(network: Network, kind: str, case: tuple, minibatch: int, read: str, eps
     return output, bwd(tree_map(lambda y: draw(*y.shape).astype(y.dtype), output), res)
 
 
-# The definition --------------------------------------------------------------------------------------------------------------
+# The definition
+# --------------------------------------------------------------------------------------------------------------
 
 
 def literal_prediction(network: Network, state: Any, x: np.ndarray, gain: Any, bias: Any, eps: float) -> np.ndarray:
@@ -124,7 +127,9 @@ def literal_prediction(network: Network, state: Any, x: np.ndarray, gain: Any, b
 
 
 def by_definition(network: Network, case: tuple, minibatch: int, read: str, eps: float) -> tuple:
-    """Descent on |f(k) - v|^2, one sequence and token at a time; every entry of the gradient by a complex step of the loss itself."""
+    """Descent on |f(k) - v|^2, one sequence and token at a time; every entry of the gradient by a
+    complex step of the loss itself.
+    """
     q, k, v, step, gain, bias, state = case
     outs, finals = np.zeros(v.shape), []
     for b in range(q.shape[0]):
@@ -151,7 +156,9 @@ def by_definition(network: Network, case: tuple, minibatch: int, read: str, eps:
 @every_read
 @pytest.mark.parametrize("minibatch", [1, 2, 3, 9])
 def test_ttt_is_gradient_descent_on_its_loss_run_literally(network: Network, read: str, minibatch: int) -> None:
-    """state' = state - step dl/dstate at the mini-batch's first state: both forms.   (W.9) to (W.16), (W.18), (W.20), (W.22)"""
+    """state' = state - step dl/dstate at the mini-batch's first state: both forms.   (W.9) to
+    (W.16), (W.18), (W.20), (W.22)
+    """
     case = arguments(network, Shape(2, 5, 2, 3), minibatch)
     expected = by_definition(network, case, minibatch, read, 1e-6)
     for kind in ("recurrent", "dual"):
@@ -159,13 +166,16 @@ def test_ttt_is_gradient_descent_on_its_loss_run_literally(network: Network, rea
         assert_trees_close(fwd(*case)[0], expected, what=kind, scale=1.0)
 
 
-# The pieces ------------------------------------------------------------------------------------------------------------------
+# The pieces
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", [True, False])
 @given(seed=seeds)
 def test_the_inner_loss_its_gradient_and_their_adjoints(norm: bool, seed: int) -> None:
-    """<dl/dz, D> = dl along D; predict and inner_gradient against their backward passes.   (W.9), (W.10), (W.11), (W.12)"""
+    """<dl/dz, D> = dl along D; predict and inner_gradient against their backward passes.   (W.9),
+    (W.10), (W.11), (W.12)
+    """
     draw, shape = generator(seed), (2, 3, 4)
     k, z, v, direction = (draw(*shape) for _ in range(4))
     pair = (1 + draw(*shape, scale=0.3), draw(*shape)) if norm else ()
@@ -183,7 +193,9 @@ def test_the_inner_loss_its_gradient_and_their_adjoints(norm: bool, seed: int) -
 @every_network
 @given(seed=seeds)
 def test_the_adjoint_of_the_inner_gradient(network: Network, seed: int) -> None:
-    """The gradient of the whole state, differentiated: an outer gradient of an inner one.   (W.13), (W.15), (W.18), (W.19), (W.21)"""
+    """The gradient of the whole state, differentiated: an outer gradient of an inner one.   (W.13),
+    (W.15), (W.18), (W.19), (W.21)
+    """
     n = Shape(2, 1, 3, 3)
     state, (k, v) = network.state(n, seed), token(n, seed)
     norm = tuple(np.tile(p, (2, 1)) for p in gain_and_bias(3)) if network.norm else ()
@@ -208,14 +220,17 @@ def test_the_slow_pass_of_the_mlp_and_its_adjoint(norm: bool, seed: int) -> None
     check_adjoint(forward, lambda g, res: slow_bwd(*g, *res), (mlp_state(n, seed), k, v, *pair))
 
 
-# Forms -----------------------------------------------------------------------------------------------------------------------
+# Forms
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 @every_network
 @every_read
 @pytest.mark.parametrize("minibatch", [1, 2, 3, 6, 8])
 def test_dual_is_token_by_token(network: Network, read: str, minibatch: int) -> None:
-    """Outputs, final state and every gradient, gain and bias included, with LayerNorm's usual eps.   (W.15), (W.17), (W.21), (W.23)"""
+    """Outputs, final state and every gradient, gain and bias included, with LayerNorm's usual
+    eps.   (W.15), (W.17), (W.21), (W.23)
+    """
     case = arguments(network, Shape(2, 6, 3, 5), minibatch)
     expected, actual = (run(network, kind, case, minibatch, read, eps=1e-6) for kind in ("recurrent", "dual"))
     assert_trees_close(actual, expected, scale=1.0)
@@ -226,7 +241,9 @@ def test_dual_is_token_by_token(network: Network, read: str, minibatch: int) -> 
 @pytest.mark.parametrize("kind", ["recurrent", "dual"])
 @pytest.mark.parametrize("minibatch", [2, 3, 7])
 def test_backward_is_the_adjoint_of_forward_for_mini_batches(network: Network, read: str, kind: str, minibatch: int) -> None:
-    """<u, J v> = <J^T u, v> for tokens, steps, gain, bias and state.   (W.14) to (W.17), (W.20) to (W.23)"""
+    """<u, J v> = <J^T u, v> for tokens, steps, gain, bias and state.   (W.14) to (W.17), (W.20) to
+    (W.23)
+    """
     check_adjoint(*form(network, kind, 1.0, minibatch, read), arguments(network, Shape(2, 5, 3, 2), minibatch))
 
 
@@ -234,7 +251,9 @@ def test_backward_is_the_adjoint_of_forward_for_mini_batches(network: Network, r
 @every_read
 @pytest.mark.parametrize("kind", ["recurrent", "dual"])
 def test_backward_is_the_gradient_by_complex_step_for_mini_batches(network: Network, read: str, kind: str) -> None:
-    """J^T u = Im <u, f(x + i h e)> / h, gain and bias too; nothing is truncated, so the usual eps.   (W.15), (W.17), (W.21), (W.23)"""
+    """J^T u = Im <u, f(x + i h e)> / h, gain and bias too; nothing is truncated, so the usual
+    eps.   (W.15), (W.17), (W.21), (W.23)
+    """
     case, (fwd, _) = arguments(network, Shape(1, 3, 2, 2), 5), form(network, kind, 1e-6, 2, read)
     output, gradients = run(network, kind, case, 2, read, eps=1e-6)
     draw = generator(99)
@@ -255,7 +274,9 @@ def test_backward_is_the_gradient_by_complex_step_for_mini_batches(network: Netw
 @every_network
 @given(seed=seeds, read=st.sampled_from(READS), minibatch=st.integers(1, 3), cuts=splits(3))
 def test_a_sequence_split_between_mini_batches_is_the_whole(network: Network, seed: int, read: str, minibatch: int, cuts: list) -> None:
-    """run(x[:k]) then run(x[k:], state) = run(x) for k a multiple of the mini-batch, any mix of forms.   (W.14), (W.16), (W.20), (W.22)"""
+    """run(x[:k]) then run(x[k:], state) = run(x) for k a multiple of the mini-batch, any mix of
+    forms.   (W.14), (W.16), (W.20), (W.22)
+    """
     *tokens, gain, bias, state = case = arguments(network, Shape(2, 3 * minibatch, 2, 3), seed)
     expected, _ = run(network, "recurrent", case, minibatch, read)
     outs = []
@@ -270,7 +291,9 @@ def test_a_sequence_split_between_mini_batches_is_the_whole(network: Network, se
 @every_read
 @pytest.mark.parametrize("kind", ["recurrent", "dual"])
 def test_reading_is_causal_to_the_last_bit_in_mini_batches(network: Network, read: str, kind: str) -> None:
-    """o_{<=t} keeps its bits when k, v and step from t on (strict) or after t (inclusive) are replaced at scale 1e3.   (W.16), (W.22)"""
+    """o_{<=t} keeps its bits when k, v and step from t on (strict) or after t (inclusive) are
+    replaced at scale 1e3.   (W.16), (W.22)
+    """
     case, other = arguments(network, Shape(2, 6, 3, 3), 1), arguments(network, Shape(2, 6, 3, 3), 2)
     fwd, _ = form(network, kind, 1e-6, 4, read)
     before, _ = fwd(*case)
@@ -287,7 +310,9 @@ def test_reading_is_causal_to_the_last_bit_in_mini_batches(network: Network, rea
 @every_network
 @pytest.mark.parametrize("kind", ["recurrent", "dual"])
 def test_float32_is_float64_rounded_in_mini_batches(network: Network, kind: str) -> None:
-    """dtype(f(x)) = dtype(x); |f32 - f64| <= c n 2^-24, gradients of gain and bias included.   (W.16), (W.17), (W.22), (W.23)"""
+    """dtype(f(x)) = dtype(x); |f32 - f64| <= c n 2^-24, gradients of gain and bias
+    included.   (W.16), (W.17), (W.22), (W.23)
+    """
     single = tree_map(lambda a: a.astype("float32"), arguments(network, Shape(2, 5, 3, 4), 3))
     double = tree_map(lambda a: a.astype("float64"), single)
     rounded, exact = (run(network, kind, case, 3, "inclusive") for case in (single, double))
@@ -299,7 +324,9 @@ def test_float32_is_float64_rounded_in_mini_batches(network: Network, kind: str)
 @every_network
 @pytest.mark.parametrize("kind", ["recurrent", "dual"])
 def test_mini_batches_run_on_any_array_library_and_device(network: Network, kind: str) -> None:
-    """f on a strict array-API library, on a device that is not the host, equals f on NumPy.   (W.16), (W.22)"""
+    """f on a strict array-API library, on a device that is not the host, equals f on
+    NumPy.   (W.16), (W.22)
+    """
     device, case = array_api_strict.Device("device1"), arguments(network, Shape(2, 5, 3, 3), 4)
     fwd, bwd = form(network, kind, 1e-6, 2, "strict")
     output, res = fwd(*case)
@@ -310,13 +337,16 @@ def test_mini_batches_run_on_any_array_library_and_device(network: Network, kind
         assert_close(np.asarray(a.to_device(array_api_strict.Device("CPU_DEVICE"))), b)
 
 
-# Special cases ---------------------------------------------------------------------------------------------------------------
+# Special cases
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @every_read
 @given(n=shapes, seed=seeds)
 def test_ttt_with_mini_batch_1_and_no_layernorm_is_delta_at_twice_the_rate(read: str, n: Shape, seed: int) -> None:
-    """l = |k S - v|^2 has twice the gradient of the delta rule's: outputs and gradients, b None.   (W.14), (W.15), (W.16)"""
+    """l = |k S - v|^2 has twice the gradient of the delta rule's: outputs and gradients, b
+    None.   (W.14), (W.15), (W.16)
+    """
     q, k, v, step, _, _, state = arguments(NETWORKS[3], n, seed)
     expected, res = delta_recurrent_fwd(q, k, v, 2 * step, state.W, read=read)
     draw = generator(seed + 9)
@@ -336,7 +366,9 @@ def with_one(x: np.ndarray) -> np.ndarray:
 @every_read
 @given(n=shapes, seed=seeds)
 def test_a_bias_is_a_weight_whose_input_is_1(read: str, n: Shape, seed: int) -> None:
-    """With b the same rule is delta on [q, 1] and [k, 1], the state's last row being b.   (W.14), (W.16)"""
+    """With b the same rule is delta on [q, 1] and [k, 1], the state's last row being b.   (W.14),
+    (W.16)
+    """
     q, k, v, step, _, _, state = arguments(NETWORKS[2], n, seed)
     S = np.concatenate([state.W, state.b[:, None]], axis=1)
     (out, after), _ = delta_chunked_fwd(with_one(q), with_one(k), v, 2 * step, S, 3, read=read)
@@ -348,7 +380,9 @@ def test_a_bias_is_a_weight_whose_input_is_1(read: str, n: Shape, seed: int) -> 
 @every_read
 @given(n=shapes, seed=seeds)
 def test_ttt_in_one_mini_batch_from_zero_is_linear_attention(read: str, n: Shape, seed: int) -> None:
-    """T tokens a mini-batch, W = 0, step 1/2, no LayerNorm: o_t = sum (q_t . k_s) v_s, and gradients.   (W.14), (W.16), (W.17)"""
+    """T tokens a mini-batch, W = 0, step 1/2, no LayerNorm: o_t = sum (q_t . k_s) v_s, and
+    gradients.   (W.14), (W.16), (W.17)
+    """
     q, k, v, step, _, _, state = arguments(NETWORKS[3], n, seed)
     empty, half = TTTLinearState(0 * state.W, None), 0 * step + 0.5
     expected, res = linear_chunked_fwd(q, k, v, None, 2, read=read)
@@ -372,17 +406,22 @@ def test_no_state_is_a_linear_network_of_zeros(read: str) -> None:
             assert_bitwise(a, b)
 
 
-# What differs ----------------------------------------------------------------------------------------------------------------
+# What differs
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def louder(case: tuple) -> tuple:
-    """The same with steps between 0.1 and 0.5, so that what one step changes in the next gradient is plain to see."""
+    """The same with steps between 0.1 and 0.5, so that what one step changes in the next gradient
+    is plain to see.
+    """
     return *case[:3], 5 * case[3], *case[4:]
 
 
 @every_network
 def test_stale_is_not_current_and_strict_is_not_inclusive(network: Network) -> None:
-    """N: a mini-batch of 2 is another function from its second token on; the two reads differ at every token.   (W.14), (W.20)"""
+    """N: a mini-batch of 2 is another function from its second token on; the two reads differ at
+    every token.   (W.14), (W.20)
+    """
     case = louder(arguments(network, Shape(2, 6, 3, 4), 6))
     (current, _), (stale, _) = (run(network, "dual", case, m, "strict")[0] for m in (1, 2))
     assert_close(stale[:, :2], current[:, :2])  # token 1 reads what token 0 wrote, and that gradient is never stale
@@ -403,13 +442,16 @@ def test_a_sequence_split_inside_a_mini_batch_is_another_function(network: Netwo
     assert relative_error(out[:, 1:], whole[:, 2:]) > CLEAR
 
 
-# Boundary --------------------------------------------------------------------------------------------------------------------
+# Boundary
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @every_network
 @pytest.mark.parametrize("kind", ["recurrent", "dual"])
 def test_bad_settings_are_refused(network: Network, kind: str) -> None:
-    """A mini-batch below 1, half a LayerNorm, keys that cannot be added to values, a network of the wrong size.   (W.14), (W.20)"""
+    """A mini-batch below 1, half a LayerNorm, keys that cannot be added to values, a network of the
+    wrong size.   (W.14), (W.20)
+    """
     case = arguments(network, Shape(2, 4, 3, 3), 0)
     for minibatch in (0, -2):
         with pytest.raises(ValueError, match=f"mini-batch must hold at least 1 token, got {minibatch}"):
@@ -455,7 +497,8 @@ def test_an_mlp_needs_weights_to_start_from(fwd: Callable) -> None:
     assert not np.any(after.W1) and not np.any(after.b1) and not np.any(after.W2) and np.all(after.b2 != 0)
 
 
-# Teeth -----------------------------------------------------------------------------------------------------------------------
+# Teeth
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 COMPARISONS = pytest.mark.host("about the comparisons, not about arrays")
@@ -476,7 +519,9 @@ USERS = {ttt: (LINEAR, MLP), ttt_linear: (LINEAR,), ttt_mlp: (MLP,)}  # who noti
 
 
 def replaced(name: str, change: Callable, *modules: Any) -> list[tuple]:
-    """The function of that name, as ``change`` makes it, in each of the modules; once for every network that uses the module."""
+    """The function of that name, as ``change`` makes it, in each of the modules; once for every
+    network that uses the module.
+    """
     return [
         (network, m, name, lambda *args, f=getattr(m, name), **settings: change(f, *args, **settings))
         for m in modules

@@ -1,7 +1,9 @@
-"""The comparisons that the theorems make, in one place, so that ``test_6_teeth`` can show that each of them rejects wrong programs.
+"""The comparisons that the theorems make, in one place, so that ``test_19_teeth`` can show that each
+of them rejects wrong programs.
 
-Two sides share no code with the fast weight block: ``sequential`` and ``stale`` call dynamic evaluation, and ``literal`` forms the
-parameters of every token with the slow block's first-order backward pass.
+Two sides share no code with the fast weight block: ``sequential`` and ``stale`` call dynamic
+evaluation, and ``literal`` forms the parameters of every token with the slow block's first-order
+backward pass.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ EVERY_NORMALIZER = ("constant", "sequence", "batch")
 
 
 def run(case: BlockCase, state: State | None = None) -> tuple[np.ndarray, State]:
-    """Logits (B,T,V) of the fast weight block, and the accumulated gradients or slots that it leaves behind."""
+    """Logits (B,T,V) of the fast weight block, and the accumulated gradients or slots that it
+    leaves behind.
+    """
     (logits, _, state), _ = fast_block_fwd(*case, state)
     return logits, state
 
@@ -44,7 +48,9 @@ def run_stream(case: BlockCase, state: State | None = None) -> tuple[np.ndarray,
 
 
 def run_in_pieces(case: BlockCase, state: State | None, data: st.DataObject) -> tuple[np.ndarray, State]:
-    """``run`` on pieces cut anywhere, each in chunks of any size or as a stream, with the state carried from one to the next."""
+    """``run`` on pieces cut anywhere, each in chunks of any size or as a stream, with the state
+    carried from one to the next.
+    """
     cuts, rows = data.draw(splits(case.x.shape[1]), label="cuts"), []
     for low, high in zip(cuts[:-1], cuts[1:], strict=True):
         part = tokens(case, slice(low, high))
@@ -99,16 +105,21 @@ def shares(case: BlockCase) -> np.ndarray:
     return case.weights / np.reshape(normalizers(case), (-1, 1))
 
 
-# Dynamic evaluation ----------------------------------------------------------------------------------------------------------
+# Dynamic evaluation
+# ----------------------------------------------------------------------------------------------------------
 
 
 def stale(case: BlockCase, segment: int = 1) -> tuple[np.ndarray, FastParameters]:
-    """Dynamic evaluation with every gradient taken at the slow weights: logits, final parameters per sequence."""
+    """Dynamic evaluation with every gradient taken at the slow weights: logits, final parameters
+    per sequence.
+    """
     return _dynamic(case, segment, True)
 
 
 def sequential(case: BlockCase, segment: int = 1) -> tuple[np.ndarray, FastParameters]:
-    """Dynamic evaluation proper, every gradient taken at the current weights: logits, final parameters per sequence."""
+    """Dynamic evaluation proper, every gradient taken at the current weights: logits, final
+    parameters per sequence.
+    """
     return _dynamic(case, segment, False)
 
 
@@ -118,7 +129,9 @@ def _dynamic(case: BlockCase, segment: int, stale: bool) -> tuple[np.ndarray, Fa
 
 
 def token_gradient(case: BlockCase, b: int, part: slice, fast: FastParameters | None = None) -> FastParameters:
-    """Gradient of sum_{s in part} w_s CE_s / N of sequence b with respect to the fast parameters, at ``fast`` (None = the slow weights)."""
+    """Gradient of sum_{s in part} w_s CE_s / N of sequence b with respect to the fast parameters,
+    at ``fast`` (None = the slow weights).
+    """
     p = case.slow if fast is None else case.slow._replace(**fast._asdict())
     _, res = slow_block_fwd(case.x[b, part], case.labels[b, part], p, case.settings.eps)
     _, gradient = slow_block_bwd(shares(case)[b, part], res)
@@ -126,7 +139,9 @@ def token_gradient(case: BlockCase, b: int, part: slice, fast: FastParameters | 
 
 
 def literal(case: BlockCase) -> tuple[np.ndarray, FastParameters]:
-    """Logits and accumulated gradients by forming p_t = p - eta_p G_t for every token, with G_{t+1} = keep G_t + grad l_t / N."""
+    """Logits and accumulated gradients by forming p_t = p - eta_p G_t for every token, with G_{t+1}
+    = keep G_t + grad l_t / N.
+    """
     batch, length = case.labels.shape
     logits, states = np.zeros((batch, length, case.slow.U.shape[1])), []
     for b in range(batch):
@@ -142,9 +157,11 @@ def literal(case: BlockCase) -> tuple[np.ndarray, FastParameters]:
 
 
 def segment_masked(case: BlockCase, length: int) -> np.ndarray:
-    """(B,T,V)   the fast weight block where token t reads the writes of earlier *segments* only: M_ts = 1[s // L < t // L].
+    """(B,T,V)   the fast weight block where token t reads the writes of earlier *segments* only:
+    M_ts = 1[s // L < t // L].
 
-    Each segment is read with nothing written, through the state of the segments before; then it is written.
+    Each segment is read with nothing written, through the state of the segments before; then it is
+    written.
     """
     rows, state = [plain(tokens(case, slice(0, 0)))], None
     still = case._replace(decay=0 * case.decay)
@@ -157,7 +174,8 @@ def segment_masked(case: BlockCase, length: int) -> np.ndarray:
     return np.concatenate(rows, axis=1)
 
 
-# Theorem 1 -------------------------------------------------------------------------------------------------------------------
+# Theorem 1
+# -------------------------------------------------------------------------------------------------------------------
 
 
 class EquivalenceError(NamedTuple):
@@ -189,11 +207,13 @@ def assert_equivalent(case: BlockCase) -> None:
     assert max(error) <= RTOL, f"the block is not dynamic evaluation at the slow weights: {error}, allowed {RTOL}"
 
 
-# Theorem 10 ------------------------------------------------------------------------------------------------------------------
+# Theorem 10
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def perturb_future(arrays: tuple, t: int, vocabulary: int, seed: int, scale: float = 1e3) -> tuple:
-    """(inputs, labels, weights) with inputs after t, and labels and weights from t on, replaced by something unrelated and large.
+    """(inputs, labels, weights) with inputs after t, and labels and weights from t on, replaced by
+    something unrelated and large.
 
     Inputs are features (B,T,D), or tokens (B,T) which have no size.
     """

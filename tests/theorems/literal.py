@@ -1,8 +1,10 @@
-"""Optimizers written out: parameters that really move, one step after the other. No mask, no slot, no attention, no fast weight code.
+"""Optimizers written out: parameters that really move, one step after the other. No mask, no slot,
+no attention, no fast weight code.
 
-An optimizer here is a function ``walk(theta0, eta, gradient, length)`` that yields the parameters read by token 0, 1, ..., length - 1.
-It yields before it asks for the gradient of the token that reads.
-``gradient(t, theta)`` is the first-order gradient of token t's loss at theta; a *stale* optimizer asks for it at theta0 only.
+An optimizer here is a function ``walk(theta0, eta, gradient, length)`` that yields the parameters
+read by token 0, 1, ..., length - 1. It yields before it asks for the gradient of the token that
+reads. ``gradient(t, theta)`` is the first-order gradient of token t's loss at theta; a *stale*
+optimizer asks for it at theta0 only.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from fwl_ref.dynamic_evaluation import RmsScale, Rule, update
+from fwl_ref.dynamic_evaluation import Descent, RmsScale, update
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.tree import add, leaves, tree_map, zeros_like
 
@@ -24,7 +26,8 @@ def descend(theta: FastParameters, eta: FastParameters, step: FastParameters) ->
     return tree_map(lambda p, e, s: p - e * s, theta, eta, step)
 
 
-# Linear in stale gradients ---------------------------------------------------------------------------------------------------
+# Linear in stale gradients
+# ---------------------------------------------------------------------------------------------------
 
 
 def sgd(rate: Callable[[int], float] = lambda t: 1.0) -> Walk:
@@ -53,7 +56,9 @@ def decay(rate: float) -> Walk:
 
 
 def heavy_ball(mu: float, rate: float = 0.0) -> Walk:
-    """A velocity that accumulates gradients, and parameters that follow the velocity; with a pull back if ``rate`` is not 0."""
+    """A velocity that accumulates gradients, and parameters that follow the velocity; with a pull
+    back if ``rate`` is not 0.
+    """
 
     def walk(theta0, eta, gradient, length):
         theta, velocity = theta0, zeros_like(theta0)
@@ -67,7 +72,9 @@ def heavy_ball(mu: float, rate: float = 0.0) -> Walk:
 
 
 def polyak_average() -> Walk:
-    """Gradient descent runs on its own; what is read is the mean of all its iterates so far, the first one included."""
+    """Gradient descent runs on its own; what is read is the mean of all its iterates so far, the
+    first one included.
+    """
 
     def walk(theta0, eta, gradient, length):
         iterates = [theta0]
@@ -113,15 +120,16 @@ def rms(divisor: FastParameters) -> Walk:
     """Krause's RMS rule without decay, as dynamic evaluation has it   (Y.2)"""
 
     def walk(theta0, eta, gradient, length):
-        theta, rule = theta0, Rule(eta, scale=RmsScale(divisor, divisor))
+        theta, descent = theta0, Descent(eta, scale=RmsScale(divisor, divisor))
         for t in range(length):
             yield theta
-            theta = update(theta, gradient(t, theta0), theta0, rule)
+            theta = update(theta, gradient(t, theta0), theta0, descent)
 
     return walk
 
 
-# Not linear ------------------------------------------------------------------------------------------------------------------
+# Not linear
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def norm(tree: FastParameters) -> float:
@@ -129,7 +137,9 @@ def norm(tree: FastParameters) -> float:
 
 
 def adam(beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8) -> Walk:
-    """Running means of gradients and of their squares, bias-corrected: the divisor runs along with the gradients."""
+    """Running means of gradients and of their squares, bias-corrected: the divisor runs along with
+    the gradients.
+    """
 
     def walk(theta0, eta, gradient, length):
         theta, m, v = theta0, zeros_like(theta0), zeros_like(theta0)
@@ -171,7 +181,9 @@ def sign() -> Walk:
 
 
 def orthogonalised(m: np.ndarray) -> np.ndarray:
-    """Five Newton-Schulz steps with Muon's coefficients, which send singular values to about 1; of a vector its direction."""
+    """Five Newton-Schulz steps with Muon's coefficients, which send singular values to about 1; of
+    a vector its direction.
+    """
     x = m / max(float(np.sqrt(np.sum(m * m))), 1e-300)
     if m.ndim < 2:
         return x
@@ -206,11 +218,14 @@ def sequential_sgd() -> Walk:
     return walk
 
 
-# Running a walk over the slow block ------------------------------------------------------------------------------------------
+# Running a walk over the slow block
+# ------------------------------------------------------------------------------------------
 
 
 def walked(walk: Walk, x, labels, share, slow: SlowParameters, eta: FastParameters, eps: float) -> list[list[FastParameters]]:
-    """The parameters that tokens 0, ..., T - 1 of each sequence read, and those after the last; ``share`` (B,T) is w / N."""
+    """The parameters that tokens 0, ..., T - 1 of each sequence read, and those after the last;
+    ``share`` (B,T) is w / N.
+    """
     theta0 = FastParameters(*slow[:6])
     found = []
     for b in range(x.shape[0]):
@@ -238,5 +253,8 @@ def logits_at(thetas: list[list[FastParameters]], x, labels, slow: SlowParameter
 def moves(thetas: list[list[FastParameters]], slow: SlowParameters) -> np.ndarray:
     """(B,T+1,P)   theta_t - theta_0, all parameters in one row."""
     start = FastParameters(*slow[:6])
-    away = lambda theta: np.concatenate([np.ravel(p) for p in leaves(add(theta, tree_map(lambda p: -p, start)))])  # noqa: E731
+
+    def away(theta: FastParameters) -> np.ndarray:
+        return np.concatenate([np.ravel(p) for p in leaves(add(theta, tree_map(lambda p: -p, start)))])
+
     return np.asarray([[away(theta) for theta in row] for row in thetas])

@@ -1,0 +1,89 @@
+"""Multiply-adds by formula, for every way of reading one window of ``length`` bytes: exact
+integers, equal to a count of the real products.
+
+A document costs the sum over its windows. Matrix products count, nothing else; they are what grows
+with the square of the width. Left out: sums, elementwise work, and the update of dynamic
+evaluation, a few operations per parameter and segment (dozens with the RMS rule).
+
+Per token and dense layer (d_in, d_out) fast weights cost a slow product, an input gradient (not for
+the first layer: the slow gradient stops at the features), a fast product (the first layer's is the
+slow one), a state read, a state write, and the work inside a chunk. Dynamic evaluation costs
+forward and both halves of backward for every layer: three forwards.
+"""
+
+from __future__ import annotations
+
+from ..lm.model import Config
+from ..ops.attention import BLOCK
+
+
+def attention_pairs(config: Config, length: int, past: int = 0) -> int:
+    """Pairs of query and key for which a score is formed, on ``length`` queries after ``past``
+    cached keys: whole blocks, masked or not.
+    """
+    total, window = 0, config.attention_window
+    for start in range(0, length, BLOCK):
+        stop = min(start + BLOCK, length)
+        first = 0 if window is None else max(0, past + start - window + 1)
+        total += (stop - start) * (past + stop - first)
+    return total
+
+
+def trunk(config: Config, length: int) -> int:
+    """Embedding to features, forward: a layer's four dense products, and two products over the
+    pairs of attention.
+    """
+    d = config.width
+    return config.layers * (12 * d * d * length + 2 * d * attention_pairs(config, length))
+
+
+def block(config: Config) -> int:
+    """The slow block, forward, per token."""
+    d, f, v = config.width, 4 * config.width, config.vocabulary
+    return d * f + f * d + d * v
+
+
+def static(config: Config, length: int) -> int:
+    """The plain model, forward."""
+    return trunk(config, length) + length * block(config)
+
+
+def fast(config: Config, length: int, carried: bool = False) -> int:
+    """The fast weight model: write and read. The first chunk of a window has no state to read
+    unless one is ``carried`` in.
+    """
+    d, f, v = config.width, 4 * config.width, config.vocabulary
+    chunk = min(config.chunk or length, length)
+    sizes = [min(chunk, length - start) for start in range(0, length, chunk)]
+    pairs = sum(n * n for n in sizes)  # formed inside chunks, masked or not
+    reads = length if carried else length - sizes[0]  # tokens that read a state
+    layers = [
+        (d + 1, f),
+        (f + 1, d),
+        (1, 2 * d),
+    ]  # with the constant channel of the bias; cumulative sums of gain and bias
+    memory = sum(pairs * (k + e) + (length + reads) * k * e for k, e in layers)
+    slow_products = block(config)  # sweep 1
+    input_gradients = v * d + d * f  # sweep 2: unembedding, second layer
+    fast_products = f * d + d * v  # sweep 3: second layer, unembedding
+    return (
+        trunk(config, length) + length * (slow_products + input_gradients + fast_products) + memory
+    )
+
+
+def dynamic(config: Config, length: int, segment: int) -> int:
+    """Dynamic evaluation of the whole model: forward and backward of each segment, the embedding's
+    gradient as a one-hot product.
+    """
+    d, v = config.width, config.vocabulary
+    dense = config.layers * 12 * d * d + block(config)
+    sizes = [min(segment, length - start) for start in range(0, length, segment)]
+    pairs = sum(attention_pairs(config, n, i * segment) for i, n in enumerate(sizes))
+    return (
+        length * (3 * dense + v * d) + config.layers * 7 * d * pairs
+    )  # attention: 2 products forward, 5 backward
+
+
+def dynamic_block(config: Config, length: int) -> int:
+    """Dynamic evaluation of the block alone: the trunk forward, the block forward and backward."""
+    return trunk(config, length) + 3 * length * block(config)

@@ -1,0 +1,162 @@
+"""The demo's figure. Okabe-Ito colours, and markers or line styles too, so that it reads without
+colour.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..backend import Array, host
+from ..files import whole_file
+
+COLOURS = {
+    "static": "#000000",
+    "dynamic_evaluation_sgd": "#E69F00",
+    "dynamic_evaluation_rms": "#D55E00",
+    "dynamic_evaluation_block": "#CC79A7",
+    "fast_untrained": "#999999",
+    "fast_windowed": "#56B4E9",
+    "fast_carried": "#0072B2",
+}
+MARKERS = dict(zip(COLOURS, "osD^vPX", strict=True))
+SIZES = {
+    "font.size": 14,
+    "axes.titlesize": 16,
+    "legend.fontsize": 14,
+    "lines.linewidth": 2,
+    "lines.markersize": 8,
+}
+
+
+def demo_figure(
+    path: Path,
+    labels: dict[str, str],
+    curves: dict,
+    losses: dict[str, list[Array]],
+    results: dict,
+    window: int,
+) -> None:
+    """Draw the figure into a PNG file, written whole or not at all."""
+    image = io.BytesIO()
+    draw(labels, curves, losses, results, window).savefig(image, format="png")
+    with whole_file(path) as file:
+        file.write(image.getvalue())
+
+
+def draw(
+    labels: dict[str, str], curves: dict, losses: dict[str, list[Array]], results: dict, window: int
+) -> Figure:
+    """Three panels: training curves; gain by position in the document; cost against gain. One
+    legend below names the ways to read.
+
+    Not made through pyplot: nothing is shown, and the figures and settings of whoever calls stay as
+    they are.
+    """
+    with matplotlib.rc_context(SIZES):
+        figure = Figure(figsize=(16, 6.8), dpi=110, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        left, middle, right = figure.subplots(1, 3)
+        _training(left, curves)
+        _by_position(middle, losses, window)
+        handles = _cost(right, results)
+        for axis in (left, middle, right):
+            axis.grid(alpha=0.3)
+        for axis in (left, middle):
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
+        figure.legend(
+            handles, [labels[name] for name in COLOURS], loc="outside lower center", ncols=3
+        )
+    return figure
+
+
+def bins(length: int, window: int) -> list[slice]:
+    """Where gains are averaged: at most 16 parts of equal length, none below half a window; a short
+    rest at the end is left out.
+    """
+    width = max(1, window // 2, -(-length // 16))
+    return [
+        slice(start, start + width)
+        for start in range(0, length, width)
+        if not start or start + width <= length
+    ]
+
+
+def gains(losses: list[Array], base: list[Array], parts: list[slice]) -> list[float]:
+    """Percent saved against ``base`` in each part, over all bytes of the documents that reach it."""
+    found = []
+    for part in parts:
+        mine, other = (
+            host.concatenate([x[part] for x in rows]).astype("float64").mean()
+            for rows in (losses, base)
+        )
+        found.append(float(100 * (1 - mine / other)))
+    return found
+
+
+def _training(axis: Axes, curves: dict[str, tuple]) -> None:
+    styles, lowest = {"plain": ("#000000", "--"), "fast": ("#0072B2", "-")}, host.inf
+    for name, history in curves.items():
+        bits = host.asarray([r.bits_per_byte for r in history])
+        width = max(1, len(bits) // 30)
+        smooth = host.convolve(bits, host.ones(width) / width, "valid")
+        colour, style = styles[name]
+        axis.plot(
+            host.arange(len(smooth)) + width,
+            smooth,
+            style,
+            color=colour,
+            label=f"{name} model",
+            linewidth=2.5,
+        )
+        lowest = min(lowest, smooth.min())
+    shown = "bits per byte" if width == 1 else f"bits per byte (mean of {width} steps)"
+    axis.set(xlabel="training step", ylabel=shown, title="Training: same size, seed and data")
+    axis.set_ylim(
+        top=min(axis.get_ylim()[1], lowest + 2.5)
+    )  # the first steps fall from 8 bits and say nothing
+    axis.legend(loc="upper right")
+
+
+def _by_position(axis: Axes, losses: dict[str, list[Array]], window: int) -> None:
+    longest = max(len(x) for x in losses["static"])
+    parts = bins(longest, window)
+    middles = [(part.start + min(part.stop, longest)) / 2 for part in parts]
+    axis.axhline(0, color=COLOURS["static"], linewidth=1.5)
+    for name, colour in COLOURS.items():
+        if name != "static":
+            axis.plot(
+                middles,
+                gains(losses[name], losses["static"], parts),
+                color=colour,
+                marker=MARKERS[name],
+            )
+    axis.set(
+        xlabel="position in the document (bytes)",
+        ylabel="bits saved against static (%)",
+        title="Gain by position in the document",
+    )
+    axis.set_xlim(0, longest)
+
+
+def _cost(axis: Axes, results: dict) -> list:
+    times, bits = results["relative_time"], results["bits_per_byte"]
+    handles = []
+    for name, colour in COLOURS.items():
+        place = ([], []) if bits[name] is None else (times[name], bits[name])  # None: it diverged
+        handles += axis.plot(
+            *place, color=colour, marker=MARKERS[name], markersize=13, linestyle="none"
+        )
+    axis.set(
+        xlabel="time per byte, static = 1",
+        ylabel="bits per byte (lower is better)",
+        title="What it costs, what it gives",
+    )
+    axis.set_xlim(0, 1.1 * max(times.values()))
+    axis.margins(y=0.12)
+    return handles

@@ -1,0 +1,381 @@
+"""The demo: train a plain and a fast model on real text, then read documents neither has seen in
+seven ways.
+
+Both models have the same number of parameters, the same seed and the same order of data; each
+trains on a core of its own, or on a GPU one after the other in one process. Every step size that is
+not learned is chosen on validation documents. The table (JSON, Markdown), a figure and both models
+go to ``results/``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+import time
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from threadpoolctl import threadpool_info
+
+from ..backend import Array, as_dtype, backend_target, backend_versions, host, to_numpy
+from ..dynamic_evaluation import Descent, evaluate_block, mean_square, rms_scale
+from ..files import check_writable
+from ..fwl import fast_block_fwd
+from ..lm import evaluate, footprint
+from ..lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ..lm.data import Corpus, Document, load_corpus, training_batch, windows
+from ..lm.device import batch_like
+from ..lm.evaluate import bits_per_byte
+from ..lm.model import (
+    Config,
+    Parameters,
+    effective_step_sizes,
+    fast_settings,
+    features_fwd,
+    loss_and_gradient,
+)
+from ..lm.train import Progress, TrainSettings, begin, check_train_settings, on_backend, train
+from ..tree import size, tree_map
+from . import cost
+from .compare import Way, choose, read_all, relative_times
+from .parallel import InTurn, worker_pool
+from .report import finite, write_report
+
+LABELS = {
+    "static": "static",
+    "dynamic_evaluation_sgd": "dynamic evaluation, SGD",
+    "dynamic_evaluation_rms": "dynamic evaluation, RMS",
+    "dynamic_evaluation_block": "dynamic evaluation, block only",
+    "fast_untrained": "fast weights, plain model, not trained for it",
+    "fast_windowed": "fast weights, reset every window",
+    "fast_carried": "fast weights, carried through the document",
+}
+
+
+class DemoSettings(NamedTuple):
+    """Sizes of the demo. What ``make demo`` runs is FULL, and ``make demo QUICK=1`` is QUICK."""
+
+    config: Config
+    training: TrainSettings
+    segment: int = 64  # tokens per update of dynamic evaluation
+    validation: tuple[int, int] = (5, 4096)  # documents, bytes of each
+    test: tuple[int, int] = (12, 8192)
+    statistics_batches: int = 64  # training segments for the RMS descent
+    timing: tuple[int, int] = (2048, 5)  # bytes, rounds
+    sgd: tuple = (0.02, 0.04, 0.08)  # step sizes tried
+    rms: tuple = (3e-4, 6e-4, 1.2e-3)
+    block: tuple = (0.1, 0.3, 0.6)
+    untrained: tuple = (0.001, 0.003, 0.01)
+    decays: tuple = (0.0, 0.01)  # tried with each
+
+
+FULL = DemoSettings(Config(heads=2), TrainSettings(steps=600))
+QUICK = FULL._replace(
+    training=TrainSettings(steps=170, warmup=20),
+    validation=(2, 1024),
+    test=(4, 2048),
+    statistics_batches=8,
+    timing=(1024, 3),
+    decays=(0.0,),
+)
+
+
+def run_demo(
+    out: Path,
+    source: str = "stdlib",
+    quick: bool = False,
+    settings: DemoSettings | None = None,
+    backend: str = "numpy",
+) -> dict[str, Any]:
+    """Train, choose, read, time, write the report; returns what ``demo.json`` holds.
+
+    An interrupted demo goes on from the checkpoints in ``out``, trained or half trained. One that
+    ended with a report starts anew.
+
+    Raises
+    ------
+    ValueError, OSError
+        Before training: settings that cannot be, too little text, an ``out`` that cannot be written to or whose ``plain.npz`` or
+        ``fast.npz`` is no checkpoint.
+    BackendError
+        ``backend`` is "cupy" and there is no CuPy or no GPU.
+    """
+    s = settings or (QUICK if quick else FULL)
+    check_train_settings(s.training)
+    check_writable(out)
+    backend_target(backend)
+    clock, numpy = time.perf_counter(), backend == "numpy"
+    minutes = (
+        f"about {'1 minute' if quick else '4 minutes'} on two cores"
+        if numpy
+        else "on one GPU, one after the other"
+    )
+    print(f"fwl_ref demo: two models of {describe(s)}; {minutes}", flush=True)
+    need = footprint.training(s.config, s.training.batch, s.training.window)
+    print(
+        f"memory at the peak of a training step, about {footprint.sentence(need)}{'; two at a time' if numpy else ''}",
+        flush=True,
+    )
+    corpus = load_corpus(source)
+    validation = pick(corpus.validation, *s.validation)
+    test = pick(corpus.test, *s.test)
+    sizes = ", ".join(
+        f"{len(part)} {name}"
+        for name, part in zip(("train", "validation", "test"), corpus[1:], strict=True)
+    )
+    print(
+        f"corpus {source}: documents {sizes}; reading {len(test)} test documents, up to {s.test[1]:,} bytes of each",
+        flush=True,
+    )
+    with worker_pool(min(2, os.cpu_count() or 1)) if numpy else InTurn() as pool:
+        plain, fast = train_both(pool, s, source, out, backend)
+        ways, tried = choose_ways(pool, s, plain.params, fast.params, corpus, validation)
+        rows = read_all(pool, list(ways.values()), test, "test documents")
+        losses = dict(zip(ways, rows, strict=True))
+        print("timing, one process, ways interleaved ...", flush=True)
+        sample = Document("timing", test[0].data[: s.timing[0] + 1])
+        times, microseconds = pool.submit(relative_times, ways, sample, s.timing[1]).result()
+        error = pool.submit(
+            equivalence_error, fast.params, s.config, test[0], s.training.window
+        ).result()
+    bits = {name: bits_per_byte(rows) for name, rows in losses.items()}
+    found = {
+        "bits_per_byte": bits,
+        "relative_time": times,
+        "relative_multiply_adds": relative_multiply_adds(s),
+        "equivalence_max_error": error,
+        "change_standard_error": {
+            name: change_standard_error(rows, losses["static"]) for name, rows in losses.items()
+        },
+        "chosen": {name: way.label for name, way in ways.items()},
+        "tried_on_validation": tried,
+        "microseconds_per_token_static": microseconds,
+        "learned": {
+            "eta": tree_map(_number, fast.params.eta)._asdict(),
+            "decay": _number(fast.params.decay),
+        },
+        "settings": settings_of(s, source, quick),
+        "documents": [document.name for document in test],
+        "validation_documents": [document.name for document in validation],
+        "seed": s.training.seed,
+        "parameters": size(plain.params),
+        "versions": backend_versions(backend)
+        | {"blas": "; ".join(sorted({str(i.get("architecture")) for i in threadpool_info()}))},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(time.perf_counter() - clock, 1),
+    }
+    results = finite(found)
+    write_report(
+        out,
+        LABELS,
+        results,
+        {"plain": plain.history, "fast": fast.history},
+        losses,
+        s.training.window,
+    )
+    return results
+
+
+def describe(s: DemoSettings) -> str:
+    """One line about the model."""
+    return f"{s.config.layers} layers, width {s.config.width}, windows of {s.training.window} bytes, {s.training.steps} steps"
+
+
+def pick(documents: tuple[Document, ...], count: int, limit: int) -> list[Document]:
+    """``count`` documents, evenly spread over those of at least ``limit`` bytes (or over all, if
+    those are too few), cut to ``limit``.
+    """
+    long = [d for d in documents if len(d.data) > limit]
+    pool = long if len(long) >= min(count, len(documents)) else list(documents)
+    chosen = [pool[i * len(pool) // min(count, len(pool))] for i in range(min(count, len(pool)))]
+    return [Document(d.name, d.data[: limit + 1]) for d in chosen]
+
+
+def train_both(
+    pool: Executor, s: DemoSettings, source: str, out: Path, backend: str = "numpy"
+) -> tuple[Progress, Progress]:
+    """The plain and the fast model, side by side, each from its checkpoint if an interrupted demo
+    left one.
+    """
+    configs = {
+        name: s.config._replace(fast=fast) for name, fast in (("plain", False), ("fast", True))
+    }
+    starts = [
+        unreported(out / f"{name}.npz", config, s.training, source)
+        for name, config in configs.items()
+    ]
+    jobs = [
+        pool.submit(
+            train_one, config, s.training, source, out / f"{name}.npz", start, name, row, backend
+        )
+        for row, ((name, config), start) in enumerate(zip(configs.items(), starts, strict=True))
+    ]
+    plain, fast = (job.result() for job in jobs)
+    return plain, fast
+
+
+def unreported(path: Path, config: Config, training: TrainSettings, source: str) -> Progress | None:
+    """Progress of the same settings that no report has followed: an interrupted demo left it. None
+    if there is none.
+    """
+    if not path.exists():
+        return None
+    found, report = load_checkpoint(path), path.with_name("demo.json")
+    reported = report.exists() and report.stat().st_mtime_ns >= path.stat().st_mtime_ns
+    return (
+        found.progress
+        if (found.config, found.settings, found.corpus) == (config, training, source)
+        and not reported
+        else None
+    )
+
+
+def train_one(
+    config: Config,
+    training: TrainSettings,
+    source: str,
+    path: Path,
+    start: Progress | None,
+    name: str,
+    row: int,
+    backend: str = "numpy",
+) -> Progress:
+    """Train one model from ``start`` (None = from scratch), with checkpoints at ``path``."""
+    start = begin(config, training, backend) if start is None else on_backend(start, backend)
+
+    def save(progress: Progress) -> None:
+        save_checkpoint(path, Checkpoint(config, training, source, progress))
+
+    need = footprint.training(config, training.batch, training.window)
+    with footprint.explained("a training step", need, config, training.window, training.batch):
+        return train(
+            load_corpus(source),
+            config,
+            training,
+            start=start,
+            save=save,
+            label=f"{name:>5} model",
+            position=row,
+        )
+
+
+def choose_ways(
+    pool: Executor,
+    s: DemoSettings,
+    plain: Parameters,
+    fast: Parameters,
+    corpus: Corpus,
+    documents: list[Document],
+):
+    """The seven ways to read, step sizes chosen on validation documents."""
+    config, window = s.config._replace(fast=False), s.training.window
+    batches = (
+        training_batch(corpus.train, 1, s.segment, s.training.seed + 1, i)
+        for i in range(s.statistics_batches)
+    )
+    squares = mean_square(
+        loss_and_gradient(plain, *batch_like(batch, plain.embedding), config)[1]
+        for batch in batches
+    )
+    scale = rms_scale(squares)
+
+    def dynamic(rate: float, decay: float, scale: Any = None) -> Way:
+        options = {"window": window, "descent": Descent(rate, decay, scale), "segment": s.segment}
+        return Way(f"rate {rate:g}, decay {decay:g}", evaluate.dynamic, plain, config, options)
+
+    def block(rate: float, decay: float) -> Way:
+        options = {"window": window, "rate": rate, "decay": decay, "segment": s.segment}
+        return Way(
+            f"rate {rate:g}, decay {decay:g}", evaluate.dynamic_block, plain, config, options
+        )
+
+    def untrained(rate: float, carried: bool) -> Way:
+        params = evaluate.with_step_size(plain, rate, s.training.decay)
+        label = f"step size {rate:g}, {'carried' if carried else 'reset'}"
+        return Way(
+            label, evaluate.fast_weights, params, s.config, {"window": window, "carried": carried}
+        )
+
+    candidates = {
+        "dynamic_evaluation_sgd": [dynamic(r, d) for r in s.sgd for d in s.decays],
+        "dynamic_evaluation_rms": [dynamic(r, d / 10, scale) for r in s.rms for d in s.decays],
+        "dynamic_evaluation_block": [block(r, d) for r in s.block for d in s.decays],
+        "fast_untrained": [untrained(r, c) for r in s.untrained for c in (False, True)],
+    }
+    chosen, tried = choose(pool, candidates, documents, "step sizes, validation")
+    ways = {
+        "static": Way("-", evaluate.static, plain, config, {"window": window}),
+        **chosen,
+        "fast_windowed": Way("learned", evaluate.fast_weights, fast, s.config, {"window": window}),
+        "fast_carried": Way(
+            "learned", evaluate.fast_weights, fast, s.config, {"window": window, "carried": True}
+        ),
+    }
+    return {name: ways[name] for name in LABELS}, tried
+
+
+def equivalence_error(params: Parameters, config: Config, document: Document, window: int) -> float:
+    """Largest |difference| of logits, float64, trained model: the block against the slow block at
+    theta_0 - eta * sum of gradients.
+
+    The literal side moves the parameters and runs the slow block, token by token; it shares no code
+    with the fast weights.
+    """
+    params = tree_map(lambda p: as_dtype(p, "float64"), params)
+    tokens, labels, weights = batch_like(next(windows(document, window)), params.embedding)
+    (x, _), _ = features_fwd(params, tokens, config)
+    eta, fixed = effective_step_sizes(params.eta, config.dialect), fast_settings(config)
+    (logits, _, _), _ = fast_block_fwd(x, labels, weights, params.block, eta, params.decay, fixed)
+    literal, _ = evaluate_block(
+        x,
+        labels,
+        weights,
+        params.block,
+        eta,
+        segment=1,
+        decay=_number(params.decay),
+        n=fixed.constant,
+        eps=fixed.eps,
+        stale=True,
+    )
+    return float(host.max(host.abs(to_numpy(logits - literal))))
+
+
+def relative_multiply_adds(s: DemoSettings) -> dict[str, float]:
+    """Counted multiply-adds per token, static = 1."""
+    window, config = s.training.window, s.config
+    counts = {
+        "static": cost.static(config, window),
+        "dynamic_evaluation_sgd": cost.dynamic(config, window, s.segment),
+        "dynamic_evaluation_rms": cost.dynamic(config, window, s.segment),
+        "dynamic_evaluation_block": cost.dynamic_block(config, window),
+        "fast_untrained": cost.fast(config, window, carried=True),
+        "fast_windowed": cost.fast(config, window),
+        "fast_carried": cost.fast(config, window, carried=True),
+    }
+    return {name: count / counts["static"] for name, count in counts.items()}
+
+
+def change_standard_error(rows: list, base: list) -> float:
+    """Standard error, over documents, of the change in bits per byte against static, in percent.
+    NaN for a single document.
+    """
+    if len(rows) < 2:
+        return math.nan
+    changes = [100 * (a.mean() - b.mean()) / b.mean() for a, b in zip(rows, base, strict=True)]
+    return float(host.std(changes, ddof=1) / len(changes) ** 0.5)
+
+
+def _number(x: Array) -> float:
+    """A scalar of any library as a Python float."""
+    return float(to_numpy(x))
+
+
+def settings_of(s: DemoSettings, source: str, quick: bool) -> dict[str, Any]:
+    """Plain data for the report."""
+    nested = {"config": s.config._asdict(), "training": s.training._asdict()}
+    return {"corpus": source, "quick": quick} | s._asdict() | nested

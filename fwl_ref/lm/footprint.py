@@ -1,0 +1,129 @@
+"""Bytes by formula, said before the work starts, and what to lower if they are not there. A test
+compares with what NumPy allocates.
+
+Per token and layer the transformer keeps 23 D numbers for its backward pass, 12 D of them in the
+MLP; the fast block keeps about 8 F more, and one state per chunk and sequence. Nothing grows with
+the square of T: attention keeps one number per query and forms its scores for ``BLOCK`` queries at
+a time, linear attention forms them for a chunk. Reading a document takes one window at a time,
+however long it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ..ops.attention import BLOCK
+from .model import Config
+
+
+class Bytes(NamedTuple):
+    """What a computation holds at its peak."""
+
+    parameters: int  # parameters, and in training their gradients, moments and successors: grows with the width and the layers
+    activations: int  # residuals and temporaries: grows with batch x window
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.activations
+
+
+def count_parameters(config: Config) -> int:
+    """Numbers in the parameters of a model: embedding, blocks, final LayerNorm, fast block, step
+    sizes and decay.
+    """
+    d, f, v = config.width, 4 * config.width, config.vocabulary
+    block = 2 * d + (3 * d * d + 3 * d) + (d * d + d) + 2 * d + (d * f + f) + (f * d + d)
+    return (
+        v * d + config.layers * block + 2 * d + (d * f + f + f * d + d + 2 * d + d * v + v) + 6 + 1
+    )
+
+
+def training(config: Config, batch: int, window: int, itemsize: int = 4) -> Bytes:
+    """A training step: a backward pass over everything the forward pass kept, then AdamW, which
+    holds old and new values at once.
+    """
+    f, v, p = 4 * config.width, config.vocabulary, count_parameters(config)
+    chunk = min(config.chunk or window, window)
+    attention = (
+        3 * config.heads * min(BLOCK, window)
+    )  # scores, probabilities and their gradient, of one block of queries
+    block = (
+        12 * f + 4 * v + 3 * chunk if config.fast else f + 2 * v
+    )  # gradients of the memory; scores of a chunk
+    backward = batch * (
+        _kept(config, window, itemsize) + window * max(block, 3 * f + attention) * itemsize
+    )
+    step = max(
+        0, 4 * p * itemsize - backward
+    )  # AdamW's temporaries come when those of the backward pass are gone
+    return Bytes(4 * p * itemsize + step, backward)
+
+
+def evaluation(config: Config, window: int, itemsize: int = 4) -> Bytes:
+    """Reading a document with parameters that do not change: one window after the other, nothing of
+    the last one kept but the state.
+    """
+    d, f, v = config.width, 4 * config.width, config.vocabulary
+    chunk = min(config.chunk or window, window)
+    attention, block = 3 * config.heads * min(BLOCK, window), 2 * max(f, v)
+    carried = (
+        3 * 2 * d * f if config.fast else 0
+    )  # the state that comes in, the one that goes out, and one more on the way
+    temporaries = window * max(attention, block + 3 * chunk * config.fast) + carried
+    return Bytes(
+        count_parameters(config) * itemsize,
+        _kept(config, window, itemsize) + temporaries * itemsize,
+    )
+
+
+def sentence(need: Bytes) -> str:
+    """The statement: how much, and what it grows with."""
+    return f"{readable(need.total)}: parameters {readable(need.parameters)}, activations {readable(need.activations)}"
+
+
+def readable(count: float) -> str:
+    """12345678 -> "12.3 MB" """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+@contextmanager
+def explained(
+    what: str, need: Bytes, config: Config, window: int, batch: int = 1
+) -> Iterator[None]:
+    """Turn an out-of-memory error, of the host or of CuPy's pool, into one that says which size to
+    lower.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        if need.parameters > need.activations:
+            advice = f"lower the width (now {config.width}) or the number of layers (now {config.layers})"
+        elif batch > 1:
+            advice = f"lower the batch (now {batch}), or the window (now {window} tokens)"
+        else:
+            advice = f"lower the window (now {window} tokens)"
+        raise MemoryError(
+            f"out of memory: {what} takes about {sentence(need)}; {advice} ({error})"
+        ) from None
+
+
+def _kept(config: Config, window: int, itemsize: int) -> int:
+    """Bytes that the forward pass of one sequence keeps for the backward pass."""
+    d, f, v = config.width, 4 * config.width, config.vocabulary
+    chunk = min(config.chunk or window, window)
+    states = -(-window // chunk) * (
+        2 * d * f + d + f + 2 * d
+    )  # one per chunk, of both layers and of gain and bias
+    trunk = config.layers * 23 * d + 2 * d  # per token; see the fields of BlockResidual
+    if not config.fast:
+        return window * (
+            (trunk + 2 * f + 2 * d + 2 * v) * itemsize + v
+        )  # labels as one byte per entry of the vocabulary
+    return window * ((trunk + 8 * f + 13 * d + 4 * v) * itemsize + 2 * v) + states * itemsize

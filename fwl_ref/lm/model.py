@@ -1,0 +1,267 @@
+"""The language model: embed -> stack -> final LayerNorm -> block -> loss; its parameters and its
+configuration.
+
+A ``fast`` model sends the features through the fast weight block. A ``plain`` model sends them
+through the same block with every step size zero, which is the slow block: the number of parameters
+is equal, so that comparing the two measures the fast weights alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backend import Array, host, library, namespace
+from ..checks import check_labels, check_like, check_settings, check_weights
+from ..fwl import FastBlockResidual, FastSettings, fast_block_bwd, fast_block_fwd
+from ..ops.cross_entropy import CrossEntropyResidual, cross_entropy_bwd, cross_entropy_fwd
+from ..ops.embedding import EmbeddingResidual, embedding_bwd, embedding_fwd
+from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
+from ..slow_block import (
+    FastParameters,
+    SlowBlockResidual,
+    SlowParameters,
+    slow_block_bwd,
+    slow_block_fwd,
+)
+from .transformer import EPS, BlockParameters, stack_bwd, stack_fwd
+
+DIALECTS = {"tf": 0.0, "jax": 1e-6}  # name -> LayerNorm epsilon of the published program
+
+
+class Config(NamedTuple):
+    """Everything that fixes the function a model computes, but its parameters."""
+
+    width: int = 128  # D
+    layers: int = 3
+    heads: int = 4  # H
+    vocabulary: int = 256  # V: bytes
+    attention_window: int | None = (
+        None  # keys a token may look back on; None = all of the text window
+    )
+    fast: bool = True
+    dialect: str = "tf"  # "tf": six step sizes, no epsilon; "jax": no fast dense biases, one step size for gain and bias
+    normalizer: str = "constant"
+    constant: float = 1.0
+    chunk: int | None = 64
+    first_order: bool = False
+
+
+class Parameters(NamedTuple):
+    """All parameters of the model, and (same type) their gradients."""
+
+    embedding: Array  # (V,D)
+    trunk: tuple  # of BlockParameters
+    gain: Array  # (D,) final LayerNorm
+    bias: Array  # (D,)
+    block: SlowParameters
+    eta: FastParameters  # six step sizes, scalars
+    decay: Array  # () lambda, the rate at which updates fade
+
+
+class ModelResidual(NamedTuple):
+    embed: EmbeddingResidual
+    stack: tuple
+    norm: LayerNormResidual
+    block: FastBlockResidual | SlowBlockResidual
+    loss: CrossEntropyResidual | None
+    config: Config
+
+
+def check_config(config: Config) -> None:
+    """Raise ValueError naming the first setting that cannot be."""
+    for name in ("width", "layers", "heads", "vocabulary"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.width % config.heads:
+        raise ValueError(
+            f"the width must be a multiple of the number of heads, got width {config.width} and {config.heads} heads"
+        )
+    if (config.width // config.heads) % 2:
+        raise ValueError(
+            f"rotary positions need an even head width, got {config.width} / {config.heads} = {config.width // config.heads}: "
+            "change the width or the number of heads"
+        )
+    if config.attention_window is not None and config.attention_window < 1:
+        raise ValueError(
+            f"the attention window must be at least 1 (or None for all), got {config.attention_window}"
+        )
+    if config.dialect not in DIALECTS:
+        raise ValueError(
+            f"the dialect must be one of {', '.join(DIALECTS)}, got {config.dialect!r}"
+        )
+    check_settings(fast_settings(config))
+
+
+def fast_settings(config: Config) -> FastSettings:
+    """The block's share of the configuration."""
+    eps = DIALECTS[config.dialect]
+    return FastSettings(config.normalizer, config.constant, eps, config.chunk, config.first_order)
+
+
+def initialize(
+    config: Config,
+    seed: int = 0,
+    dtype: str = "float32",
+    step_size: float = 0.01,
+    decay: float = 0.005,
+) -> Parameters:
+    """Random host parameters: normal with deviation 0.02, output projections scaled by 1 / sqrt(2
+    layers), gains 1, biases 0.
+
+    The step sizes start at 0.01 as in both published programs. A plain model has the same
+    parameters; its step sizes are zero.
+    """
+    check_config(config)
+    rng = host.random.default_rng(seed)
+    d, f, v = config.width, 4 * config.width, config.vocabulary
+
+    def normal(*shape: int, scale: float = 0.02) -> Array:
+        return (rng.standard_normal(shape) * scale).astype(dtype)
+
+    def constant(value: float, *shape: int) -> Array:
+        return host.full(shape, value, dtype=dtype)
+
+    out = 0.02 / (2 * config.layers) ** 0.5
+    trunk = tuple(
+        BlockParameters(
+            constant(1, d), constant(0, d), normal(d, 3 * d), constant(0, 3 * d), normal(d, d, scale=out), constant(0, d),
+            constant(1, d), constant(0, d), normal(d, f), constant(0, f), normal(f, d, scale=out), constant(0, d),
+        )
+        for _ in range(config.layers)
+    )  # fmt: skip
+    block = SlowParameters(
+        normal(d, f),
+        constant(0, f),
+        normal(f, d),
+        constant(0, d),
+        constant(1, d),
+        constant(0, d),
+        normal(d, v),
+        constant(0, v),
+    )
+    embedding = normal(v, d)
+    start = step_size if config.fast else 0.0
+    eta = FastParameters(*(constant(start) for _ in FastParameters._fields))
+    return Parameters(
+        embedding,
+        trunk,
+        constant(1, d),
+        constant(0, d),
+        block,
+        eta,
+        constant(decay if config.fast else 0.0),
+    )
+
+
+def effective_step_sizes(eta: FastParameters, dialect: str) -> FastParameters:
+    """The step sizes a dialect really uses: jax has no fast dense biases and lets the gain's step
+    size serve the bias too.
+    """
+    if dialect == "tf":
+        return eta
+    return eta._replace(b1=0 * eta.b1, b2=0 * eta.b2, bias=eta.gain)
+
+
+def effective_step_sizes_bwd(g_eta: FastParameters, dialect: str) -> FastParameters:
+    """Adjoint of effective_step_sizes."""
+    if dialect == "tf":
+        return g_eta
+    return g_eta._replace(
+        b1=0 * g_eta.b1, b2=0 * g_eta.b2, gain=g_eta.gain + g_eta.bias, bias=0 * g_eta.bias
+    )
+
+
+def features_fwd(p: Parameters, tokens: Array, config: Config, past: tuple | None = None):
+    """(B,T)->(B,T,D),(KeyValues,...)   embedding, stack, final LayerNorm   (M.1)"""
+    check_labels(tokens, config.vocabulary, "tokens")
+    x, embed = embedding_fwd(p.embedding, tokens)  # (B,T,D)
+    (x, caches), stack = stack_fwd(x, p.trunk, config.heads, config.attention_window, past)
+    x, norm = layernorm_fwd(x, p.gain, p.bias, EPS)  # (B,T,D)
+    return (x, caches), (embed, stack, norm)
+
+
+def features_bwd(
+    dx: Array, embed: EmbeddingResidual, stack: tuple, norm: LayerNormResidual
+) -> tuple:
+    """Adjoint of features_fwd: gradients of embedding, trunk, gain, bias.   (M.2)"""
+    dx, dgain, dbias = layernorm_bwd(dx, norm)  # (B,T,D)
+    dx, dtrunk = stack_bwd(dx, stack)  # (B,T,D)
+    return embedding_bwd(dx, embed), dtrunk, dgain, dbias
+
+
+class Output(NamedTuple):
+    """What a forward pass of the model yields."""
+
+    nll: Array  # (B,T) cross-entropy of each next token, in nats
+    logits: Array  # (B,T,V)
+    state: FastParameters | None  # accumulated gradients after the last token (fast models)
+    caches: tuple  # keys and values per block, for the next segment
+
+
+def model_fwd(
+    p: Parameters,
+    tokens: Array,
+    labels: Array,
+    weights: Array | None,
+    config: Config,
+    state: FastParameters | None = None,
+    past: tuple | None = None,
+) -> tuple[Output, ModelResidual]:
+    """(B,T),(B,T),(B,T)->Output   tokens, next tokens, weights of the slow loss (None = all
+    1)   (M.3)
+
+    Raises ValueError or TypeError if tokens or labels are out of range, weights are negative, or a
+    state cannot be carried.
+    """
+    xp = namespace(p.embedding, weights)
+    library(p.embedding, tokens, labels)
+    if weights is None:
+        weights = xp.ones(labels.shape, dtype=p.embedding.dtype, device=p.embedding.device)
+    check_like(labels, tokens.shape, "labels", "(B,T)")
+    check_like(weights, tokens.shape, "weights", "(B,T)")
+    check_weights(weights)
+    check_labels(labels, config.vocabulary)
+    (x, caches), features = features_fwd(p, tokens, config, past)
+    if config.fast:
+        eta = effective_step_sizes(p.eta, config.dialect)
+        (logits, _, state), block = fast_block_fwd(
+            x, labels, weights, p.block, eta, p.decay, fast_settings(config), state
+        )
+        nll, loss = cross_entropy_fwd(logits, labels)  # (B,T)
+    else:
+        (nll, logits), block = slow_block_fwd(x, labels, p.block, DIALECTS[config.dialect])
+        loss = None
+    return Output(nll, logits, state, caches), ModelResidual(*features, block, loss, config)
+
+
+def model_bwd(dnll: Array, res: ModelResidual) -> Parameters:
+    """Adjoint of model_fwd with respect to the parameters, for a loss that weighs nll by ``dnll``
+    (B,T).   (M.4)
+    """
+    if res.config.fast:
+        g_logits = cross_entropy_bwd(dnll, res.loss)  # (B,T,V)
+        g_x, g_block, g_eta, g_decay, _ = fast_block_bwd(g_logits, None, res.block)
+        g_eta = effective_step_sizes_bwd(g_eta, res.config.dialect)
+    else:
+        g_x, g_block = slow_block_bwd(dnll, res.block)
+        zero = namespace(dnll).zeros((), dtype=dnll.dtype, device=dnll.device)
+        g_eta, g_decay = FastParameters(*(zero for _ in FastParameters._fields)), zero
+    return Parameters(*features_bwd(g_x, res.embed, res.stack, res.norm), g_block, g_eta, g_decay)
+
+
+def loss_and_gradient(
+    p: Parameters,
+    tokens: Array,
+    labels: Array,
+    weights: Array | None,
+    config: Config,
+    past: tuple | None = None,
+):
+    """Mean next-token loss over weighted tokens in nats, its gradient, and the Output   (M.5)"""
+    xp = namespace(p.embedding)
+    output, res = model_fwd(p, tokens, labels, weights, config, past=past)
+    if weights is None:
+        weights = xp.ones_like(output.nll)
+    total = xp.sum(weights)
+    share = weights / xp.where(total > 0, total, xp.ones_like(total))  # (B,T)
+    return xp.sum(share * output.nll), model_bwd(share, res), output

@@ -1,0 +1,216 @@
+"""Training: AdamW over windows of text, seeded and repeatable, resumable, with a progress line.
+
+Gradients are clipped by their global norm. Step sizes and the decay are numbers of the order of
+0.01 on which everything downstream depends, so they get a learning rate in proportion to where they
+start, and they are kept in the range where the update they stand for is a descent: step sizes stay
+>= 0 and the decay in [0, 1/2]. ``docs/measurements.md`` says what happens without.
+
+A step leaves everything on the device that the parameters are on. What is recorded of a step is one
+short row, fetched at once on the host and ``LOG_EVERY`` rows at a time from a device, so that a GPU
+is not made to wait between steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ..backend import Array, Tree, is_host, namespace, to_numpy
+from ..slow_block import FastParameters
+from ..tree import named_leaves, tree_map
+from .adamw import AdamState, adam_init, adam_step, check_finite, clip, cosine, global_norm, squares
+from .data import Corpus, training_batch
+from .device import batch_like, to_backend
+from .model import Config, Parameters, initialize, loss_and_gradient
+
+LN2 = math.log(2)
+LOG_EVERY = 10  # steps per transfer of records from a device
+
+
+class TrainSettings(NamedTuple):
+    steps: int = 600
+    batch: int = 4
+    window: int = 256  # T
+    rate: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    step_size: float = 0.01  # where the six step sizes start
+    decay: float = 0.005  # where the decay starts
+    seed: int = 0
+    nonnegative: bool = True  # keep step sizes from changing sign
+
+
+class Progress(NamedTuple):
+    """All that training needs to go on from a step."""
+
+    params: Parameters
+    adam: AdamState
+    history: tuple  # of Record
+
+
+class Record(NamedTuple):
+    step: int
+    bits_per_byte: float
+    grad_norm: float
+    eta: tuple  # six step sizes
+    decay: float
+
+
+def check_train_settings(s: TrainSettings) -> None:
+    """Raise ValueError naming the first setting that cannot be."""
+    for name in ("steps", "batch", "window"):
+        if getattr(s, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(s, name)}")
+    for name in ("rate", "clip"):
+        if not (math.isfinite(getattr(s, name)) and getattr(s, name) > 0):
+            raise ValueError(f"{name} must be finite and > 0, got {getattr(s, name)}")
+    if s.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {s.seed}")
+    if not 0 <= s.decay < 1:
+        raise ValueError(f"the decay must lie in [0, 1), got {s.decay}")
+
+
+def learning_rates(
+    params: Parameters, config: Config, s: TrainSettings, factor: float
+) -> tuple[Tree, Tree]:
+    """Learning rate and weight decay of every leaf: matrices decay, vectors and scalars do not."""
+    rate = s.rate * factor
+    rates = tree_map(lambda _: rate, params)
+    scalar = rate if config.fast else 0.0  # a plain model's step sizes are zero and stay zero
+    rates = rates._replace(
+        eta=FastParameters(*(scalar * s.step_size * 10,) * 6), decay=scalar * s.decay * 10
+    )
+    return rates, tree_map(lambda p: s.weight_decay if p.ndim == 2 else 0.0, params)
+
+
+def begin(config: Config, s: TrainSettings, backend: str = "numpy") -> Progress:
+    """Fresh parameters and zero moments, on the device that ``backend`` names."""
+    params = to_backend(initialize(config, s.seed, step_size=s.step_size, decay=s.decay), backend)
+    return Progress(params, adam_init(params), ())
+
+
+def on_backend(progress: Progress, backend: str) -> Progress:
+    """Progress read from a file, moved to the device that ``backend`` names: where it is, training
+    goes on.
+    """
+    mean, square, step = progress.adam
+    return progress._replace(
+        params=to_backend(progress.params, backend),
+        adam=AdamState(to_backend(mean, backend), to_backend(square, backend), step),
+    )
+
+
+def train_step(progress: Progress, corpus: Corpus, config: Config, s: TrainSettings) -> Progress:
+    """One step: batch number ``adam.step`` of the corpus. Raises NonFiniteError, naming step and
+    parameter.
+    """
+    params, adam, row = advance(progress.params, progress.adam, corpus, config, s)
+    return Progress(params, adam, (*progress.history, *records([row], progress.adam.step, params)))
+
+
+def advance(
+    params: Parameters, adam: AdamState, corpus: Corpus, config: Config, s: TrainSettings
+) -> tuple[Parameters, AdamState, Array]:
+    """One step without looking at its outcome: parameters, moments, and the row that ``records``
+    reads. Nothing leaves the device.
+    """
+    xp, step = namespace(params.embedding), adam.step
+    tokens, labels, weights = batch_like(
+        training_batch(corpus.train, s.batch, s.window, s.seed, step), params.embedding
+    )
+    loss, grads, _ = loss_and_gradient(params, tokens, labels, weights, config)
+    leaf_squares = squares(grads)  # (L,)
+    norm = global_norm(leaf_squares)  # ()
+    rates, decays = learning_rates(params, config, s, cosine(step, s.steps, s.warmup))
+    params, adam = adam_step(params, clip(grads, s.clip, norm), adam, rates, decays)
+    params = _project(params, s)
+    row = xp.concat([xp.stack([loss, norm, *params.eta, params.decay]), leaf_squares])  # (9+L,)
+    return params, adam, row
+
+
+def records(rows: list[Array], first: int, params: Parameters) -> tuple[Record, ...]:
+    """What steps ``first``, ``first`` + 1, ... left: one transfer for all. Raises NonFiniteError
+    for the first that went wrong.
+    """
+    names, table = (
+        [name for name, _ in named_leaves(params)],
+        to_numpy(namespace(*rows).stack(rows)).tolist(),
+    )
+    done = []
+    for step, (loss, norm, *rest) in enumerate(table, start=first):
+        check_finite(step, loss, norm, rest[7:], names)
+        done.append(Record(step, loss / LN2, norm, tuple(rest[:6]), rest[6]))
+    return tuple(done)
+
+
+def train(
+    corpus: Corpus,
+    config: Config,
+    settings: TrainSettings,
+    *,
+    start: Progress | None = None,
+    save: Callable[[Progress], None] | None = None,
+    save_every: int = 200,
+    label: str = "training",
+    position: int = 0,
+    quiet: bool = False,
+) -> Progress:
+    """Train from ``start`` (or from scratch, on the host) to ``settings.steps``; ``save`` is called
+    every ``save_every`` steps and last.
+
+    The arrays of ``start`` decide on library, device and precision: see ``begin`` and
+    ``on_backend``.
+
+    Raises NonFiniteError, naming step and parameter, if the loss or a gradient stops being finite;
+    nothing of that step is saved.
+    """
+    check_train_settings(settings)
+    progress = begin(config, settings) if start is None else start
+    clock, done, rows = time.perf_counter(), progress.adam.step, []
+    together = 1 if is_host(progress.params.embedding) else LOG_EVERY
+    params, adam, history = progress
+    with tqdm(
+        total=settings.steps,
+        initial=done,
+        desc=label,
+        position=position,
+        disable=quiet,
+        mininterval=1,
+        unit="step",
+    ) as bar:
+        for step in range(done, settings.steps):
+            params, adam, row = advance(params, adam, corpus, config, settings)
+            rows.append(row)
+            saving = (step + 1) % save_every == 0 or step + 1 == settings.steps
+            if len(rows) < together and not saving:
+                continue
+            history += records(rows, step + 1 - len(rows), params)
+            progress, rows = Progress(params, adam, history), []
+            recent = history[-20:]
+            speed = (
+                (step + 1 - done) * settings.batch * settings.window / (time.perf_counter() - clock)
+            )
+            bar.set_postfix_str(
+                f"{sum(r.bits_per_byte for r in recent) / len(recent):.3f} bits/byte, {speed:,.0f} tokens/s",
+                refresh=False,
+            )
+            bar.update(step + 1 - bar.n)
+            if save and saving:
+                save(progress)
+    return progress
+
+
+def _project(params: Parameters, s: TrainSettings) -> Parameters:
+    """Back into the range where a step size is a descent and a decay forgets."""
+    xp = namespace(params.embedding)
+
+    def between(x, low, high):
+        return xp.where(x < low, 0 * x + low, xp.where(x > high, 0 * x + high, x))
+
+    eta = tree_map(lambda e: between(e, 0.0, math.inf), params.eta) if s.nonnegative else params.eta
+    return params._replace(eta=eta, decay=between(params.decay, 0.0, 0.5))

@@ -1,0 +1,171 @@
+"""A pre-LN transformer block and the stack of them, forward and backward by hand.
+
+    q, k, v = split(LN(x) W_qkv + b_qkv)
+    x = x + merge(attention(rotary(q), rotary(k), v)) W_o + b_o
+    x = x + gelu(LN(x) W_in + b_in) W_out + b_out
+
+A cache of earlier keys and values lets a segment see what came before it. Gradients stop at the
+cache, as in dynamic evaluation of Transformer-XL (Krause et al., arXiv 1904.08378).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..backend import Array, namespace
+from ..ops.attention import AttentionResidual, attention_bwd, attention_fwd
+from ..ops.dense import DenseResidual, dense_bwd, dense_fwd
+from ..ops.gelu import GeluResidual, gelu_bwd, gelu_fwd
+from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
+from ..ops.rotary import RotaryResidual, rotary_bwd, rotary_fwd
+
+EPS = 1e-5  # of the trunk's LayerNorms
+
+
+class BlockParameters(NamedTuple):
+    """One transformer block, and (same type) its gradients."""
+
+    gain1: Array  # (D,)
+    bias1: Array  # (D,)
+    W_qkv: Array  # (D,3D) queries, keys, values of all heads
+    b_qkv: Array  # (3D,)
+    W_o: Array  # (D,D)
+    b_o: Array  # (D,)
+    gain2: Array  # (D,)
+    bias2: Array  # (D,)
+    W_in: Array  # (D,4D)
+    b_in: Array  # (4D,)
+    W_out: Array  # (4D,D)
+    b_out: Array  # (D,)
+
+
+class KeyValues(NamedTuple):
+    """What a block keeps of tokens it has seen; keys are already rotated to their positions."""
+
+    k: Array  # (B,H,P,K)
+    v: Array  # (B,H,P,K)
+
+
+class BlockResidual(NamedTuple):
+    norm1: LayerNormResidual
+    qkv: DenseResidual
+    rotary_q: RotaryResidual
+    rotary_k: RotaryResidual
+    attention: AttentionResidual
+    o: DenseResidual
+    norm2: LayerNormResidual
+    w_in: DenseResidual
+    gelu: GeluResidual
+    w_out: DenseResidual
+
+
+def block_fwd(
+    x: Array,
+    p: BlockParameters,
+    heads: int,
+    window: int | None = None,
+    past: KeyValues | None = None,
+):
+    """(B,T,D)->(B,T,D),KeyValues   one pre-LN block   (T.1)"""
+    xp = namespace(x, *p)
+    start = 0 if past is None else past.k.shape[2]
+    y, norm1 = layernorm_fwd(x, p.gain1, p.bias1, EPS)  # (B,T,D)
+    y, qkv = dense_fwd(y, p.W_qkv, p.b_qkv)  # (B,T,3D)
+    q, k, v = _split_heads(y, heads)  # (B,H,T,K)
+    q, rotary_q = rotary_fwd(q, start)  # (B,H,T,K)
+    k, rotary_k = rotary_fwd(k, start)  # (B,H,T,K)
+    if past is not None:
+        k, v = xp.concat([past.k, k], axis=2), xp.concat([past.v, v], axis=2)  # (B,H,P+T,K)
+    y, attention = attention_fwd(q, k, v, window)  # (B,H,T,K)
+    y, o = dense_fwd(_merge_heads(y), p.W_o, p.b_o)  # (B,T,D)
+    x = x + y
+    y, norm2 = layernorm_fwd(x, p.gain2, p.bias2, EPS)  # (B,T,D)
+    y, w_in = dense_fwd(y, p.W_in, p.b_in)  # (B,T,4D)
+    y, gelu = gelu_fwd(y)  # (B,T,4D)
+    y, w_out = dense_fwd(y, p.W_out, p.b_out)  # (B,T,D)
+    return (x + y, KeyValues(k, v)), BlockResidual(
+        norm1, qkv, rotary_q, rotary_k, attention, o, norm2, w_in, gelu, w_out
+    )
+
+
+def block_bwd(dx: Array, res: BlockResidual) -> tuple[Array, BlockParameters]:
+    """Adjoint of block_fwd with respect to x and the parameters; the cache is constant.   (T.2)"""
+    xp = namespace(dx)
+    length = dx.shape[1]
+    # forward: x = x + gelu(LN(x) W_in + b_in) W_out + b_out
+    dy, dW_out, db_out = dense_bwd(dx, res.w_out)  # (B,T,4D)
+    dy = gelu_bwd(dy, res.gelu)  # (B,T,4D)
+    dy, dW_in, db_in = dense_bwd(dy, res.w_in)  # (B,T,D)
+    dy, dgain2, dbias2 = layernorm_bwd(dy, res.norm2)  # (B,T,D)
+    dx = dx + dy
+    # forward: x = x + merge(attention(q, k, v)) W_o + b_o
+    dy, dW_o, db_o = dense_bwd(dx, res.o)  # (B,T,D)
+    heads = res.attention.q.shape[1]
+    dq, dk, dv = attention_bwd(_heads(dy, heads), res.attention)  # (B,H,T,K), twice (B,H,P+T,K)
+    past = dk.shape[2] - length
+    # forward: q, k = rotary(q), rotary(k)
+    dq = rotary_bwd(dq, res.rotary_q)  # (B,H,T,K)
+    dk = rotary_bwd(dk[:, :, past:, :], res.rotary_k)  # (B,H,T,K)
+    # forward: q, k, v = split(LN(x) W_qkv + b_qkv)
+    dy = xp.concat(
+        [_merge_heads(dq), _merge_heads(dk), _merge_heads(dv[:, :, past:, :])], axis=-1
+    )  # (B,T,3D)
+    dy, dW_qkv, db_qkv = dense_bwd(dy, res.qkv)  # (B,T,D)
+    dy, dgain1, dbias1 = layernorm_bwd(dy, res.norm1)  # (B,T,D)
+    grads = (
+        dgain1,
+        dbias1,
+        dW_qkv,
+        db_qkv,
+        dW_o,
+        db_o,
+        dgain2,
+        dbias2,
+        dW_in,
+        db_in,
+        dW_out,
+        db_out,
+    )
+    return dx + dy, BlockParameters(*grads)
+
+
+def stack_fwd(
+    x: Array, blocks: tuple, heads: int, window: int | None = None, past: tuple | None = None
+):
+    """(B,T,D)->(B,T,D),(KeyValues,...)   all blocks in turn   (T.3)"""
+    residuals, caches = [], []
+    for i, p in enumerate(blocks):
+        (x, cache), res = block_fwd(x, p, heads, window, None if past is None else past[i])
+        residuals.append(res)
+        caches.append(cache)
+    return (x, tuple(caches)), tuple(residuals)
+
+
+def stack_bwd(dx: Array, res: tuple) -> tuple[Array, tuple]:
+    """Adjoint of stack_fwd.   (T.4)"""
+    grads = []
+    for block in reversed(res):
+        dx, grad = block_bwd(dx, block)
+        grads.append(grad)
+    return dx, tuple(reversed(grads))
+
+
+def _split_heads(y: Array, heads: int) -> tuple[Array, Array, Array]:
+    """(B,T,3D)->(B,H,T,K) three times"""
+    width = y.shape[-1] // 3
+    q, k, v = y[..., :width], y[..., width : 2 * width], y[..., 2 * width :]
+    return _heads(q, heads), _heads(k, heads), _heads(v, heads)
+
+
+def _heads(y: Array, heads: int) -> Array:
+    """(B,T,D)->(B,H,T,K)"""
+    xp = namespace(y)
+    batch, length, width = y.shape
+    return xp.permute_dims(xp.reshape(y, (batch, length, heads, width // heads)), (0, 2, 1, 3))
+
+
+def _merge_heads(y: Array) -> Array:
+    """(B,H,T,K)->(B,T,D)"""
+    xp = namespace(y)
+    batch, heads, length, width = y.shape
+    return xp.reshape(xp.permute_dims(y, (0, 2, 1, 3)), (batch, length, heads * width))

@@ -1,0 +1,173 @@
+"""Cost: the formulas against a count of the products that are really formed, as integers that must
+be equal.
+"""
+
+import ast
+
+import array_api_compat.numpy as xp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fwl_ref.demo import cost
+from fwl_ref.dynamic_evaluation import Descent
+from fwl_ref.lm.data import Document
+from fwl_ref.lm.evaluate import dynamic, dynamic_block, fast_weights, static
+from fwl_ref.lm.model import Config, initialize
+from fwl_ref.ops.attention import BLOCK
+from tests.strategies import seeds
+from tests.test_structure import TREES, reachable
+
+pytestmark = pytest.mark.host("counts the products of NumPy")
+
+PRODUCTS = ("matmul", "dot", "tensordot", "vecdot", "einsum", "inner", "outer", "convolve")
+CONFIG = Config(width=8, layers=2, heads=2, vocabulary=256, chunk=5)
+
+
+def count(read, length, seed=0):
+    """Multiply-adds of all products while a document with ``length`` bytes to predict is read."""
+    counted, patch = [], pytest.MonkeyPatch()
+    matmul = xp.matmul
+
+    def watched(a, b):
+        out = matmul(a, b)
+        assert a.ndim >= 2 and b.ndim >= 2, "a product of vectors is not foreseen here"
+        counted.append(int(out.size) * a.shape[-1])
+        return out
+
+    def unforeseen(*args, **kwargs):
+        raise AssertionError("a product that is not counted")
+
+    with patch.context() as patched:
+        for name in PRODUCTS:
+            patched.setattr(xp, name, unforeseen, raising=False)
+        patched.setattr(xp, "matmul", watched)
+        losses = read(Document("d", np.random.default_rng(seed).integers(0, 256, length + 1).astype("uint8")))
+    assert losses.shape == (length,) and counted
+    return sum(counted)
+
+
+def spans(length, window):
+    """The lengths of the windows of a document."""
+    return [min(window, length - start) for start in range(0, length, window)]
+
+
+def expected(way, config, length, window, segment):
+    """The formulas, summed over the windows of a document; only the first window finds no state to
+    read.
+    """
+    formulas = {
+        "static": lambda i, n: cost.static(config, n),
+        "windowed": lambda i, n: cost.fast(config, n),
+        "carried": lambda i, n: cost.fast(config, n, carried=i > 0),
+        "dynamic": lambda i, n: cost.dynamic(config, n, segment),
+        "dynamic block": lambda i, n: cost.dynamic_block(config, n),
+    }
+    return sum(formulas[way](i, n) for i, n in enumerate(spans(length, window)))
+
+
+def reader(way, config, window, segment):
+    """A way of reading, with a rule that leaves parameters where they are: what is counted does not
+    depend on it.
+    """
+    params = initialize(config)
+    return {
+        "static": lambda: static(params, config, window),
+        "windowed": lambda: fast_weights(params, config, window),
+        "carried": lambda: fast_weights(params, config, window, carried=True),
+        "dynamic": lambda: dynamic(params, config, window, descent=Descent(0.0), segment=segment),
+        "dynamic block": lambda: dynamic_block(params, config, window, rate=0.0, decay=0.0, segment=segment),
+    }[way]()
+
+
+WAYS = ("static", "windowed", "carried", "dynamic", "dynamic block")
+
+
+def test_nothing_is_multiplied_behind_the_counter():
+    """Whatever reading runs forms products by ``matmul`` of the namespace, which is what is
+    counted: no operator @ anywhere.
+    """
+    assert {"lm.model", "fwl", "ops.dense", "dynamic_evaluation"} <= reachable("lm.evaluate")
+    for name in {"lm.evaluate", *reachable("lm.evaluate")}:
+        assert not any(isinstance(n, ast.MatMult) for n in ast.walk(TREES[name])), name
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(data=st.data(), seed=seeds)
+def test_every_formula_is_the_count_of_the_real_products(way, data, seed):
+    """Windows, segments, chunks and attention windows of any size, dividing each other or not;
+    models of any shape.
+    """
+    config = Config(
+        width=data.draw(st.sampled_from([4, 8, 12]), label="width"),
+        layers=data.draw(st.integers(1, 3), label="layers"),
+        heads=data.draw(st.integers(1, 2), label="heads"),
+        attention_window=data.draw(st.none() | st.integers(1, 20), label="attention window"),
+        dialect=data.draw(st.sampled_from(["tf", "jax"]), label="dialect"),
+        chunk=data.draw(st.none() | st.integers(1, 20), label="chunk"),
+    )
+    window, segment, length = (data.draw(st.integers(1, n), label=name) for n, name in ((20, "window"), (20, "segment"), (45, "length")))
+    assert count(reader(way, config, window, segment), length, seed) == expected(way, config, length, window, segment)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("attention_window", [None, 100])
+def test_formulas_hold_across_blocks_of_attention(way, attention_window):
+    """Windows longer than one block of queries, segments that end inside a block, a last window
+    that is short.
+    """
+    config = CONFIG._replace(layers=1, attention_window=attention_window)
+    window, segment = 2 * BLOCK + 7, BLOCK + 3
+    length = window + BLOCK + 1
+    assert count(reader(way, config, window, segment), length) == expected(way, config, length, window, segment)
+
+
+def test_the_demo_reports_the_counted_ratios():
+    """``relative_multiply_adds`` are the counts of one window over the static one; carried means
+    that a state came in.
+    """
+    from fwl_ref.demo.run import LABELS, QUICK, relative_multiply_adds
+
+    settings = QUICK._replace(config=CONFIG, training=QUICK.training._replace(window=23), segment=7)
+    found = relative_multiply_adds(settings)
+    assert list(found) == list(LABELS)
+    once = {way: count(reader(way, CONFIG, 23, 7), 23) for way in WAYS}
+    twice = count(reader("carried", CONFIG, 23, 7), 46)
+    for name, counted in {
+        "static": once["static"],
+        "dynamic_evaluation_sgd": once["dynamic"],
+        "dynamic_evaluation_rms": once["dynamic"],
+        "dynamic_evaluation_block": once["dynamic block"],
+        "fast_untrained": twice - once["carried"],
+        "fast_windowed": once["windowed"],
+        "fast_carried": twice - once["carried"],
+    }.items():
+        assert found[name] == counted / once["static"], name
+
+
+@pytest.mark.parametrize("name", ["FULL", "QUICK"])
+def test_the_demo_costs_what_is_claimed(name):
+    """Dynamic evaluation over three times the static model, fast weights well under twice."""
+    from fwl_ref.demo import run as demo
+
+    found = demo.relative_multiply_adds(getattr(demo, name))
+    assert found["static"] == 1
+    assert all(found[k] > 3 for k in ("dynamic_evaluation_sgd", "dynamic_evaluation_rms"))
+    assert all(1 < found[k] < 1.7 for k in ("fast_untrained", "fast_windowed", "fast_carried"))
+
+
+MUTANTS = {
+    "a first chunk that reads": lambda c, n: cost.fast(c, n, carried=True),
+    "one chunk": lambda c, n: cost.fast(c._replace(chunk=None), n),
+    "no cumulative sums": lambda c, n: cost.fast(c, n) - n * 2 * c.width,
+    "attention without its blocks": lambda c, n: cost.fast(c, n) - c.layers * 2 * c.width * (n * n - n * (n + 1) // 2),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_count_rejects_formulas_that_are_nearly_right(mutant):
+    """Each of these differs from the count by a few percent or less of what is counted."""
+    counted = count(reader("windowed", CONFIG, 23, 7), 23)
+    wrong = MUTANTS[mutant](CONFIG, 23)
+    assert counted != wrong and abs(counted - wrong) < 0.2 * counted

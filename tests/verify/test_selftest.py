@@ -1,0 +1,250 @@
+"""The check that an installation runs on itself: it passes where all is well, says FAIL where it is
+not, and always leaves a report.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+
+from fwl_ref.__main__ import main
+from fwl_ref.backend import backend_target
+from fwl_ref.demo import run as demo
+from fwl_ref.verify import selftest as check
+from fwl_ref.verify.selftest import ALLOWED, DTYPES, THEOREMS, Finding, findings, report, run_checks
+from tests.tolerances import RTOL, float32_bound
+
+pytestmark = pytest.mark.host("moves arrays itself, and writes files")
+
+STRICT = array_api_strict.zeros(0).to_device(array_api_strict.Device("device1"))
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def failed(target: Any) -> set[tuple[int, str]]:
+    """Numbers and precisions of the theorems that do not hold."""
+    return {(number, dtype) for number, dtype, finding in findings(target) if not finding.ok}
+
+
+def test_every_theorem_is_checked_in_both_precisions_and_holds() -> None:
+    """1 to 19; the third is below float32's rounding."""
+    found = list(findings(np.zeros(0)))
+    assert {(number, dtype) for number, dtype, _ in found} == {(n, d) for n in range(1, 20) for d in DTYPES} - {(3, "float32")}
+    assert len(found) > 60
+    for number, dtype, finding in found:
+        assert finding.ok, (number, dtype, finding)
+
+
+@pytest.mark.parametrize("theorem", [f for f in THEOREMS if f not in (check.adjoints, check.teeth)], ids=lambda f: f.__name__)
+def test_the_checks_themselves_run_on_any_library_and_device(theorem: Any) -> None:
+    """All but the two that are mostly gradient checks, which are slow there; the suite runs those
+    on that library.
+    """
+    for dtype in DTYPES:
+        assert all(finding.ok for finding in theorem(STRICT, dtype))
+
+
+def test_what_is_allowed_is_what_the_suite_allows() -> None:
+    """The two tolerances are those of tests/tolerances.py."""
+    assert ALLOWED["float64"] == RTOL and ALLOWED["float32"] == pytest.approx(float32_bound(terms=64, stages=32), rel=1e-4)
+    assert len(THEOREMS) == 19 and all(f.__doc__.startswith(f"{n}. ") for n, f in enumerate(THEOREMS, start=1))
+
+
+def test_a_number_that_is_none_never_passes() -> None:
+    """Neither as an error nor as a difference that must be seen."""
+    nan = float("nan")
+    assert not Finding("", nan, 1.0).ok and not Finding("", nan, 0.0, True).ok
+    assert (
+        Finding("", 1.0, 1.0).ok and Finding("", 1.0, 1.0, True).ok and not Finding("", 2.0, 1.0).ok and not Finding("", 0.5, 1.0, True).ok
+    )
+
+
+# A wrong program is noticed, and by the theorem that it breaks
+# ---------------------------------------------------------------------
+
+
+def scaled(position: int, factor: float) -> Any:
+    """fast_block_fwd with one of its results off by a factor."""
+    original = check.fast_block_fwd
+
+    def mutant(*args: Any) -> Any:
+        outputs, res = original(*args)
+        return tuple(y * factor if i == position else y for i, y in enumerate(outputs)), res
+
+    return mutant
+
+
+def inclusive(q: Any, k: Any, v: Any, keep: Any, state: Any = None, chunk: Any = None) -> Any:
+    (out, after), res = check.linear_attention_fwd(q, k, v, keep, state)
+    return (out + np.sum(q * k, axis=-1, keepdims=True) * v, after), res
+
+
+def leaky(x: Any, labels: Any, weights: Any, *rest: Any) -> Any:
+    """A block that lets the last token's weight into everything, by a hair."""
+    (logits, slow, state), res = check.fwl_block(x, labels, weights, *rest)
+    return (logits * (1 + 1e-13 * weights[:, -1:, None]), slow, state), res
+
+
+check.fwl_block = check.fast_block_fwd  # the unmutated block, for the mutants above
+
+MUTANTS = {
+    "logits off by a thousandth": (
+        "fast_block_fwd",
+        lambda: scaled(0, 1.001),
+        {(1, "float64"), (1, "float32"), (8, "float64"), (9, "float64")},
+    ),
+    "state off by a millionth": ("fast_block_fwd", lambda: scaled(0, 1 + 1e-6), {(1, "float64")}),
+    "inclusive mask in chunks": ("linear_attention_chunked_fwd", lambda: inclusive, {(6, "float64"), (6, "float32")}),
+    "a leak of the future": ("fast_block_fwd", lambda: leaky, {(10, "float64")}),
+    "gradients of another block": ("fast_block_bwd", lambda: lambda *_: 1 / 0, {(16, "float64"), (18, "float32"), (5, "float64")}),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_program_fails_the_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N: each mutant fails at least the theorems it is about. One that breaks down is a finding,
+    and the rest is still checked.
+    """
+    attribute, mutant, broken = MUTANTS[name]
+    monkeypatch.setattr(check, attribute, mutant())
+    assert failed(np.zeros(0)) >= broken
+
+
+# The report
+# ------------------------------------------------------------------------------------------------------------------------
+
+
+def strict_json(path: Path) -> dict[str, Any]:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_command_passes_here_and_writes_its_report(tmp_path: Path, capsys: Any) -> None:
+    """Exit code 0, a line per claim with error and bound, the same in Markdown and JSON, with
+    versions and machine.
+    """
+    assert main(["check", "--no-demo", "--out", str(tmp_path / "new")]) == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("PASS")]
+    assert f"{len(lines)} of {len(lines)} claims hold" in out and "FAIL" not in out
+    found, text = (strict_json(tmp_path / "new" / "check-numpy.json"), (tmp_path / "new" / "check-numpy.md").read_text())
+    assert found["failed"] == 0 and len(found["findings"]) == len(lines) and found["demo"] is None and not found["timings"]
+    assert all(line in text for line in lines)
+    for word in ("numpy " + np.__version__, "python", "fwl_ref", "machine", "cores"):
+        assert word.split()[0] in text and word in out
+
+
+def test_the_command_fails_where_a_claim_does(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1; FAIL beside the claim, what went wrong in words, and a report all the same."""
+    monkeypatch.setattr(check, "fast_block_bwd", MUTANTS["gradients of another block"][1]())
+    assert run_checks("numpy", tmp_path, demo=False) == 1
+    out, found = capsys.readouterr().out, strict_json(tmp_path / "check-numpy.json")
+    assert "ZeroDivisionError: division by zero" in out and found["failed"] == out.count("FAIL") > 3
+    assert "ZeroDivisionError" in (tmp_path / "check-numpy.md").read_text()
+
+
+RESULTS = {"bits_per_byte": {"static": 5.0}, "relative_time": {"static": 1.0}, "equivalence_max_error": 1e-14, "seconds": 60.0}
+
+
+@pytest.mark.parametrize(("error", "code"), [(1e-14, 0), (1e-6, 1), (float("nan"), 1), (None, 1)])
+def test_the_quick_demo_is_part_of_it(error: float | None, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the backend asked for, in a folder of its own; an equivalence that does not hold, or a
+    demo that breaks down, fails the check.
+    """
+    calls = []
+
+    def quick(out: Path, **options: Any) -> dict[str, Any]:
+        calls.append((out.name, options))
+        if error is None:
+            raise RuntimeError("no such kernel")
+        return RESULTS | {"equivalence_max_error": error, "more": 1}
+
+    monkeypatch.setattr(demo, "run_demo", quick)
+    monkeypatch.setattr(check, "THEOREMS", THEOREMS[:1])
+    assert run_checks("numpy", tmp_path) == code
+    assert calls == [("check-numpy-demo", {"quick": True, "backend": "numpy"})]
+    text = (tmp_path / "check-numpy.md").read_text()
+    assert ("no such kernel" in text) == (error is None) and ("5.000 bits per byte" in text) == (error is not None)
+
+
+def test_times_and_memory_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row per size: seconds of both libraries, ratios, bytes stated and taken. Here both are
+    NumPy, and the ratio is about one.
+    """
+    rows = list(check.timings(np.zeros(0), "numpy", sizes=((64, 16, 1), (64, 24, 2)), rounds=3))
+    assert [(row.width, row.window, row.batch) for row in rows] == [(64, 16, 1), (64, 24, 2)]
+    assert all(min(row[3:7]) > 0 and row.stated > 0 and 0.05 < row.step / row.numpy_step < 20 for row in rows)
+    found = {"backend": "cupy", "versions": {"cupy": "99"}, "date": "today", "seconds": 1.0, "failed": 0, "broken": [], "findings": []}
+    text = report(found | {"timings": [row._asdict() for row in rows], "demo": RESULTS})
+    assert text.count("| 64 |") == 2 and "cupy: 99" in text and "static: 5.000 bits per byte" in text
+
+
+@pytest.mark.gpu
+def test_the_check_passes_on_a_gpu(tmp_path: Path) -> None:
+    """Every theorem in both precisions, and steps that do not wait."""
+    assert not failed(backend_target("cupy"))
+    assert all(finding.ok for finding in check.without_waiting(backend_target("cupy"), "cupy"))
+
+
+# The benchmarks run
+# ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A script of benchmarks/ as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    for name in ("interleave", "ratios", "scaling"):
+        sys.modules.pop(name, None)
+
+
+def test_the_ratios_script_prints_both_tables(benchmark: Any, capsys: Any) -> None:
+    """Every chunk size and every way of reading, the first of each being 1."""
+    benchmark("ratios").main(["--width=64", "--layers=1", "--window=8", "--rounds=1"])
+    out = capsys.readouterr().out
+    assert f"numpy {np.__version__}" in out
+    assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")] == [
+        "chunk", "64", "8", "16", "32", "128", "T",
+        "reading", "static", "fast, reset", "fast, carried", "dynamic, whole model", "dynamic, block alone",
+    ]  # fmt: skip
+    first = [line for line in out.splitlines() if line.startswith(("| 64 |", "| static |"))]
+    assert [line.count(" 1.00 ± 0.00 ") for line in first] == [2, 1] and all(line.endswith(" 1.00 |") for line in first)
+
+
+def test_the_scaling_script_leaves_out_what_does_not_fit(benchmark: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line per size; one too large for the memory given says so; NumPy is left out where it would
+    take too long.
+    """
+    scaling = benchmark("scaling")
+    monkeypatch.setattr(scaling, "SMALL", ((8, 512), (64,), (1,)))
+    scaling.main(["--memory=0.02", "--rounds=1"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 8 ") or line.startswith("| 512 ")]
+    assert len(rows) == 2 and "left out: 27" in rows[1] and "of 0.02 GB" in rows[1] and rows[0].count(" - ") == 5
+    scaling.main(["--seconds=0", "--rounds=1"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith("| 512 | 64 | 1 | - | - | - | - | - | - |")
+
+
+def test_the_full_scaling_table_covers_what_it_says(benchmark: Any) -> None:
+    """T 1k to 64k, D 128 to 1024, batch 1 to 64."""
+    sizes = list(benchmark("scaling").sizes(True))
+    assert len(sizes) == len(set(sizes)) == 48
+    for values, low, high in zip(zip(*sizes, strict=True), (1024, 128, 1), (65536, 1024, 64), strict=True):
+        assert (min(values), max(values)) == (low, high)
+
+
+def test_interleaved_jobs_run_in_turn(benchmark: Any) -> None:
+    """One round to warm up, then as many as asked; ratios are to the first job of the same round."""
+    calls = []
+    found = benchmark("interleave").interleaved({n: lambda n=n: calls.append(n) or np.zeros(1) for n in "ab"}, rounds=3)
+    assert "".join(calls) == "ab" * 4
+    assert found["a"].ratio == 1 and found["a"].spread == 0 and found["b"].seconds > 0
