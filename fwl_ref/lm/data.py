@@ -30,6 +30,14 @@ class Document(NamedTuple):
     data: Array  # (n,) uint8, on the host
 
 
+class Fingerprint(NamedTuple):
+    """SHA-256 of each part of a corpus, 64 hexadecimal digits each."""
+
+    train: str
+    validation: str
+    test: str
+
+
 class Corpus(NamedTuple):
     """Documents of one source, split by document."""
 
@@ -37,6 +45,16 @@ class Corpus(NamedTuple):
     train: tuple[Document, ...]
     validation: tuple[Document, ...]
     test: tuple[Document, ...]
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """A digest of each part: of the names, lengths and bytes of its documents, in their order.
+
+        Batches are a function of ``train``, seed and step: with the same ``fingerprint.train``
+        training goes on as it began. The parts of one corpus share no document, so with the same
+        ``fingerprint.train`` no document of ``test`` was trained on.
+        """
+        return Fingerprint(digest(self.train), digest(self.validation), digest(self.test))
 
 
 class Batch(NamedTuple):
@@ -105,6 +123,15 @@ def split(source: str, documents: list[Document]) -> Corpus:
             "give at least three documents, or one longer file"
         )
     return Corpus(source, *(tuple(part) for part in parts))
+
+
+def digest(documents: tuple[Document, ...]) -> str:
+    """SHA-256 of the documents' names, lengths and bytes, in their order."""
+    found = hashlib.sha256()
+    for name, data in documents:
+        label = name.encode()
+        found.update(f"{len(label)} {len(data)} ".encode() + label + data.tobytes())
+    return found.hexdigest()
 
 
 def _document(name: str, raw: bytes) -> Document:

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from fwl_ref.lm.data import MIN_BYTES, Batch, Document, load_corpus, split, training_batch, windows
+from fwl_ref.lm.data import MIN_BYTES, Batch, Corpus, Document, load_corpus, split, training_batch, windows
 
 SEED = 7
 
@@ -81,6 +81,27 @@ def test_one_long_document_is_cut_into_pieces_that_keep_every_byte():
     corpus = split("book", [document])
     pieces = sorted((*corpus.train, *corpus.validation, *corpus.test), key=lambda d: d.name)
     assert all(names(corpus)) and (np.concatenate([p.data for p in pieces]) == document.data).all()
+
+
+# --- the fingerprint
+
+
+def test_a_fingerprint_tells_each_part_from_any_other():
+    """It is the same for the same text; a byte, a name, an order, a boundary between documents or
+    between name and text changes that part's digest and no other.
+    """
+    a, b = Document("a", np.frombuffer(b"one two", dtype="uint8")), Document("b", np.frombuffer(b"three", dtype="uint8"))
+    corpus = Corpus("made up", (a, b), (b,), ())
+    assert corpus.fingerprint == Corpus("elsewhere", (a, b), (b,), ()).fingerprint
+    assert all(len(part) == 64 and int(part, 16) >= 0 for part in corpus.fingerprint)
+    others = [
+        (a, Document("b", b.data[::-1])), (a, Document("c", b.data)), (b, a), (a,), (a, b, b), (),
+        (Document("a", a.data[:-1]), Document("b", np.concatenate([a.data[-1:], b.data]))),
+        (Document("ao", a.data[1:]), b), (Document("a", np.concatenate([a.data, b.data])),),
+    ]  # fmt: skip
+    changed = [corpus._replace(train=other).fingerprint for other in others]
+    assert len({f.train for f in [corpus.fingerprint, *changed]}) == len(others) + 1
+    assert {f[1:] for f in changed} == {corpus.fingerprint[1:]}
 
 
 # --- the corpora
