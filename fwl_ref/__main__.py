@@ -152,7 +152,7 @@ def _train(args: argparse.Namespace) -> None:
     from .files import check_writable
     from .lm import footprint
     from .lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from .lm.data import load_corpus
+    from .lm.corpus import load_corpus, summary
     from .lm.model import Config, check_config
     from .lm.train import Progress, TrainSettings, begin, check_train_settings, on_backend, train
 
@@ -194,10 +194,9 @@ def _train(args: argparse.Namespace) -> None:
     def save(progress: Progress) -> None:
         save_checkpoint(args.out, Checkpoint(config, settings, args.data, progress))
 
-    corpus, need = (
-        load_corpus(args.data),
-        footprint.training(config, settings.batch, settings.window),
-    )
+    corpus = load_corpus(args.data)
+    print(summary(corpus))
+    need = footprint.training(config, settings.batch, settings.window)
     print(f"memory at the peak of a step, about {footprint.sentence(need)}")
     with footprint.explained("a training step", need, config, settings.window, settings.batch):
         start = (
@@ -213,12 +212,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .backend import backend_target
     from .lm import evaluate, footprint
     from .lm.checkpoint import load_checkpoint
-    from .lm.data import load_corpus, load_documents
+    from .lm.corpus import amount, load_corpus, omissions, summary
     from .lm.device import to_backend
+    from .lm.reading import read, shown
 
     backend_target(args.backend)
     found = load_checkpoint(args.checkpoint)
-    documents = load_corpus(found.corpus).test if args.data is None else load_documents(args.data)
+    if args.data is None:
+        corpus = load_corpus(found.corpus)
+        documents, line = corpus.test, summary(corpus)
+    else:
+        documents, left_out = read(args.data)
+        line = f"text {shown(args.data)}: {amount(documents)}{omissions(left_out)}"
+    print(line)
     params, config, window = (
         to_backend(found.progress.params, args.backend),
         found.config,

@@ -41,7 +41,7 @@ plt.style.use("lecture.mplstyle")
 
 # %%
 corpus = load_corpus("stdlib")
-names = [{document.name for document in part} for part in corpus[1:]]
+names = [{document.name for document in part} for part in corpus.parts]
 assert not names[0] & names[1] and not names[0] & names[2] and not names[1] & names[2]
 assert min(len(part) for part in names) > 10
 print("no document is in two parts:", True)

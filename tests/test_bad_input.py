@@ -2,6 +2,7 @@
 and nothing is lost.
 """
 
+import os
 import re
 
 import array_api_strict
@@ -285,26 +286,52 @@ def test_a_path_that_is_not_there_is_refused(tmp_path):
 def test_an_empty_or_tiny_corpus_is_refused(tmp_path, size):
     """An empty folder, an empty file, files too short: how much is there and how much is needed."""
     (tmp_path / "empty").mkdir()
-    refused(ValueError, ["empty or tiny", "0 documents", "256 bytes", "give more text"], load_corpus, str(tmp_path / "empty"))
+    refused(ValueError, ["empty or tiny", "0 documents", "10240 bytes", "give more text"], load_corpus, str(tmp_path / "empty"))
     (tmp_path / "short.txt").write_bytes(b"x" * size)
-    refused(ValueError, ["empty or tiny", "1 documents", "256 bytes", "give more text"], load_corpus, str(tmp_path / "short.txt"))
+    used = "with 200 bytes" if size == 200 else "with 0 bytes"
+    refused(
+        ValueError,
+        ["empty or tiny", "1 documents", used, "10240 bytes", "give more text"],
+        load_corpus,
+        str(tmp_path / "short.txt"),
+    )
     refused(ValueError, ["empty or tiny", "1 documents"], load_corpus, str(tmp_path))
 
 
 def test_a_corpus_too_small_to_split_is_refused(tmp_path):
     """One file of a few kilobytes, or two documents: the size found, and what would be enough."""
     (tmp_path / "one.txt").write_bytes(b"x" * 3000)
-    refused(ValueError, ["one document of 3000 bytes", "10240"], load_corpus, str(tmp_path / "one.txt"))
+    refused(ValueError, ["1 documents", "3000 bytes", "one document of at least 10240 bytes"], load_corpus, str(tmp_path / "one.txt"))
     (tmp_path / "two.txt").write_bytes(b"y" * 3000)
     refused(ValueError, ["2 documents", "would be empty", "three documents"], load_corpus, str(tmp_path))
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
-    """The file, the byte, its offset, and what to do; a folder is refused for one such file."""
+    """The file, the byte, its offset, and what to do; in a folder such a file is left out, and said
+    where too little is left.
+    """
     (tmp_path / "good.txt").write_text("ü" * 500, encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes(b"a" * 400 + "ü".encode("latin-1") + b"a" * 400)
-    for path in (tmp_path, tmp_path / "latin.txt"):
-        refused(ValueError, ["latin.txt", "not UTF-8", "0xfc", "offset 400", "convert"], load_corpus, str(path))
+    refused(ValueError, ["latin.txt", "not UTF-8", "0xfc", "offset 400", "convert"], load_corpus, str(tmp_path / "latin.txt"))
+    refused(ValueError, ["1 documents", "1000 bytes", "left out: 1 not UTF-8 (latin.txt; 801 bytes)"], load_corpus, str(tmp_path))
+
+
+def test_a_pipe_is_refused_unread(tmp_path):
+    """Text is read more than once, and a pipe cannot be; opening one would wait for a writer."""
+    os.mkfifo(tmp_path / "pipe")
+    refused(ValueError, ["pipe", "more than once", "write it to a file"], load_corpus, str(tmp_path / "pipe"))
+    refused(ValueError, ["pipe", "more than once"], load_corpus, os.devnull)
+
+
+def test_a_source_in_any_spelling_can_be_printed(tmp_path):
+    """A path of Latin-1 bytes is named with its bytes spelled out, not in an error about encoding."""
+    refused(FileNotFoundError, ["no corpus", r"gr\\xfcn"], load_corpus, os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn"))
+
+
+def test_training_on_nothing_is_refused():
+    """Documents of one byte, or none, have nothing to predict."""
+    for documents in ((), (Document("d", np.zeros(1, dtype="uint8")),)):
+        refused(ValueError, [f"none of {len(documents)} documents", "2 bytes"], training_batch, documents, 2, 8, 0, 0)
 
 
 def test_windows_and_batches_of_nothing_are_refused():

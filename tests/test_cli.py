@@ -15,8 +15,9 @@ from fwl_ref.lm import evaluate
 from fwl_ref.lm import generate as generation
 from fwl_ref.lm import train as training
 from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fwl_ref.lm.data import load_corpus, load_documents
+from fwl_ref.lm.corpus import load_corpus, summary
 from fwl_ref.lm.model import Config
+from fwl_ref.lm.reading import read as read_source
 from fwl_ref.lm.train import TrainSettings, train
 from fwl_ref.tree import leaves
 
@@ -103,6 +104,7 @@ def test_train_resumes_to_the_same_bits(tmp_path, text, models, capsys):
     straight = train(load_corpus(str(text)), CONFIG, SETTINGS, quiet=True, save=saved.append, save_every=1)
     save_checkpoint(tmp_path / "m.npz", Checkpoint(CONFIG, SETTINGS, str(text), saved[0]))
     out = words_of(capsys, *training_command(text, tmp_path / "m.npz"))
+    assert summary(load_corpus(str(text))) in out.splitlines()
     assert f"resuming {tmp_path / 'm.npz'} at step 1 of 3" in out and f"written: {tmp_path / 'm.npz'}" in out
     found = load_checkpoint(tmp_path / "m.npz").progress
     assert all((a == b).all() for a, b in zip(leaves(found.params), leaves(straight.params), strict=True))
@@ -124,7 +126,8 @@ def test_evaluate_prints_bits_per_byte_of_every_way(models, text, capsys, name):
         ways += [evaluate.fast_weights(params, config, 8), evaluate.fast_weights(params, config, 8, carried=True)]
     expected = [f"{evaluate.bits_per_byte([way(d) for d in documents]):.3f}" for way in ways]
     assert out[-1].split()[: len(ways)] == expected and out[-1].endswith(f"all {len(documents)} documents")
-    assert len(out) == len(documents) + 2 and all(d.name in out[i + 1] for i, d in enumerate(documents))
+    assert len(out) == len(documents) + 3 and all(d.name in out[i + 2] for i, d in enumerate(documents))
+    assert out[0] == summary(load_corpus(str(text)))
 
 
 def test_evaluate_reads_files_of_ones_own_up_to_a_limit(models, text, tmp_path, capsys):
@@ -133,8 +136,9 @@ def test_evaluate_reads_files_of_ones_own_up_to_a_limit(models, text, tmp_path, 
     (tmp_path / "b.txt").write_text("x")
     out = words_of(capsys, "evaluate", models / "fast.npz", "--data", tmp_path, "--bytes", 7).splitlines()
     read = evaluate.static(load_checkpoint(models / "fast.npz").progress.params, CONFIG, 8, 7)
-    (document,) = (d for d in load_documents(str(tmp_path)) if d.name == "a.txt")
-    assert out[1].split()[:2] == ["7", f"{evaluate.bits_per_byte([read(document)]):.3f}"] and out[-1].endswith("all 1 documents")
+    (document,) = (d for d in read_source(str(tmp_path)).documents if d.name == "a.txt")
+    assert out[0] == f"text {tmp_path}: 2 documents (21 bytes)"
+    assert out[2].split()[:2] == ["7", f"{evaluate.bits_per_byte([read(document)]):.3f}"] and out[-1].endswith("all 1 documents")
 
 
 @pytest.mark.parametrize("name", ["fast", "plain"])

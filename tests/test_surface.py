@@ -51,6 +51,8 @@ HOST_CODE = {
     ("checks", "check_labels"): "returns at once for arrays of a device",
     ("checks", "check_weights"): "returns at once for arrays of a device",
     ("lm.data", ""): "text",
+    ("lm.corpus", ""): "text",
+    ("lm.reading", ""): "text",
     ("demo.run", ""): "losses that came home",
     ("lm.evaluate", "bits_per_byte"): "losses that came home",
     ("exercises", ""): "compares on the host",

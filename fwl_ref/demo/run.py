@@ -26,7 +26,8 @@ from ..files import check_writable
 from ..fwl import fast_block_fwd
 from ..lm import evaluate, footprint
 from ..lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ..lm.data import Corpus, Document, load_corpus, training_batch, windows
+from ..lm.corpus import Corpus, Document, load_corpus, summary
+from ..lm.data import training_batch, windows
 from ..lm.device import batch_like
 from ..lm.evaluate import bits_per_byte
 from ..lm.model import (
@@ -122,14 +123,8 @@ def run_demo(
     corpus = load_corpus(source)
     validation = pick(corpus.validation, *s.validation)
     test = pick(corpus.test, *s.test)
-    sizes = ", ".join(
-        f"{len(part)} {name}"
-        for name, part in zip(("train", "validation", "test"), corpus[1:], strict=True)
-    )
-    print(
-        f"corpus {source}: documents {sizes}; reading {len(test)} test documents, up to {s.test[1]:,} bytes of each",
-        flush=True,
-    )
+    print(summary(corpus), flush=True)
+    print(f"reading {len(test)} test documents, up to {s.test[1]:,} bytes of each", flush=True)
     with worker_pool(min(2, os.cpu_count() or 1)) if numpy else InTurn() as pool:
         plain, fast = train_both(pool, s, source, out, backend)
         ways, tried = choose_ways(pool, s, plain.params, fast.params, corpus, validation)

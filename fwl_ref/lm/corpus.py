@@ -1,0 +1,196 @@
+"""A corpus: documents of one source, split into text to train on, to choose by and to test on.
+
+Two corpora come with every CPython, so nothing is downloaded: the standard library's source files,
+and the reference texts of ``pydoc_data.topics``. Any UTF-8 file or folder of your own works the
+same way.
+
+The split never looks at how much text there is. A document goes where the hash of its name sends
+it; a single file is cut at fixed places, and a piece goes where its number sends it. So text that
+is added leaves what was trained on out of the test part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from .reading import Document, LeftOut, read, shown
+
+MIN_BYTES = 2  # the first byte of a document is given, the others are predicted
+PIECE = 1024  # bytes of each of the first pieces of a single file
+SAME_LENGTH = 16  # so many pieces, then longer ones
+MIN_FILE = 10 * PIECE  # ten pieces are the fewest that fill all three parts
+PARTS = ("train", "validation", "test")
+
+
+class Fingerprint(NamedTuple):
+    """SHA-256 of each part of a corpus, 64 hexadecimal digits each."""
+
+    train: str
+    validation: str
+    test: str
+
+
+class Corpus(NamedTuple):
+    """Documents of one source, split by document."""
+
+    source: str
+    train: tuple[Document, ...]
+    validation: tuple[Document, ...]
+    test: tuple[Document, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[Document, ...], ...]:
+        """The documents to train on, to choose by and to test on."""
+        return self.train, self.validation, self.test
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """A digest of each part: of the names, lengths and bytes of its documents, in their order.
+
+        Batches are a function of ``train``, seed and step: with the same ``fingerprint.train``
+        training goes on as it began. The parts of one corpus share no document, so with the same
+        ``fingerprint.train`` no document of ``test`` was trained on.
+        """
+        return Fingerprint(*map(digest, self.parts))
+
+
+def load_corpus(source: str = "stdlib") -> Corpus:
+    """ "stdlib", "topics", or the UTF-8 file or folder at the path ``source``, split 80 / 10 / 10.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such path.
+    ValueError
+        Too little text to fill all three parts; or a single file that is not UTF-8 (with the byte
+        and its offset), a pipe or a device.
+    OSError
+        A file or folder that may not be read.
+    """
+    documents, left_out = read(source)
+    return split(source, documents, left_out)
+
+
+def split(source: str, documents: Iterable[Document], left_out: Iterable[LeftOut] = ()) -> Corpus:
+    """Each document goes where the hash of its name sends it: train, validation or test.
+
+    A text under several names is one document. It goes to the first of the three parts that one of
+    its names is sent to, so that nothing is both trained on and tested. A single document is cut
+    into pieces; of ten pieces in a row, the fifth is for validation and the tenth for testing.
+
+    Documents that are added never bring what was trained on into another part. They may take a
+    document out of validation or test, for one reason: if no document is sent there, the one with
+    the highest hash of the training documents fills the place. Two things do move text: a second
+    document beside a single one, which then is no longer cut; and, where a place is filled so, a
+    copy of a document under a new name.
+
+    Raises ValueError if there is too little text to fill all three parts.
+    """
+    documents, left_out = list(documents), list(left_out)
+    texts: dict[bytes, Document] = {}
+    for document in documents:
+        if len(document.data) < MIN_BYTES:
+            left_out.append(LeftOut(document.name, len(document.data), "empty or one byte"))
+            continue
+        first = texts.setdefault(document.data.tobytes(), document)
+        if first is not document:
+            kept, copy = sorted((first, document), key=_rank)
+            texts[document.data.tobytes()] = kept
+            left_out.append(LeftOut(copy.name, len(copy.data), "duplicate"))
+    kept = list(texts.values())
+    size = sum(len(d.data) for d in kept)
+    if not kept or (len(kept) == 1 and size < MIN_FILE):
+        raise ValueError(
+            f"the corpus {shown(source)!r} is empty or tiny: {len(documents)} documents, of which "
+            f"{len(kept)} can be used, with {size} bytes{omissions(left_out)}; give more text: one "
+            f"document of at least {MIN_FILE} bytes, or several"
+        )
+    parts = _by_name(source, kept) if len(kept) > 1 else _by_number(cut(kept[0]))
+    return Corpus(source, *map(tuple, parts), tuple(left_out))
+
+
+def summary(corpus: Corpus) -> str:
+    """One line: documents and bytes of each part of a corpus, and what was left out."""
+    parts = [f"{name} {amount(part)}" for name, part in zip(PARTS, corpus.parts, strict=True)]
+    return f"corpus {shown(corpus.source)}: {', '.join(parts)}{omissions(corpus.left_out)}"
+
+
+def amount(documents: Sequence[Document]) -> str:
+    """How many documents, and how many bytes in all."""
+    return f"{len(documents):,} documents ({sum(len(d.data) for d in documents):,} bytes)"
+
+
+def omissions(left_out: Iterable[LeftOut]) -> str:
+    """What was left out, for the end of a line: of every reason how many, the first name, the size.
+
+    Empty if nothing was.
+    """
+    reasons: dict[str, list[LeftOut]] = {}
+    for item in left_out:
+        reasons.setdefault(item.why, []).append(item)
+    found = []
+    for why, items in reasons.items():
+        name = items[0].name + (", ..." if len(items) > 1 else "")
+        known = [item.size for item in items if item.size is not None]
+        size = f"; {sum(known):,} bytes" if known else ""
+        found.append(f"{len(items):,} {why} ({name}{size})")
+    return f"; left out: {', '.join(found)}" if found else ""
+
+
+def digest(documents: Iterable[Document]) -> str:
+    """SHA-256 of the documents' names, lengths and bytes, in their order."""
+    found = hashlib.sha256()
+    for name, data in documents:
+        label = name.encode()
+        found.update(f"{len(label)} {len(data)} ".encode() + label + data.tobytes())
+    return found.hexdigest()
+
+
+def _rank(document: Document) -> tuple[int, bytes]:
+    """The part (0, 1, 2) that a document's name sends it to, and the hash that says so."""
+    found = hashlib.sha256(document.name.encode()).digest()
+    return max(0, int.from_bytes(found[:4], "big") % 10 - 7), found
+
+
+def _by_name(source: str, documents: list[Document]) -> list[list[Document]]:
+    parts: list[list[Document]] = [[], [], []]
+    for document in documents:
+        parts[_rank(document)[0]].append(document)
+    train, validation, test = parts
+    for part in (test, validation):  # few documents: no part may be empty
+        if not part and len(train) > 1:
+            part.append(max(train, key=_rank))
+            train.remove(part[0])
+    if not all(parts):
+        empty = next(name for name, part in zip(PARTS, parts, strict=True) if not part)
+        raise ValueError(
+            f"the corpus {shown(source)!r} has {len(documents)} documents, too few for a split by "
+            f"the hash of their names ({empty} would be empty): give at least three documents, "
+            "better ten, or one longer file"
+        )
+    return parts
+
+
+def cut(document: Document) -> list[Document]:
+    """Pieces of one long document: 16 of 1 KiB, 16 of 2 KiB, and so on, numbered from 0.
+
+    Longer texts have more and longer pieces, and a byte is in the same piece whatever follows it.
+    """
+    name, data = document
+    pieces: list[Document] = []
+    start = 0
+    while len(data) - start >= MIN_BYTES:
+        end = start + PIECE * (1 + len(pieces) // SAME_LENGTH)
+        pieces.append(Document(f"{name}#{len(pieces):04d}", data[start:end]))
+        start = end
+    return pieces
+
+
+def _by_number(pieces: list[Document]) -> list[list[Document]]:
+    parts: list[list[Document]] = [[], [], []]
+    for number, piece in enumerate(pieces):
+        parts[{4: 1, 9: 2}.get(number % 10, 0)].append(piece)
+    return parts
