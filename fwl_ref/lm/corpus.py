@@ -58,7 +58,9 @@ class Corpus(NamedTuple):
 
 
 def load_corpus(source: str = "stdlib") -> Corpus:
-    """ "stdlib", "topics", or the UTF-8 file or folder at the path ``source``, split 80 / 10 / 10.
+    """The text of a source, split 80 / 10 / 10 by document.
+
+    A source is "stdlib", "topics", or the path of a UTF-8 file or folder.
 
     Raises
     ------
@@ -78,14 +80,14 @@ def split(source: str, documents: Iterable[Document], left_out: Iterable[LeftOut
     """Each document goes where the hash of its name sends it: train, validation or test.
 
     A text under several names is one document. It goes to the first of the three parts that one of
-    its names is sent to, so that nothing is both trained on and tested. A single document is cut
-    into pieces; of ten pieces in a row, the fifth is for validation and the tenth for testing.
+    its names is sent to, so nothing is both trained on and tested. If no document is sent to the
+    test or validation part, the training document with the highest hash fills it. A single document
+    is cut into pieces; of ten pieces in a row, the fifth is for validation, the tenth for testing.
 
-    Documents that are added never bring what was trained on into another part. They may take a
-    document out of validation or test, for one reason: if no document is sent there, the one with
-    the highest hash of the training documents fills the place. Two things do move text: a second
-    document beside a single one, which then is no longer cut; and, where a place is filled so, a
-    copy of a document under a new name.
+    What was trained on stays in training when documents are added, or bytes at the end of a single
+    document. With two exceptions: a second document beside a single one, because then nothing is
+    cut; and a copy of a document under a new name, where a part had to be filled. The other way is
+    open: a document can leave test or validation for training, by a copy or where it filled a part.
 
     Raises ValueError if there is too little text to fill all three parts.
     """
@@ -108,8 +110,12 @@ def split(source: str, documents: Iterable[Document], left_out: Iterable[LeftOut
             f"{len(kept)} can be used, with {size} bytes{omissions(left_out)}; give more text: one "
             f"document of at least {MIN_FILE} bytes, or several"
         )
-    parts = _by_name(source, kept) if len(kept) > 1 else _by_number(cut(kept[0]))
-    return Corpus(source, *map(tuple, parts), tuple(left_out))
+    if len(kept) > 1:
+        return Corpus(source, *_by_name(source, kept), tuple(left_out))
+    pieces = cut(kept[0])
+    if len(pieces[-1].data) < MIN_BYTES:
+        left_out.append(LeftOut(pieces.pop().name, 1, "empty or one byte"))
+    return Corpus(source, *_by_number(pieces), tuple(left_out))
 
 
 def summary(corpus: Corpus) -> str:
@@ -155,7 +161,7 @@ def _rank(document: Document) -> tuple[int, bytes]:
     return max(0, int.from_bytes(found[:4], "big") % 10 - 7), found
 
 
-def _by_name(source: str, documents: list[Document]) -> list[list[Document]]:
+def _by_name(source: str, documents: list[Document]) -> list[tuple[Document, ...]]:
     parts: list[list[Document]] = [[], [], []]
     for document in documents:
         parts[_rank(document)[0]].append(document)
@@ -171,7 +177,7 @@ def _by_name(source: str, documents: list[Document]) -> list[list[Document]]:
             f"the hash of their names ({empty} would be empty): give at least three documents, "
             "better ten, or one longer file"
         )
-    return parts
+    return [tuple(part) for part in parts]
 
 
 def cut(document: Document) -> list[Document]:
@@ -182,15 +188,13 @@ def cut(document: Document) -> list[Document]:
     name, data = document
     pieces: list[Document] = []
     start = 0
-    while len(data) - start >= MIN_BYTES:
+    while start < len(data):
         end = start + PIECE * (1 + len(pieces) // SAME_LENGTH)
         pieces.append(Document(f"{name}#{len(pieces):04d}", data[start:end]))
         start = end
     return pieces
 
 
-def _by_number(pieces: list[Document]) -> list[list[Document]]:
-    parts: list[list[Document]] = [[], [], []]
-    for number, piece in enumerate(pieces):
-        parts[{4: 1, 9: 2}.get(number % 10, 0)].append(piece)
-    return parts
+def _by_number(pieces: list[Document]) -> list[tuple[Document, ...]]:
+    train = tuple(piece for number, piece in enumerate(pieces) if number % 10 not in (4, 9))
+    return [train, tuple(pieces[4::10]), tuple(pieces[9::10])]

@@ -171,6 +171,13 @@ def test_pieces_grow_and_two_of_ten_are_held_out():
     assert numbers[1:] == [[4, 14, 24, 34], [9, 19, 29]] and sorted(sum(numbers, [])) == list(range(36))
 
 
+def test_a_last_piece_of_one_byte_is_left_out_and_named():
+    """Nothing can be predicted in it before a second byte is there."""
+    corpus = split("log", [text("log.txt", 10 * 1024 + 1)])
+    assert sum(len(d.data) for part in corpus.parts for d in part) == 10 * 1024
+    assert corpus.left_out == (LeftOut("log.txt#0010", 1, "empty or one byte"),)
+
+
 LONG = text("log.txt", 200_000).data
 
 

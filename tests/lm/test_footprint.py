@@ -183,7 +183,7 @@ def test_training_and_evaluation_state_the_bytes_before_they_start(tmp_path, cap
     assert out.index(footprint.sentence(need)) < out.index("written")
     assert main(["evaluate", str(model)]) == 0
     reading = footprint.evaluation(Config(width=8, layers=1, heads=2), 8)
-    assert footprint.sentence(reading) in capsys.readouterr().out.splitlines()[0]
+    assert footprint.sentence(reading) in capsys.readouterr().out.splitlines()[1]
 
     def exhausted(*_):
         raise OutOfMemoryError("no room")
