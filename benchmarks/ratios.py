@@ -33,7 +33,8 @@ def chunk_sizes(config: Config, window: int, rounds: int, backend: str) -> None:
     gradient = interleaved({str(c): lambda f=f: loss_and_gradient(params, text, text, None, f)[0] for c, f in configs.items()}, rounds)
     print("| chunk | forward, ms | ratio | gradient, ms | ratio | multiply-adds |\n|--:|--:|--:|--:|--:|--:|")
     for chunk, fixed in configs.items():
-        a, b, adds = (forward[str(chunk)], gradient[str(chunk)], cost.fast(fixed, window) / cost.fast(configs[CHUNKS[0]], window))
+        a, b = forward[str(chunk)], gradient[str(chunk)]
+        adds = cost.fast(fixed, window) / cost.fast(configs[CHUNKS[0]], window)
         print(
             f"| {chunk or 'T'} | {1e3 * a.seconds:.1f} | {a.ratio:.2f} ± {a.spread:.2f} "
             f"| {1e3 * b.seconds:.1f} | {b.ratio:.2f} ± {b.spread:.2f} | {adds:.2f} |"
@@ -44,24 +45,24 @@ def ways_of_reading(config: Config, window: int, rounds: int, backend: str, segm
     """Static, fast and dynamic reading of one document of four windows."""
     params = to_backend(initialize(config, step_size=0.01), backend)
     document = Document("made up", np.random.default_rng(1).integers(97, 123, 4 * window + 1).astype("uint8"))
-    ways = {
-        "static": (evaluate.static(params, config, window), cost.static(config, window)),
-        "fast, reset": (evaluate.fast_weights(params, config, window), cost.fast(config, window)),
-        "fast, carried": (evaluate.fast_weights(params, config, window, carried=True), cost.fast(config, window, carried=True)),
-        "dynamic, whole model": (
-            evaluate.dynamic(params, config, window, descent=Descent(0.01), segment=segment),
-            cost.dynamic(config, window, segment),
-        ),
-        "dynamic, block alone": (
-            evaluate.dynamic_block(params, config, window, rate=0.01, decay=0.0, segment=segment),
-            cost.dynamic_block(config, window),
-        ),
+    dynamic = {"descent": Descent(0.01), "segment": segment}
+    block = {"rate": 0.01, "decay": 0.0, "segment": segment}
+    ways = {  # name -> function, its options, multiply-adds of a window
+        "static": (evaluate.static, {}, cost.static(config, window)),
+        "fast, reset": (evaluate.fast_weights, {}, cost.fast(config, window)),
+        "fast, carried": (evaluate.fast_weights, {"carried": True}, cost.fast(config, window, carried=True)),
+        "dynamic, whole model": (evaluate.dynamic, dynamic, cost.dynamic(config, window, segment)),
+        "dynamic, block alone": (evaluate.dynamic_block, block, cost.dynamic_block(config, window)),
     }
-    times = interleaved({name: lambda read=read: read(document) for name, (read, _) in ways.items()}, rounds)
+    jobs = {
+        name: lambda read=read, options=options: read(params, config, document, window, **options)
+        for name, (read, options, _) in ways.items()
+    }
+    times = interleaved(jobs, rounds)
     print("| reading | microseconds per byte | ratio | multiply-adds |\n|:--|--:|--:|--:|")
-    for name, (_, adds) in ways.items():
+    for name, (_, _, adds) in ways.items():
         t = times[name]
-        print(f"| {name} | {1e6 * t.seconds / (4 * window):.1f} | {t.ratio:.2f} ± {t.spread:.2f} | {adds / ways['static'][1]:.2f} |")
+        print(f"| {name} | {1e6 * t.seconds / (4 * window):.1f} | {t.ratio:.2f} ± {t.spread:.2f} | {adds / ways['static'][2]:.2f} |")
 
 
 def main(arguments: list[str] | None = None) -> None:

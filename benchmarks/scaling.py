@@ -52,9 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
         settings = TrainSettings(batch=batch, window=window)
         need = footprint.training(config, batch, window).total
         if need > 1e9 * args.memory:
-            print(
-                f"| {window} | {width} | {batch} | left out: {footprint.readable(need)} of {args.memory:g} GB | | | | | | | |", flush=True
-            )
+            left_out = f"left out: {footprint.readable(need)} of {args.memory:g} GB"
+            print(f"| {window} | {width} | {batch} | {left_out} | | | | | | | |", flush=True)
             continue
         work = 3 * batch * window * cost.fast(config, window)  # forward, and twice that backward
         names = ["numpy"] if not speed or work / speed <= args.seconds else []

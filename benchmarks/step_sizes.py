@@ -27,7 +27,8 @@ from fwl_ref.lm.model import Config, Parameters, fast_settings, features_fwd, lo
 from fwl_ref.lm.train import TrainSettings, train
 from fwl_ref.tree import named_leaves
 
-VARIANTS: dict[str, tuple[dict, dict]] = {  # name -> changes of the configuration, changes of the training settings
+# name -> changes of the configuration, changes of the training settings
+VARIANTS: dict[str, tuple[dict, dict]] = {
     "as shipped": ({}, {}),
     "step sizes free": ({}, {"nonnegative": False}),
     "first order": ({"first_order": True}, {}),
@@ -49,7 +50,7 @@ def study(name: str, steps: int, seed: int) -> dict[str, Any]:
     training.loss_and_gradient = watched
     progress = train(corpus, config, settings, label=f"{name}, seed {seed}")
     params, documents = progress.params, pick(corpus.validation, *FULL.validation)
-    read = {c: bits_per_byte([fast_weights(params, config, settings.window, carried=c)(d) for d in documents]) for c in (False, True)}
+    read = {c: bits_per_byte([fast_weights(params, config, d, settings.window, carried=c) for d in documents]) for c in (False, True)}
     total = np.array([r.grad_norm for r in progress.history])
     return {
         "variant": name,
@@ -96,7 +97,8 @@ def spikes(params: Parameters, config: Config, settings: TrainSettings, corpus: 
         (x, _), _ = features_fwd(params, tokens, config)
         (memory, _), res = write_fwd(x, labels, weights, params.block, fast_settings(config))
         longest = max(len(list(run)) for row in tokens for _, run in groupby(row))
-        each, together = (np.linalg.norm(memory.dh, axis=-1), np.linalg.norm(np.sum(memory.dh, axis=1), axis=-1))
+        each = np.linalg.norm(memory.dh, axis=-1)
+        together = np.linalg.norm(np.sum(memory.dh, axis=1), axis=-1)
         rows.append((abs(float(grads.eta.W1)), np.max(res.norm.rstd), np.max(each), longest, np.max(together)))
     logs = np.log(np.array(rows) + 1e-12)
     names = ("largest rstd of a token", "largest norm of dh of a token", "longest run of one byte", "norm of the sum of dh of a window")
@@ -112,21 +114,16 @@ def report(rows: list[dict[str, Any]]) -> str:
         norm = ", ".join(f"{v:.1f}" for v in r["norm"].values())
         bits = " | ".join(f"{r[k]:.3f}" for k in ("training", "reset", "carried"))
         lines.append(f"| {r['variant']} | {r['seed']} | {bits} | {eta} | {r['decay']:.4f} | {norm} |")
-    lines += [
-        "",
-        "| variant | seed | E x.x | mean x . mean x | eta_W1 times that | plus eta_b1 | largest shares of the ten largest gradients |",
-    ]
+    shares = "largest shares of the ten largest gradients"
+    lines += ["", f"| variant | seed | E x.x | mean x . mean x | eta_W1 times that | plus eta_b1 | {shares} |"]
     lines.append("|:--|--:|--:|--:|--:|--:|:--|")
     for r in rows:
         shared = r["eta"]["W1"] * r["x mean"]
         share = ", ".join(f"{n} {100 * v:.0f} %" for n, v in r["largest share"].items())
-        lines.append(
-            f"| {r['variant']} | {r['seed']} | {r['x']:.0f} | {r['x mean']:.0f} | {shared:.4f} | {shared + r['eta']['b1']:.4f} | {share} |"
-        )
-    lines += [
-        "",
-        "| correlation of log gradient of eta_W1 with the log of | " + " | ".join(f"{r['variant']}, {r['seed']}" for r in rows) + " |",
-    ]
+        sizes = f"{r['x']:.0f} | {r['x mean']:.0f} | {shared:.4f} | {shared + r['eta']['b1']:.4f}"
+        lines.append(f"| {r['variant']} | {r['seed']} | {sizes} | {share} |")
+    runs = " | ".join(f"{r['variant']}, {r['seed']}" for r in rows)
+    lines += ["", f"| correlation of log gradient of eta_W1 with the log of | {runs} |"]
     lines.append("|:--|" + "--:|" * len(rows))
     for n in rows[0]["correlation"]:
         lines.append(f"| {n} | " + " | ".join(f"{r['correlation'][n]:.2f}" for r in rows) + " |")

@@ -230,14 +230,16 @@ def _evaluate(args: argparse.Namespace) -> None:
         found.config,
         found.settings.window,
     )
-    ways = {"static": evaluate.static(params, config, window, args.bytes)}
+    options = {"window": window, "limit": args.bytes}
+    static = evaluate.Way(evaluate.static, params, config, options)
+    ways = {"static": static}
     if config.fast:
+        reset = static._replace(function=evaluate.fast_weights)
+        carried = reset._replace(options=options | {"carried": True})
         ways = {
-            "slow weights alone": ways["static"],
-            "fast, reset every window": evaluate.fast_weights(params, config, window, args.bytes),
-            "fast, carried": evaluate.fast_weights(
-                params, config, window, args.bytes, carried=True
-            ),
+            "slow weights alone": static,
+            "fast, reset every window": reset,
+            "fast, carried": carried,
         }
     need = footprint.evaluation(config, window)
     with footprint.explained("reading a window", need, config, window):

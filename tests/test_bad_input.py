@@ -171,7 +171,7 @@ def test_a_carried_state_needs_the_constant_normalizer(normalizer):
     refused(ValueError, words, stream_reveal, pending, LABELS[:, 0], WEIGHTS[:, 0], SLOW, DECAY, settings)
     config = CONFIG._replace(normalizer=normalizer)
     document = Document("d", np.arange(30, dtype="uint8"))
-    refused(ValueError, words, lambda: fast_weights(initialize(config), config, 8, carried=True)(document))
+    refused(ValueError, words, fast_weights, initialize(config), config, document, 8, carried=True)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -346,11 +346,11 @@ def test_windows_and_batches_of_nothing_are_refused():
 
 
 def test_a_segment_of_nothing_is_refused():
-    """At least one token, said when the method is made and not when it has read half a corpus."""
+    """At least one token, said before the document is looked at: there is none here."""
     p, words = initialize(CONFIG), ["at least 1 token", "got 0"]
     refused(ValueError, words, oracle, segment=0)
-    refused(ValueError, words, dynamic, p, CONFIG, 8, descent=Descent(0.1), segment=0)
-    refused(ValueError, words, dynamic_block, p, CONFIG, 8, rate=0.1, decay=0.0, segment=0)
+    refused(ValueError, words, dynamic, p, CONFIG, None, 8, descent=Descent(0.1), segment=0)
+    refused(ValueError, words, dynamic_block, p, CONFIG, None, 8, rate=0.1, decay=0.0, segment=0)
 
 
 def test_the_rms_rule_needs_gradients():
@@ -363,9 +363,9 @@ def test_the_rms_rule_needs_gradients():
 def test_a_document_without_a_second_byte_is_refused(length):
     """The first byte is given and not predicted, so there is nothing to score."""
     document, p = Document("d", np.zeros(length, dtype="uint8")), initialize(CONFIG)
-    refused(ValueError, ["2 bytes"], static(p, CONFIG, 8), document)
-    refused(ValueError, ["2 bytes"], dynamic(p, CONFIG, 8, descent=Descent(0.1), segment=4), document)
-    refused(ValueError, ["2 bytes"], dynamic_block(p, CONFIG, 8, rate=0.1, decay=0.0, segment=4), document)
+    refused(ValueError, ["2 bytes"], static, p, CONFIG, document, 8)
+    refused(ValueError, ["2 bytes"], dynamic, p, CONFIG, document, 8, descent=Descent(0.1), segment=4)
+    refused(ValueError, ["2 bytes"], dynamic_block, p, CONFIG, document, 8, rate=0.1, decay=0.0, segment=4)
 
 
 # --- training

@@ -121,11 +121,11 @@ def test_evaluate_prints_bits_per_byte_of_every_way(models, text, capsys, name):
     out = words_of(capsys, "evaluate", models / f"{name}.npz").splitlines()
     params, documents = (load_checkpoint(models / f"{name}.npz").progress.params, load_corpus(str(text)).test)
     config = CONFIG._replace(fast=name == "fast")
-    ways = [evaluate.static(params, config, 8)]
+    losses = [[evaluate.static(params, config, d, 8) for d in documents]]
     if name == "fast":
-        ways += [evaluate.fast_weights(params, config, 8), evaluate.fast_weights(params, config, 8, carried=True)]
-    expected = [f"{evaluate.bits_per_byte([way(d) for d in documents]):.3f}" for way in ways]
-    assert out[-1].split()[: len(ways)] == expected and out[-1].endswith(f"all {len(documents)} documents")
+        losses += [[evaluate.fast_weights(params, config, d, 8, carried=c) for d in documents] for c in (False, True)]
+    expected = [f"{evaluate.bits_per_byte(each):.3f}" for each in losses]
+    assert out[-1].split()[: len(losses)] == expected and out[-1].endswith(f"all {len(documents)} documents")
     assert len(out) == len(documents) + 3 and all(d.name in out[i + 2] for i, d in enumerate(documents))
     assert out[0] == summary(load_corpus(str(text)))
 
@@ -135,10 +135,10 @@ def test_evaluate_reads_files_of_ones_own_up_to_a_limit(models, text, tmp_path, 
     (tmp_path / "a.txt").write_text("the cat sat on a mat")
     (tmp_path / "b.txt").write_text("x")
     out = words_of(capsys, "evaluate", models / "fast.npz", "--data", tmp_path, "--bytes", 7).splitlines()
-    read = evaluate.static(load_checkpoint(models / "fast.npz").progress.params, CONFIG, 8, 7)
     (document,) = (d for d in read_source(str(tmp_path)).documents if d.name == "a.txt")
+    losses = evaluate.static(load_checkpoint(models / "fast.npz").progress.params, CONFIG, document, 8, 7)
     assert out[0] == f"text {tmp_path}: 2 documents (21 bytes)"
-    assert out[2].split()[:2] == ["7", f"{evaluate.bits_per_byte([read(document)]):.3f}"] and out[-1].endswith("all 1 documents")
+    assert out[2].split()[:2] == ["7", f"{evaluate.bits_per_byte([losses]):.3f}"] and out[-1].endswith("all 1 documents")
 
 
 @pytest.mark.parametrize("name", ["fast", "plain"])

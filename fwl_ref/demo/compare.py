@@ -1,9 +1,8 @@
 """Compare ways of reading: choose step sizes on validation documents, read test documents, time
 everything in turn.
 
-A ``Way`` is plain data, so that it can be sent to another process. Losses may be computed on both
-cores; times are taken in one process with nothing else running, the ways interleaved, and only
-their ratios are reported.
+Losses may be computed on both cores. Times are taken in one process with nothing else running, the
+ways interleaved, and only their ratios are reported.
 """
 
 from __future__ import annotations
@@ -11,47 +10,31 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
-from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from ..backend import Array
+from ..backend import Array, host
 from ..lm.data import Document
-from ..lm.evaluate import Method, bits_per_byte
-from ..lm.model import Config, Parameters
-
-
-class Way(NamedTuple):
-    """One way of reading a document: ``make(params, config, **options)`` is the method."""
-
-    label: str
-    make: Callable[..., Method]
-    params: Parameters
-    config: Config
-    options: dict[str, Any]
-
-
-def read(way: Way, documents: Iterable[Document]) -> list[Array]:
-    """Losses in nats of every byte but the first, one array per document."""
-    method = way.make(way.params, way.config, **way.options)
-    return [method(document) for document in documents]
+from ..lm.evaluate import Way, bits_per_byte, read
 
 
 def read_all(
     pool: Executor, ways: list[Way], documents: list[Document], title: str
 ) -> list[list[Array]]:
-    """Every way on every document, spread over the pool, with a progress bar; in the order given."""
+    """Losses of every way (outer list) on every document (inner list), in the order given.
+
+    The readings are spread over the pool; a progress bar counts them.
+    """
     with tqdm(total=len(ways) * len(documents), desc=title, unit="document") as bar:
 
         def submit(way: Way, document: Document) -> Future:
-            future = pool.submit(read, way, [document])
+            future = pool.submit(read, way, document)
             future.add_done_callback(lambda _: bar.update())
             return future
 
         jobs = [[submit(way, document) for document in documents] for way in ways]
-        return [[future.result()[0] for future in row] for row in jobs]
+        return [[future.result() for future in row] for row in jobs]
 
 
 def choose(
@@ -67,15 +50,26 @@ def choose(
     table = {name: {way.label: next(scores) for way in ways} for name, ways in candidates.items()}
     chosen = {}
     for name, ways in candidates.items():
-        finite = [
-            way for way in ways if math.isfinite(table[name][way.label])
-        ]  # a diverged candidate never wins
+        bits = table[name]
+        finite = [way for way in ways if math.isfinite(bits[way.label])]  # not the diverged ones
         if not finite:
             raise ValueError(
-                f"{name}: all of {', '.join(table[name])} diverged on the validation documents: try smaller step sizes"
+                f"{name}: all of {', '.join(bits)} diverged on the validation documents: "
+                "try smaller step sizes"
             )
-        chosen[name] = min(finite, key=lambda way, name=name: table[name][way.label])
+        chosen[name] = min(finite, key=lambda way, bits=bits: bits[way.label])
     return chosen, table
+
+
+def change_standard_error(rows: list[Array], base: list[Array]) -> float:
+    """Standard error, over documents, of the change of the mean loss against ``base``, in percent.
+
+    NaN where it is not known: for fewer than two documents, or if a loss is not finite.
+    """
+    changes = [100 * (a.mean() - b.mean()) / b.mean() for a, b in zip(rows, base, strict=True)]
+    if len(changes) < 2 or not all(map(math.isfinite, changes)):
+        return math.nan
+    return float(host.std(changes, ddof=1) / len(changes) ** 0.5)
 
 
 def relative_times(
@@ -86,17 +80,16 @@ def relative_times(
 
     Run it in a process whose linear algebra uses one thread, with nothing beside it.
     """
-    methods = {name: way.make(way.params, way.config, **way.options) for name, way in ways.items()}
-    first = next(iter(methods))
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for count in range(rounds + 1):
-        for name, method in methods.items():
+        for name, way in ways.items():
             start = time.perf_counter()
-            losses = method(document)
-            if count:
+            losses = read(way, document)
+            if count:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
+    first = next(iter(seconds.values()))
     ratios = {
-        name: statistics.median(a / b for a, b in zip(seconds[name], seconds[first], strict=True))
-        for name in methods
+        name: statistics.median(a / b for a, b in zip(times, first, strict=True))
+        for name, times in seconds.items()
     }
-    return ratios, 1e6 * statistics.median(seconds[first]) / len(losses)
+    return ratios, 1e6 * statistics.median(first) / len(losses)

@@ -10,10 +10,10 @@ go to ``results/``.
 from __future__ import annotations
 
 import datetime
-import math
 import os
 import platform
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from threadpoolctl import threadpool_info
 
 from ..backend import Array, as_dtype, backend_target, backend_versions, host, to_numpy
-from ..dynamic_evaluation import Descent, evaluate_block, mean_square, rms_scale
+from ..checks import check_segment
+from ..dynamic_evaluation import Descent, RmsScale, evaluate_block, mean_square, rms_scale
 from ..files import check_writable
 from ..fwl import fast_block_fwd
 from ..lm import evaluate, footprint
@@ -29,7 +30,7 @@ from ..lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ..lm.corpus import Corpus, Document, load_corpus, summary
 from ..lm.data import training_batch, windows
 from ..lm.device import batch_like
-from ..lm.evaluate import bits_per_byte
+from ..lm.evaluate import Way, bits_per_byte
 from ..lm.model import (
     Config,
     Parameters,
@@ -41,7 +42,7 @@ from ..lm.model import (
 from ..lm.train import Progress, TrainSettings, begin, check_train_settings, on_backend, train
 from ..tree import size, tree_map
 from . import cost
-from .compare import Way, choose, read_all, relative_times
+from .compare import change_standard_error, choose, read_all, relative_times
 from .parallel import InTurn, worker_pool
 from .report import finite, write_report
 
@@ -99,13 +100,14 @@ def run_demo(
     Raises
     ------
     ValueError, OSError
-        Before training: settings that cannot be, too little text, an ``out`` that cannot be written to or whose ``plain.npz`` or
-        ``fast.npz`` is no checkpoint.
+        Before training: settings that cannot be, too little text, an ``out`` that cannot be
+        written to or whose ``plain.npz`` or ``fast.npz`` is no checkpoint.
     BackendError
         ``backend`` is "cupy" and there is no CuPy or no GPU.
     """
     s = settings or (QUICK if quick else FULL)
     check_train_settings(s.training)
+    check_segment(s.segment)
     check_writable(out)
     backend_target(backend)
     clock, numpy = time.perf_counter(), backend == "numpy"
@@ -116,10 +118,9 @@ def run_demo(
     )
     print(f"fwl_ref demo: two models of {describe(s)}; {minutes}", flush=True)
     need = footprint.training(s.config, s.training.batch, s.training.window)
-    print(
-        f"memory at the peak of a training step, about {footprint.sentence(need)}{'; two at a time' if numpy else ''}",
-        flush=True,
-    )
+    at_once = "; two at a time" if numpy else ""
+    peak = f"memory at the peak of a training step, about {footprint.sentence(need)}{at_once}"
+    print(peak, flush=True)
     corpus = load_corpus(source)
     validation = pick(corpus.validation, *s.validation)
     test = pick(corpus.test, *s.test)
@@ -133,9 +134,8 @@ def run_demo(
         print("timing, one process, ways interleaved ...", flush=True)
         sample = Document("timing", test[0].data[: s.timing[0] + 1])
         times, microseconds = pool.submit(relative_times, ways, sample, s.timing[1]).result()
-        error = pool.submit(
-            equivalence_error, fast.params, s.config, test[0], s.training.window
-        ).result()
+        first = (fast.params, s.config, test[0], s.training.window)
+        error = pool.submit(equivalence_error, *first).result()
     bits = {name: bits_per_byte(rows) for name, rows in losses.items()}
     found = {
         "bits_per_byte": bits,
@@ -164,20 +164,15 @@ def run_demo(
         "seconds": round(time.perf_counter() - clock, 1),
     }
     results = finite(found)
-    write_report(
-        out,
-        LABELS,
-        results,
-        {"plain": plain.history, "fast": fast.history},
-        losses,
-        s.training.window,
-    )
+    curves = {"plain": plain.history, "fast": fast.history}
+    write_report(out, LABELS, results, curves, losses, s.training.window)
     return results
 
 
 def describe(s: DemoSettings) -> str:
     """One line about the model."""
-    return f"{s.config.layers} layers, width {s.config.width}, windows of {s.training.window} bytes, {s.training.steps} steps"
+    model = f"{s.config.layers} layers, width {s.config.width}"
+    return f"{model}, windows of {s.training.window} bytes, {s.training.steps} steps"
 
 
 def pick(documents: tuple[Document, ...], count: int, limit: int) -> list[Document]:
@@ -265,35 +260,30 @@ def choose_ways(
     fast: Parameters,
     corpus: Corpus,
     documents: list[Document],
-):
-    """The seven ways to read, step sizes chosen on validation documents."""
-    config, window = s.config._replace(fast=False), s.training.window
-    batches = (
-        training_batch(corpus.train, 1, s.segment, s.training.seed + 1, i)
-        for i in range(s.statistics_batches)
-    )
-    squares = mean_square(
-        loss_and_gradient(plain, *batch_like(batch, plain.embedding), config)[1]
-        for batch in batches
-    )
-    scale = rms_scale(squares)
+) -> tuple[dict[str, Way], dict[str, dict[str, float]]]:
+    """The seven ways to read, step sizes chosen on the validation ``documents``; and the bits per
+    byte of every step size tried.
+    """
+    config, window = s.config._replace(fast=False), {"window": s.training.window}
+    scale = rms_scale(mean_square(segment_gradients(s, plain, corpus)))
 
-    def dynamic(rate: float, decay: float, scale: Any = None) -> Way:
-        options = {"window": window, "descent": Descent(rate, decay, scale), "segment": s.segment}
-        return Way(f"rate {rate:g}, decay {decay:g}", evaluate.dynamic, plain, config, options)
+    def dynamic(rate: float, decay: float, scale: RmsScale | None = None) -> Way:
+        options = {"descent": Descent(rate, decay, scale), "segment": s.segment, **window}
+        return Way(evaluate.dynamic, plain, config, options, f"rate {rate:g}, decay {decay:g}")
 
     def block(rate: float, decay: float) -> Way:
-        options = {"window": window, "rate": rate, "decay": decay, "segment": s.segment}
-        return Way(
-            f"rate {rate:g}, decay {decay:g}", evaluate.dynamic_block, plain, config, options
-        )
+        options = {"rate": rate, "decay": decay, "segment": s.segment, **window}
+        label = f"rate {rate:g}, decay {decay:g}"
+        return Way(evaluate.dynamic_block, plain, config, options, label)
 
     def untrained(rate: float, carried: bool) -> Way:
         params = evaluate.with_step_size(plain, rate, s.training.decay)
         label = f"step size {rate:g}, {'carried' if carried else 'reset'}"
-        return Way(
-            label, evaluate.fast_weights, params, s.config, {"window": window, "carried": carried}
-        )
+        return fast_way(params, carried, label)
+
+    def fast_way(params: Parameters, carried: bool, label: str) -> Way:
+        options = {"carried": carried, **window}
+        return Way(evaluate.fast_weights, params, s.config, options, label)
 
     candidates = {
         "dynamic_evaluation_sgd": [dynamic(r, d) for r in s.sgd for d in s.decays],
@@ -302,41 +292,37 @@ def choose_ways(
         "fast_untrained": [untrained(r, c) for r in s.untrained for c in (False, True)],
     }
     chosen, tried = choose(pool, candidates, documents, "step sizes, validation")
-    ways = {
-        "static": Way("-", evaluate.static, plain, config, {"window": window}),
-        **chosen,
-        "fast_windowed": Way("learned", evaluate.fast_weights, fast, s.config, {"window": window}),
-        "fast_carried": Way(
-            "learned", evaluate.fast_weights, fast, s.config, {"window": window, "carried": True}
-        ),
+    ways = chosen | {
+        "static": Way(evaluate.static, plain, config, window),
+        "fast_windowed": fast_way(fast, False, "learned"),
+        "fast_carried": fast_way(fast, True, "learned"),
     }
     return {name: ways[name] for name in LABELS}, tried
 
 
+def segment_gradients(s: DemoSettings, plain: Parameters, corpus: Corpus) -> Iterator[Parameters]:
+    """The plain model's gradients on segments of training text, for the statistics of RMS."""
+    config = s.config._replace(fast=False)
+    for i in range(s.statistics_batches):
+        batch = training_batch(corpus.train, 1, s.segment, s.training.seed + 1, i)
+        yield loss_and_gradient(plain, *batch_like(batch, plain.embedding), config)[1]
+
+
 def equivalence_error(params: Parameters, config: Config, document: Document, window: int) -> float:
-    """Largest |difference| of logits, float64, trained model: the block against the slow block at
-    theta_0 - eta * sum of gradients.
+    """Largest |difference| of logits, float64, on the document's first window: the fast block
+    against the slow block at theta_0 - eta * sum of gradients.
 
     The literal side moves the parameters and runs the slow block, token by token; it shares no code
     with the fast weights.
     """
     params = tree_map(lambda p: as_dtype(p, "float64"), params)
     tokens, labels, weights = batch_like(next(windows(document, window)), params.embedding)
-    (x, _), _ = features_fwd(params, tokens, config)
+    (x, _), _ = features_fwd(params, tokens, config)  # (1,T,D)
     eta, fixed = effective_step_sizes(params.eta, config.dialect), fast_settings(config)
-    (logits, _, _), _ = fast_block_fwd(x, labels, weights, params.block, eta, params.decay, fixed)
-    literal, _ = evaluate_block(
-        x,
-        labels,
-        weights,
-        params.block,
-        eta,
-        segment=1,
-        decay=_number(params.decay),
-        n=fixed.constant,
-        eps=fixed.eps,
-        stale=True,
-    )
+    block = (x, labels, weights, params.block, eta)
+    (logits, _, _), _ = fast_block_fwd(*block, params.decay, fixed)  # (1,T,V)
+    rule = {"decay": _number(params.decay), "n": fixed.constant, "eps": fixed.eps}
+    literal, _ = evaluate_block(*block, segment=1, stale=True, **rule)  # (1,T,V)
     return float(host.max(host.abs(to_numpy(logits - literal))))
 
 
@@ -353,16 +339,6 @@ def relative_multiply_adds(s: DemoSettings) -> dict[str, float]:
         "fast_carried": cost.fast(config, window, carried=True),
     }
     return {name: count / counts["static"] for name, count in counts.items()}
-
-
-def change_standard_error(rows: list, base: list) -> float:
-    """Standard error, over documents, of the change in bits per byte against static, in percent.
-    NaN for a single document.
-    """
-    if len(rows) < 2:
-        return math.nan
-    changes = [100 * (a.mean() - b.mean()) / b.mean() for a, b in zip(rows, base, strict=True)]
-    return float(host.std(changes, ddof=1) / len(changes) ** 0.5)
 
 
 def _number(x: Array) -> float:

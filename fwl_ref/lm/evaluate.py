@@ -1,22 +1,24 @@
-"""Ways to read a document: static, dynamic evaluation, fast weights; each yields the loss of every
-byte.
+"""Ways to read a document: static, dynamic evaluation, fast weights. Each is a function from
+document to losses.
 
-All see the text in the same windows of T bytes, so all have the same context. What differs is what
-they carry on from what they have read. One window is in memory at a time; its losses stay on the
-device until the document is read and come home together.
+``way(params, config, document, window, limit, ...)`` returns the loss in nats of every byte but the
+first, (n-1,) on the host. All see the text in the same windows of T bytes, so all have the same
+context. What differs is what they carry on from what they have read. One window is in memory at a
+time. Its losses stay on the device until the document is read, and come home together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from ..backend import Array, host, namespace, to_numpy
 from ..checks import check_segment
-from ..dynamic_evaluation import FAST_ONLY, Descent, dynamic_evaluation
+from ..dynamic_evaluation import FAST_ONLY, Descent, update
 from ..ops.linear_attention import chunk_slices
-from ..slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
+from ..slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from ..tree import tree_map
 from .data import Batch, Document, windows
 from .device import batch_like
@@ -24,120 +26,122 @@ from .model import DIALECTS, Config, Parameters, features_fwd, loss_and_gradient
 
 LN2 = 0.6931471805599453
 
-Method = Callable[[Document], Array]
 
-
-def static(params: Parameters, config: Config, window: int, limit: int | None = None) -> Method:
-    """The plain model: parameters never change."""
-    return fast_weights(params, config._replace(fast=False), window, limit)
+def static(
+    params: Parameters, config: Config, document: Document, window: int, limit: int | None = None
+) -> Array:
+    """The plain model: nothing is carried on."""
+    return fast_weights(params, config._replace(fast=False), document, window, limit)
 
 
 def fast_weights(
     params: Parameters,
     config: Config,
+    document: Document,
     window: int,
     limit: int | None = None,
     *,
     carried: bool = False,
-) -> Method:
-    """The fast weight block; its state is reset at every window, or ``carried`` through the
+) -> Array:
+    """The fast weight block. Its state starts empty in every window, or is ``carried`` through the
     document.
     """
+    state, losses = None, []
+    for batch in windows(document, window, limit):
+        nll, state = read_window(params, config, batch, state if carried else None)
+        losses.append(nll)
+    return _home(losses)
 
-    def score(batch: Batch, state: FastParameters | None) -> tuple:
-        output, _ = model_fwd(params, *batch_like(batch, params.embedding), config, state)
-        return output.nll[
-            0, :
-        ], output.state if carried else None  # all else is let go before the next window
 
-    def read(document: Document) -> Array:
-        state, losses = None, []
-        for batch in windows(document, window, limit):
-            nll, state = score(batch, state)
-            losses.append(nll)
-        return _home(losses)
-
-    return read
+def read_window(
+    params: Parameters, config: Config, batch: Batch, state: FastParameters | None
+) -> tuple[Array, FastParameters | None]:
+    """Losses (T,) of one window, and the state after it. All else is let go before the next window
+    is read.
+    """
+    output, _ = model_fwd(params, *batch_like(batch, params.embedding), config, state)
+    return output.nll[0, :], output.state
 
 
 def dynamic(
     params: Parameters,
     config: Config,
+    document: Document,
     window: int,
     limit: int | None = None,
     *,
     descent: Descent,
     segment: int,
-) -> Method:
-    """Dynamic evaluation of the whole plain model: segments of a window see the window's earlier
-    segments through the cache.
+) -> Array:
+    """Dynamic evaluation of the whole plain model: score a segment, then take a step on it.
+
+    The parameters ``theta`` are carried through the document, the keys and values ``past`` through
+    a window: a segment sees the window's earlier ones, and no gradient reaches them.
 
     Raises ValueError if ``segment`` is below 1.
     """
     check_segment(segment)
     config = config._replace(fast=False)
-
-    def score(theta: Parameters, item: tuple) -> tuple:
-        tokens, labels, past = item
-        _, gradient, output = loss_and_gradient(
-            theta, tokens, labels, None, config, past[0] if past else None
-        )
-        past[:] = [
-            output.caches
-        ]  # the next segment of this window sees these keys and values, and no gradient reaches them
-        return output.nll[0, :], gradient
-
-    def segments(document: Document) -> Iterator[tuple]:
-        for batch in windows(document, window, limit):
-            tokens, labels, _ = batch_like(batch, params.embedding)
-            past: list = []
-            for part in chunk_slices(tokens.shape[1], segment):
-                yield tokens[:, part], labels[:, part], past
-
-    def read(document: Document) -> Array:
-        return _home(
-            [nll for nll, _ in dynamic_evaluation(params, segments(document), score, descent)]
-        )
-
-    return read
+    theta, losses = params, []
+    for batch in windows(document, window, limit):
+        tokens, labels, _ = batch_like(batch, params.embedding)  # (1,T)
+        past = None
+        for part in chunk_slices(tokens.shape[1], segment):
+            _, gradient, output = loss_and_gradient(
+                theta, tokens[:, part], labels[:, part], None, config, past
+            )
+            losses.append(output.nll[0, :])  # (L,)
+            theta, past = update(theta, gradient, params, descent), output.caches
+    return _home(losses)
 
 
 def dynamic_block(
     params: Parameters,
     config: Config,
+    document: Document,
     window: int,
     limit: int | None = None,
     *,
     rate: float,
     decay: float,
     segment: int,
-) -> Method:
-    """Dynamic evaluation of the block's six fast parameters alone: the trunk runs forward once per
-    window.
+) -> Array:
+    """Dynamic evaluation of the block's six fast parameters alone: the trunk runs once per window,
+    forward.
+
+    Raises ValueError if ``segment`` is below 1.
     """
     check_segment(segment)
-    eps = DIALECTS[config.dialect]
-    descent = Descent(rate, decay, subset=FAST_ONLY)
+    eps, descent = DIALECTS[config.dialect], Descent(rate, decay, subset=FAST_ONLY)
+    theta, losses = params.block, []
+    for batch in windows(document, window, limit):
+        tokens, labels, _ = batch_like(batch, params.embedding)  # (1,T)
+        (x, _), _ = features_fwd(params, tokens, config)  # (1,T,D)
+        for part in chunk_slices(tokens.shape[1], segment):
+            (nll, _), res = slow_block_fwd(x[:, part, :], labels[:, part], theta, eps)
+            losses.append(nll[0, :])  # (L,)
+            mean = namespace(nll).full_like(nll, 1 / nll.shape[1])  # (1,L) of the segment's losses
+            _, gradient = slow_block_bwd(mean, res)
+            theta = update(theta, gradient, params.block, descent)
+    return _home(losses)
 
-    def score(theta: SlowParameters, item: tuple) -> tuple:
-        x, labels = item
-        (nll, _), res = slow_block_fwd(x, labels, theta, eps)
-        share = namespace(nll).full_like(nll, 1 / nll.shape[1])  # (1,L) the mean over the segment
-        return nll[0, :], slow_block_bwd(share, res)[1]
 
-    def segments(document: Document) -> Iterator[tuple]:
-        for batch in windows(document, window, limit):
-            tokens, labels, _ = batch_like(batch, params.embedding)
-            (x, _), _ = features_fwd(params, tokens, config)
-            for part in chunk_slices(tokens.shape[1], segment):
-                yield x[:, part, :], labels[:, part]
+class Way(NamedTuple):
+    """One way of reading as plain data, which can be sent to another process."""
 
-    def read(document: Document) -> Array:
-        return _home(
-            [nll for nll, _ in dynamic_evaluation(params.block, segments(document), score, descent)]
-        )
+    function: Callable[..., Array]  # static, fast_weights, dynamic or dynamic_block
+    params: Parameters
+    config: Config
+    options: dict[str, Any]  # the window, and what else the function takes
+    label: str = "-"  # its step sizes in words
 
-    return read
+
+def read(way: Way, document: Document) -> Array:
+    """Losses in nats (n-1,) of every byte but the first.
+
+    Raises ValueError if there are not 2 bytes, or as the way's function does.
+    """
+    return way.function(way.params, way.config, document, **way.options)
 
 
 def with_step_size(params: Parameters, step_size: float, decay: float) -> Parameters:
@@ -153,7 +157,7 @@ def bits_per_byte(losses: list[Array]) -> float:
     return float(host.concatenate(losses).astype("float64").mean() / LN2)
 
 
-def print_table(documents: Iterable[Document], ways: dict[str, Method], note: str = "") -> None:
+def print_table(documents: Iterable[Document], ways: dict[str, Way], note: str = "") -> None:
     """Read every document in every way; print bits per byte of each document as it is done, and of
     all bytes together.
 
@@ -164,24 +168,23 @@ def print_table(documents: Iterable[Document], ways: dict[str, Method], note: st
     kept = [d for d in documents if len(d.data) > 1]
     if not kept:
         raise ValueError(
-            "no document of at least 2 bytes to read: the first byte is given, the others are predicted"
+            "no document of at least 2 bytes to read: "
+            "the first byte is given, the others are predicted"
         )
     print("bytes".rjust(9), *(name.rjust(26) for name in ways), f" document  {note}".rstrip())
     total: dict[str, list[Array]] = {name: [] for name in ways}
     for document in tqdm(kept, desc="reading", unit="document", leave=False):
-        for name, method in ways.items():
-            total[name].append(method(document))
-        row = [f"{bits_per_byte(losses[-1:]):26.3f}" for losses in total.values()]
-        tqdm.write(" ".join([f"{len(total[name][-1]):9,}", *row, f" {document.name}"]))
-    print(
-        " ".join(
-            [
-                " " * 9,
-                *(f"{bits_per_byte(losses):26.3f}" for losses in total.values()),
-                f" all {len(kept)} documents",
-            ]
-        )
-    )
+        for name, way in ways.items():
+            losses = read(way, document)
+            total[name].append(losses)
+        last = {name: each[-1:] for name, each in total.items()}
+        tqdm.write(_row(f"{len(losses):,}", last, document.name))
+    print(_row("", total, f"all {len(kept)} documents"))
+
+
+def _row(count: str, losses: dict[str, list[Array]], title: str) -> str:
+    cells = [f"{bits_per_byte(each):26.3f}" for each in losses.values()]
+    return " ".join([count.rjust(9), *cells, f" {title}"])
 
 
 def _home(losses: list[Array]) -> Array:

@@ -14,11 +14,12 @@ import pytest
 from tqdm import tqdm
 
 from fwl_ref.demo import compare
-from fwl_ref.demo.compare import Way, choose, read, read_all, relative_times
+from fwl_ref.demo.compare import change_standard_error, choose, read_all, relative_times
 from fwl_ref.demo.parallel import WORKER_ENVIRONMENT, worker_pool
 from fwl_ref.dynamic_evaluation import Descent
 from fwl_ref.lm import evaluate
 from fwl_ref.lm.data import Document
+from fwl_ref.lm.evaluate import Way, read
 from fwl_ref.lm.model import Config, initialize
 
 pytestmark = pytest.mark.host("processes, clocks and text")
@@ -32,18 +33,14 @@ def documents(*lengths):
     return [Document(f"d{i}", np.random.default_rng(i).integers(97, 107, n).astype("uint8")) for i, n in enumerate(lengths)]
 
 
-def constant(params, config, *, bits, delay=0.0):
+def constant(params, config, document, *, bits, delay=0.0):
     """A way to read that loses ``bits`` on every byte of every document, after a while."""
-
-    def method(document):
-        time.sleep(delay * (10 - len(document.data)))
-        return np.full(len(document.data) - 1, bits * LN2)
-
-    return method
+    time.sleep(delay * (10 - len(document.data)))
+    return np.full(len(document.data) - 1, bits * LN2)
 
 
 def fake(label, **options):
-    return Way(label, constant, None, None, options)
+    return Way(constant, None, None, options, label)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +59,6 @@ def workers():
 # --- reading
 
 
-def test_read_yields_one_array_per_document_in_order():
-    """With the options of the way."""
-    losses = read(fake("two", bits=2.0), documents(5, 3, 9))
-    assert [len(x) for x in losses] == [4, 2, 8] and all((x == 2 * LN2).all() for x in losses)
-
-
 def test_read_all_keeps_the_order_whatever_ends_first(threads, capsys):
     """Longer documents are done first here; rows are ways, columns documents. A bar counts every
     document of every way.
@@ -82,7 +73,7 @@ def test_read_all_keeps_the_order_whatever_ends_first(threads, capsys):
 def test_an_error_in_a_worker_reaches_the_caller(threads):
     """It does not vanish in the pool."""
     with pytest.raises(ValueError, match="2 bytes"):
-        read_all(threads, [Way("static", evaluate.static, initialize(CONFIG), CONFIG, {"window": 8})], documents(5, 1), "reading")
+        read_all(threads, [Way(evaluate.static, initialize(CONFIG), CONFIG, {"window": 8})], documents(5, 1), "reading")
 
 
 # --- choosing
@@ -113,6 +104,28 @@ def test_a_candidate_that_diverged_never_wins(threads, diverged):
         choose(threads, {"sgd": [bad, bad._replace(label="huge")]}, documents(4), "choosing")
 
 
+# --- the spread
+
+
+def test_the_standard_error_is_that_of_the_mean_change():
+    """Percent per document, their deviation over the root of their number; not a number for one
+    document.
+    """
+    base = [np.full(4, 2.0), np.full(7, 4.0), np.full(2, 1.0)]
+    rows = [np.full(4, 1.0), np.full(7, 3.0), np.full(2, 1.0)]
+    changes = np.array([-50.0, -25.0, 0.0])
+    expected = np.sqrt(((changes - changes.mean()) ** 2).sum() / 2) / np.sqrt(3)
+    assert change_standard_error(rows, base) == pytest.approx(expected, rel=1e-12) and change_standard_error(base, base) == 0
+    assert np.isnan(change_standard_error(rows[:1], base[:1]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_there_is_no_standard_error_where_a_document_diverged(bad):
+    """Not a number, and no warning."""
+    base, rows = [np.full(4, 2.0), np.full(7, 4.0)], [np.full(4, 1.0), np.full(7, bad)]
+    assert np.isnan(change_standard_error(rows, base))
+
+
 # --- timing
 
 
@@ -127,15 +140,12 @@ def clock(monkeypatch):
 def timed(clock, calls, name, seconds):
     """A way that takes the given seconds, one entry per call."""
 
-    def make(params, config):
-        def method(document):
-            calls.append(name)
-            clock[0] += seconds[calls.count(name) - 1]
-            return np.zeros(len(document.data) - 1)
+    def function(params, config, document):
+        calls.append(name)
+        clock[0] += seconds[calls.count(name) - 1]
+        return np.zeros(len(document.data) - 1)
 
-        return method
-
-    return Way(name, make, None, None, {})
+    return Way(function, None, None, {}, name)
 
 
 def test_times_are_medians_of_ratios_of_interleaved_rounds(clock):
@@ -154,8 +164,8 @@ def test_real_ways_can_be_timed():
     """With a real clock: positive ratios, exactly 1 for the first way."""
     params = initialize(CONFIG)
     ways = {
-        "static": Way("-", evaluate.static, params, CONFIG, {"window": 8}),
-        "dynamic": Way("-", evaluate.dynamic, params, CONFIG, {"window": 8, "descent": Descent(0.1), "segment": 2}),
+        "static": Way(evaluate.static, params, CONFIG, {"window": 8}),
+        "dynamic": Way(evaluate.dynamic, params, CONFIG, {"window": 8, "descent": Descent(0.1), "segment": 2}),
     }
     ratios, microseconds = relative_times(ways, documents(30)[0], rounds=3)
     assert ratios["static"] == 1 and ratios["dynamic"] > 1 and microseconds > 0
@@ -169,14 +179,14 @@ def test_workers_find_what_is_found_here(workers):
     params, texts = initialize(CONFIG), documents(30, 9, 21)
     plain = CONFIG._replace(fast=False)
     ways = [
-        Way("static", evaluate.static, params, plain, {"window": 8}),
-        Way("dynamic", evaluate.dynamic, params, plain, {"window": 8, "descent": Descent(0.1), "segment": 3}),
-        Way("block", evaluate.dynamic_block, params, plain, {"window": 8, "rate": 0.1, "decay": 0.0, "segment": 3}),
-        Way("fast", evaluate.fast_weights, params, CONFIG, {"window": 8, "carried": True}),
+        Way(evaluate.static, params, plain, {"window": 8}, "static"),
+        Way(evaluate.dynamic, params, plain, {"window": 8, "descent": Descent(0.1), "segment": 3}, "dynamic"),
+        Way(evaluate.dynamic_block, params, plain, {"window": 8, "rate": 0.1, "decay": 0.0, "segment": 3}, "block"),
+        Way(evaluate.fast_weights, params, CONFIG, {"window": 8, "carried": True}, "fast"),
     ]
     rows = read_all(workers, ways, texts, "reading")
     for way, row in zip(ways, rows, strict=True):
-        assert all((a == b).all() for a, b in zip(row, read(way, texts), strict=True)), way.label
+        assert all((a == read(way, text)).all() for a, text in zip(row, texts, strict=True)), way.label
 
 
 def test_workers_compute_on_one_thread_each(workers):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fwl_ref.demo import cost
 from fwl_ref.dynamic_evaluation import Descent
 from fwl_ref.lm.data import Document
-from fwl_ref.lm.evaluate import dynamic, dynamic_block, fast_weights, static
+from fwl_ref.lm.evaluate import Way, dynamic, dynamic_block, fast_weights, read, static
 from fwl_ref.lm.model import Config, initialize
 from fwl_ref.ops.attention import BLOCK
 from tests.strategies import seeds
@@ -25,7 +25,7 @@ PRODUCTS = ("matmul", "dot", "tensordot", "vecdot", "einsum", "inner", "outer", 
 CONFIG = Config(width=8, layers=2, heads=2, vocabulary=256, chunk=5)
 
 
-def count(read, length, seed=0):
+def count(way, length, seed=0):
     """Multiply-adds of all products while a document with ``length`` bytes to predict is read."""
     counted, patch = [], pytest.MonkeyPatch()
     matmul = xp.matmul
@@ -43,7 +43,7 @@ def count(read, length, seed=0):
         for name in PRODUCTS:
             patched.setattr(xp, name, unforeseen, raising=False)
         patched.setattr(xp, "matmul", watched)
-        losses = read(Document("d", np.random.default_rng(seed).integers(0, 256, length + 1).astype("uint8")))
+        losses = read(way, Document("d", np.random.default_rng(seed).integers(0, 256, length + 1).astype("uint8")))
     assert losses.shape == (length,) and counted
     return sum(counted)
 
@@ -71,14 +71,14 @@ def reader(way, config, window, segment):
     """A way of reading, with a rule that leaves parameters where they are: what is counted does not
     depend on it.
     """
-    params = initialize(config)
-    return {
-        "static": lambda: static(params, config, window),
-        "windowed": lambda: fast_weights(params, config, window),
-        "carried": lambda: fast_weights(params, config, window, carried=True),
-        "dynamic": lambda: dynamic(params, config, window, descent=Descent(0.0), segment=segment),
-        "dynamic block": lambda: dynamic_block(params, config, window, rate=0.0, decay=0.0, segment=segment),
-    }[way]()
+    function, options = {
+        "static": (static, {}),
+        "windowed": (fast_weights, {}),
+        "carried": (fast_weights, {"carried": True}),
+        "dynamic": (dynamic, {"descent": Descent(0.0), "segment": segment}),
+        "dynamic block": (dynamic_block, {"rate": 0.0, "decay": 0.0, "segment": segment}),
+    }[way]
+    return Way(function, initialize(config), config, {"window": window, **options})
 
 
 WAYS = ("static", "windowed", "carried", "dynamic", "dynamic block")

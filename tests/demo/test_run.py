@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from fwl_ref.demo import plots
 from fwl_ref.demo import run as demo
+from fwl_ref.demo.compare import change_standard_error
 from fwl_ref.demo.parallel import InTurn
-from fwl_ref.demo.run import FULL, LABELS, QUICK, change_standard_error, equivalence_error, pick, run_demo
+from fwl_ref.demo.run import FULL, LABELS, QUICK, equivalence_error, pick, run_demo
 from fwl_ref.lm import evaluate
 from fwl_ref.lm import train as training
 from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -183,17 +184,18 @@ def test_the_figures_are_those_of_the_saved_models(done, text):
     documents = [Document(d.name, d.data[:51]) for d in corpus.test if d.name in found["documents"]]
     rate = {name: float(re.search(r"(?:rate|step size) ([^,]+)", found["chosen"][name])[1]) for name in NAMES[1:5]}
     carried = found["chosen"]["fast_untrained"].endswith("carried")
+    opened = with_step_size(plain, rate["fast_untrained"], TINY.training.decay)
+    sgd = {"descent": demo.Descent(rate["dynamic_evaluation_sgd"]), "segment": 5}
+    block = {"rate": rate["dynamic_evaluation_block"], "decay": 0.0, "segment": 5}
     ways = {
-        "static": evaluate.static(plain, config, 16),
-        "dynamic_evaluation_sgd": evaluate.dynamic(plain, config, 16, descent=demo.Descent(rate["dynamic_evaluation_sgd"]), segment=5),
-        "dynamic_evaluation_block": evaluate.dynamic_block(plain, config, 16, rate=rate["dynamic_evaluation_block"], decay=0.0, segment=5),
-        "fast_untrained": evaluate.fast_weights(
-            with_step_size(plain, rate["fast_untrained"], TINY.training.decay), config, 16, carried=carried
-        ),
-        "fast_windowed": evaluate.fast_weights(fast, config, 16),
-        "fast_carried": evaluate.fast_weights(fast, config, 16, carried=True),
+        "static": (evaluate.static, plain, {}),
+        "dynamic_evaluation_sgd": (evaluate.dynamic, plain, sgd),
+        "dynamic_evaluation_block": (evaluate.dynamic_block, plain, block),
+        "fast_untrained": (evaluate.fast_weights, opened, {"carried": carried}),
+        "fast_windowed": (evaluate.fast_weights, fast, {}),
+        "fast_carried": (evaluate.fast_weights, fast, {"carried": True}),
     }
-    losses = {name: [method(d) for d in documents] for name, method in ways.items()}
+    losses = {name: [way(params, config, d, 16, **options) for d in documents] for name, (way, params, options) in ways.items()}
     for name, rows in losses.items():
         assert found["bits_per_byte"][name] == pytest.approx(bits_per_byte(rows), rel=1e-5), name
         assert found["change_standard_error"][name] == pytest.approx(change_standard_error(rows, losses["static"]), rel=1e-3, abs=1e-9)
@@ -291,6 +293,13 @@ def test_other_peoples_files_are_left_alone(tmp_path, text, inline, name):
     assert not inline and (tmp_path / f"{name}.npz").read_text() == "precious"
 
 
+def test_a_segment_of_nothing_is_refused_before_training(tmp_path, text, inline):
+    """Reading comes last; what makes it impossible is said first."""
+    with pytest.raises(ValueError, match="a segment must hold at least 1 token, got 0"):
+        run_demo(tmp_path / "out", text, settings=SHORT._replace(segment=0))
+    assert not inline and not list((tmp_path / "out").iterdir() if (tmp_path / "out").exists() else ())
+
+
 # --- parts
 
 
@@ -304,18 +313,6 @@ def test_pick_takes_documents_evenly():
     assert [d.name for d in pick(documents, 5, 40)] == ["1", "3", "5", "6", "8"]
     assert [d.name for d in pick(documents, 6, 40)] == ["0", "1", "3", "5", "6", "8"]  # too few long ones: over all
     assert [len(d.data) for d in pick(documents[:2], 5, 100)] == [9, 50]
-
-
-def test_the_standard_error_is_that_of_the_mean_change():
-    """Percent per document, their deviation over the root of their number; not a number for one
-    document.
-    """
-    base = [np.full(4, 2.0), np.full(7, 4.0), np.full(2, 1.0)]
-    rows = [np.full(4, 1.0), np.full(7, 3.0), np.full(2, 1.0)]
-    changes = np.array([-50.0, -25.0, 0.0])
-    expected = np.sqrt(((changes - changes.mean()) ** 2).sum() / 2) / np.sqrt(3)
-    assert change_standard_error(rows, base) == pytest.approx(expected, rel=1e-12) and change_standard_error(base, base) == 0
-    assert np.isnan(change_standard_error(rows[:1], base[:1]))
 
 
 def test_models_are_not_mixed_up(done):

@@ -101,8 +101,7 @@ def test_a_training_step_takes_what_is_stated(config: Config, batch: int, window
 def test_reading_takes_what_is_stated(config: Config, batch: int, window: int) -> None:
     """The peak of reading four windows, carried where the model is fast, within FACTOR."""
     p, document = initialize(config), Document("made up", TEXT[: 4 * window + 1])
-    read = fast_weights(p, config, window, carried=config.fast)
-    taken = peak(lambda: read(document)) + 4 * size(p)
+    taken = peak(lambda: fast_weights(p, config, document, window, carried=config.fast)) + 4 * size(p)
     assert taken / FACTOR < footprint.evaluation(config, window).total < FACTOR * taken
 
 
@@ -113,9 +112,11 @@ def test_reading_a_long_document_takes_no_more_than_a_short_one(carried: bool) -
     """
     config = Config(width=32, layers=1, heads=1)
     p = initialize(config)
-    for read in (fast_weights(p, config, 64, carried=carried), dynamic_block(p, config, 64, rate=0.1, decay=0.0, segment=16)):
-        short, long = (peak(lambda n=n: read(Document("made up", TEXT[: 64 * n + 1]))) for n in (3, 30))
-        assert long < 1.1 * short + 40 * 64 * 27
+    short, long = (Document("made up", TEXT[: 64 * n + 1]) for n in (3, 30))
+    ways = [(fast_weights, {"carried": carried}), (dynamic_block, {"rate": 0.1, "decay": 0.0, "segment": 16})]
+    for read, options in ways:
+        few, many = (peak(lambda d=d: read(p, config, d, 64, **options)) for d in (short, long))
+        assert many < 1.1 * few + 40 * 64 * 27
 
 
 def test_memory_grows_with_the_text_and_not_with_its_square() -> None:

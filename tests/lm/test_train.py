@@ -1,35 +1,18 @@
-"""Training and evaluation: the optimizer's formulas, repeatability to the bit, and ways of reading
-that must agree where they coincide.
-"""
-
-import math
+"""Training: the optimizer's formulas, repeatability to the bit, resuming."""
 
 import numpy as np
 import pytest
 
-from fwl_ref.dynamic_evaluation import Descent, evaluate_block
 from fwl_ref.lm import train as training
 from fwl_ref.lm.adamw import adam_init, adam_step, clip, cosine, global_norm, squares
-from fwl_ref.lm.data import Document, training_batch
-from fwl_ref.lm.evaluate import bits_per_byte, dynamic, dynamic_block, fast_weights, print_table, static, with_step_size
-from fwl_ref.lm.model import Config, features_fwd, initialize
+from fwl_ref.lm.data import training_batch
+from fwl_ref.lm.model import Config, initialize
 from fwl_ref.lm.train import Progress, TrainSettings, train, train_step
-from fwl_ref.ops.cross_entropy import cross_entropy_fwd
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, named_leaves, tree_map
 
 CONFIG = Config(width=8, layers=1, heads=2, chunk=5)
 SETTINGS = TrainSettings(steps=6, batch=2, window=12, warmup=2, seed=3)
-
-
-@pytest.fixture(scope="module")
-def params():
-    """A random float64 model whose fast weights matter."""
-    return with_step_size(tree_map(lambda p: p * 3 if p.ndim == 2 else p, initialize(CONFIG, seed=1, dtype="float64")), 0.05, 0.01)
-
-
-def document(length, seed=0):
-    return Document(f"d{seed}", np.random.default_rng(seed).integers(97, 107, length).astype("uint8"))
 
 
 def assert_bitwise(a, b):
@@ -227,165 +210,3 @@ def test_training_works_in_float64(corpus):
     assert all(x.dtype == "float64" for x in leaves(wide.params)) and all(x.dtype == "float32" for x in leaves(narrow.params))
     for a, b in zip(wide.history, narrow.history, strict=True):
         assert a.bits_per_byte == pytest.approx(b.bits_per_byte, abs=1e-4)
-
-
-# --- evaluation
-
-
-def methods(params, window=8, limit=None):
-    descent = Descent(0.05, 0.01)
-    return {
-        "static": static(params, CONFIG, window, limit),
-        "fast": fast_weights(params, CONFIG, window, limit),
-        "carried": fast_weights(params, CONFIG, window, limit, carried=True),
-        "dynamic": dynamic(params, CONFIG, window, limit, descent=descent, segment=3),
-        "dynamic block": dynamic_block(params, CONFIG, window, limit, rate=0.05, decay=0.01, segment=3),
-    }
-
-
-@pytest.mark.parametrize("method", methods(None))
-@pytest.mark.parametrize("length", [2, 9, 25, 30])
-def test_every_method_scores_every_byte_but_the_first(params, method, length):
-    """As many finite losses as bytes less one, whole windows or not; with a limit, just that many;
-    the first is the same for all.
-    """
-    losses = methods(params)[method](document(length))
-    assert losses.shape == (length - 1,) and np.isfinite(losses).all()
-    assert methods(params, limit=5)[method](document(length)).shape == (min(5, length - 1),)
-    assert losses[0] == pytest.approx(methods(params)["static"](document(length))[0], rel=1e-12)
-
-
-@pytest.mark.parametrize("segment", [1, 3, 8, 100])
-@pytest.mark.parametrize("attention_window", [None, 4])
-def test_dynamic_evaluation_at_rate_zero_is_static(params, segment, attention_window):
-    """Segments see the window's earlier ones through the cache, so cutting a window up changes no
-    loss.
-    """
-    config = CONFIG._replace(attention_window=attention_window)
-    expected = static(params, config, 8)(document(30))
-    found = dynamic(params, config, 8, descent=Descent(0.0), segment=segment)(document(30))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("segment", [1, 3, 8])
-def test_dynamic_evaluation_of_the_block_at_rate_zero_is_static(params, segment):
-    """The block alone, never moved, scores like the plain model."""
-    found = dynamic_block(params, CONFIG, 8, rate=0.0, decay=0.0, segment=segment)(document(30))
-    np.testing.assert_allclose(found, static(params, CONFIG, 8)(document(30)), rtol=1e-10)
-
-
-@pytest.mark.parametrize("carried", [True, False])
-def test_fast_weights_with_zero_step_sizes_are_static(params, carried):
-    """Nothing is written that can be read: the plain model's losses."""
-    still = with_step_size(params, 0.0, 0.01)
-    found = fast_weights(still, CONFIG, 8, carried=carried)(document(30))
-    np.testing.assert_allclose(found, static(params, CONFIG, 8)(document(30)), rtol=1e-10)
-
-
-def test_carrying_the_state_matters_only_from_the_second_window(params):
-    """On a document of a single window carried = reset; on a longer one they part after the first
-    window.
-    """
-    reset, carried = fast_weights(params, CONFIG, 8), fast_weights(params, CONFIG, 8, carried=True)
-    assert (reset(document(9)) == carried(document(9))).all()
-    a, b = reset(document(25)), carried(document(25))
-    assert (a[:8] == b[:8]).all() and abs(a[8:] - b[8:]).max() > 1e-4
-
-
-def test_a_window_of_the_whole_document_carries_like_many_windows_if_attention_does_not_see_far(params):
-    """With the trunk's attention limited to one token, features do not depend on windows, so
-    carried windows equal one long window.
-    """
-    config = CONFIG._replace(attention_window=1)
-    whole = fast_weights(params, config, 100)(document(30))
-    for window in (1, 7, 16):
-        np.testing.assert_allclose(fast_weights(params, config, window, carried=True)(document(30)), whole, rtol=1e-10)
-
-
-@pytest.mark.parametrize("segment", [1, 3])
-def test_dynamic_evaluation_of_the_block_starts_like_fast_weights(params, segment):
-    """Up to the first update both read the slow weights; one update of one token then moves the
-    next score alike.
-    """
-    config = CONFIG._replace(constant=1.0)
-    block = dynamic_block(with_step_size(params, 0.0, 0.0), config, 8, rate=0.05, decay=0.0, segment=segment)(document(9))
-    fast = fast_weights(with_step_size(params, 0.05, 0.0), config, 8)(document(9))
-    assert block[0] == pytest.approx(fast[0], rel=1e-12)
-    if segment == 1:
-        assert block[1] == pytest.approx(fast[1], rel=1e-10) and block[7] != pytest.approx(fast[7], rel=1e-6)
-
-
-@pytest.mark.parametrize("segment", [1, 2, 5])
-def test_dynamic_evaluation_of_the_block_moves_by_the_mean_over_a_segment(params, segment):
-    """One window of whole segments is ``evaluate_block`` with N = L, which theorems are about; a
-    sum is not the mean   (Y.4)
-    """
-    found = dynamic_block(params, CONFIG, 10, rate=0.5, decay=0.1, segment=segment)(document(11))
-    data = document(11).data.astype("int64")[None]
-    (x, _), _ = features_fwd(params, data[:, :-1], CONFIG)
-    rates, ones = (FastParameters(*(0 * e + 0.5 for e in params.eta)), np.ones((1, 10), dtype=x.dtype))
-    block = (x, data[:, 1:], ones, params.block, rates)
-    mean, total = (evaluate_block(*block, segment=segment, decay=0.1, n=n, eps=0.0)[0] for n in (float(segment), 1.0))
-    np.testing.assert_allclose(found, cross_entropy_fwd(mean, data[:, 1:])[0][0], rtol=1e-10)
-    if segment > 1:
-        assert np.max(np.abs(found - cross_entropy_fwd(total, data[:, 1:])[0][0])) > 1e-3
-
-
-def test_step_sizes_can_be_set_whatever_they_were(params):
-    """Six equal step sizes and a decay in place of learned ones, of zeros, of what is not a number;
-    all else is the same arrays.
-    """
-    for start in (params, params._replace(eta=tree_map(lambda e: 0 * e, params.eta), decay=0 * params.decay + np.nan)):
-        p = with_step_size(start, 0.25, 0.125)
-        assert [float(e) for e in p.eta] == [0.25] * 6 and float(p.decay) == 0.125 and p.decay.dtype == start.decay.dtype
-        assert p.embedding is start.embedding and p.block is start.block
-
-
-@pytest.mark.parametrize("lengths", [(1, 2, 9), (0, 30)])
-def test_a_table_leaves_out_what_has_nothing_to_predict(params, lengths, capsys):
-    """The first byte of a document is given: one of one byte has no loss, and no row."""
-    print_table([document(n, seed=n) for n in lengths], {"static": static(params, CONFIG, 8)})
-    printed = capsys.readouterr().out.splitlines()
-    kept = [n for n in lengths if n > 1]
-    assert [line.split()[0] for line in printed[1:-1]] == [str(n - 1) for n in kept]
-    expected = bits_per_byte([static(params, CONFIG, 8)(document(n, seed=n)) for n in kept])
-    assert printed[-1].split() == [f"{expected:.3f}", "all", str(len(kept)), "documents"]
-
-
-@pytest.mark.parametrize("method", methods(None))
-def test_every_document_starts_afresh(params, method):
-    """Nothing is carried from one document to the next, or from one reading to the next."""
-    read = methods(params)[method]
-    alone = read(document(30, seed=2))
-    read(document(40, seed=1))
-    assert (read(document(30, seed=2)) == alone).all()
-
-
-@pytest.mark.parametrize("method", methods(None))
-def test_no_method_sees_the_future(params, method):
-    """Changing the end of a document leaves the losses before it as they are, to the bit."""
-    read = methods(params)[method]
-    first = document(30)
-    other = Document("other", np.concatenate([first.data[:20], first.data[20:][::-1] ^ 1]))
-    assert (read(first)[:19] == read(other)[:19]).all() and (read(first)[19:] != read(other)[19:]).any()
-
-
-def test_evaluation_leaves_the_parameters_alone(params):
-    """Dynamic evaluation moves a copy: the model that one holds is as before."""
-    before = [p.copy() for p in leaves(params)]
-    for read in methods(params).values():
-        read(document(30))
-    assert all((a == b).all() for a, b in zip(before, leaves(params), strict=True))
-
-
-def test_dynamic_evaluation_adapts_to_repetition(params):
-    """On one byte over and over every method that adapts ends below the static model."""
-    same = Document("aaa", np.full(60, 97, dtype="uint8"))
-    ends = {name: read(same)[-10:].mean() for name, read in methods(params).items()}
-    assert all(ends[name] < ends["static"] - 0.1 for name in ends.keys() - {"static"})
-
-
-def test_bits_per_byte_is_the_mean_over_bytes():
-    """Every byte counts once, whichever document it is in; nats become bits."""
-    losses = [np.full(3, math.log(2)), np.full(1, 5 * math.log(2))]
-    assert bits_per_byte(losses) == pytest.approx(2.0, rel=1e-12)
