@@ -5,6 +5,7 @@ colour.
 from __future__ import annotations
 
 import io
+from itertools import compress
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..backend import Array, host
 from ..files import whole_file
+from .compare import change_standard_error
 
 COLOURS = {
     "static": "#000000",
@@ -80,15 +82,14 @@ def bins(length: int, window: int) -> list[slice]:
     rest at the end is left out.
     """
     width = max(1, window // 2, -(-length // 16))
-    return [
-        slice(start, start + width)
-        for start in range(0, length, width)
-        if not start or start + width <= length
-    ]
+    starts = range(0, length, width)
+    return [slice(a, a + width) for a in starts if a == 0 or a + width <= length]
 
 
 def gains(losses: list[Array], base: list[Array], parts: list[slice]) -> list[float]:
-    """Percent saved against ``base`` in each part, over all bytes of the documents that reach it."""
+    """Percent saved against ``base`` in each part, over all bytes of the documents that reach
+    it.
+    """
     found = []
     for part in parts:
         mine, other = (
@@ -99,48 +100,52 @@ def gains(losses: list[Array], base: list[Array], parts: list[slice]) -> list[fl
     return found
 
 
+def spreads(losses: list[Array], base: list[Array], parts: list[slice]) -> list[float]:
+    """Standard error of the percent saved in each part, over the documents that fill it.
+
+    NaN where fewer than two do.
+    """
+    longest, found = max(len(x) for x in base), []
+    for part in parts:
+        full = [len(x) >= min(part.stop, longest) for x in base]
+        mine, other = ([x[part] for x in compress(rows, full)] for rows in (losses, base))
+        found.append(change_standard_error(mine, other))
+    return found
+
+
 def _training(axis: Axes, curves: dict[str, tuple]) -> None:
     styles, lowest = {"plain": ("#000000", "--"), "fast": ("#0072B2", "-")}, host.inf
     for name, history in curves.items():
         bits = host.asarray([r.bits_per_byte for r in history])
         width = max(1, len(bits) // 30)
         smooth = host.convolve(bits, host.ones(width) / width, "valid")
-        colour, style = styles[name]
-        axis.plot(
-            host.arange(len(smooth)) + width,
-            smooth,
-            style,
-            color=colour,
-            label=f"{name} model",
-            linewidth=2.5,
-        )
+        steps, (colour, style) = host.arange(len(smooth)) + width, styles[name]
+        axis.plot(steps, smooth, style, color=colour, label=f"{name} model", linewidth=2.5)
         lowest = min(lowest, smooth.min())
     shown = "bits per byte" if width == 1 else f"bits per byte (mean of {width} steps)"
     axis.set(xlabel="training step", ylabel=shown, title="Training: same size, seed and data")
-    axis.set_ylim(
-        top=min(axis.get_ylim()[1], lowest + 2.5)
-    )  # the first steps fall from 8 bits and say nothing
+    # the first steps fall from 8 bits and say nothing
+    axis.set_ylim(top=min(axis.get_ylim()[1], lowest + 2.5))
     axis.legend(loc="upper right")
 
 
 def _by_position(axis: Axes, losses: dict[str, list[Array]], window: int) -> None:
-    longest = max(len(x) for x in losses["static"])
+    base = losses["static"]
+    longest = max(len(x) for x in base)
     parts = bins(longest, window)
     middles = [(part.start + min(part.stop, longest)) / 2 for part in parts]
     axis.axhline(0, color=COLOURS["static"], linewidth=1.5)
+    place = "position in the document (bytes)"
     for name, colour in COLOURS.items():
         if name != "static":
-            axis.plot(
-                middles,
-                gains(losses[name], losses["static"], parts),
-                color=colour,
-                marker=MARKERS[name],
-            )
-    axis.set(
-        xlabel="position in the document (bytes)",
-        ylabel="bits saved against static (%)",
-        title="Gain by position in the document",
-    )
+            gain, error = gains(losses[name], base, parts), spreads(losses[name], base, parts)
+            axis.plot(middles, gain, color=colour, marker=MARKERS[name])
+            if not host.all(host.isnan(error)):
+                edges = host.subtract(gain, error), host.add(gain, error)
+                axis.fill_between(middles, *edges, color=colour, alpha=0.2, linewidth=0)
+                place = "position in the document (bytes)\nbands: standard error over documents"
+    axis.set(xlabel=place, ylabel="bits saved against static (%)")
+    axis.set_title("Gain by position in the document")
     axis.set_xlim(0, longest)
 
 
@@ -149,9 +154,8 @@ def _cost(axis: Axes, results: dict) -> list:
     handles = []
     for name, colour in COLOURS.items():
         place = ([], []) if bits[name] is None else (times[name], bits[name])  # None: it diverged
-        handles += axis.plot(
-            *place, color=colour, marker=MARKERS[name], markersize=13, linestyle="none"
-        )
+        style = {"color": colour, "marker": MARKERS[name], "markersize": 13, "linestyle": "none"}
+        handles += axis.plot(*place, **style)
     axis.set(
         xlabel="time per byte, static = 1",
         ylabel="bits per byte (lower is better)",

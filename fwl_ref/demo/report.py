@@ -25,9 +25,9 @@ def write_report(
     _write(out / "demo.md", text)
     demo_figure(out / "demo.png", labels, curves, losses, results, window)
     print("\n" + text)
-    print(
-        f"written: {out / 'demo.json'}, {out / 'demo.md'}, {out / 'demo.png'}; models: {out / 'plain.npz'}, {out / 'fast.npz'}"
-    )
+    report, models = ("demo.json", "demo.md", "demo.png"), ("plain.npz", "fast.npz")
+    written, trained = (", ".join(str(out / name) for name in names) for names in (report, models))
+    print(f"written: {written}; models: {trained}")
 
 
 def finite(data: Any) -> Any:
@@ -43,59 +43,61 @@ def finite(data: Any) -> Any:
 
 def markdown(labels: dict[str, str], results: dict[str, Any]) -> str:
     """The table and what was run, as Markdown."""
-    bits, times, adds = (
-        results[key] for key in ("bits_per_byte", "relative_time", "relative_multiply_adds")
-    )
+    return "\n".join([*_table(labels, results), "", *_measured(results), "", _run(results), ""])
+
+
+def _table(labels: dict[str, str], results: dict[str, Any]) -> list[str]:
+    bits, errors = results["bits_per_byte"], results["change_standard_error"]
+    times, adds = results["relative_time"], results["relative_multiply_adds"]
     width = max(len(label) for label in labels.values())
     lines = [
-        f"| {'reading test documents':{width}} | bits per byte | change against static | time per byte | multiply-adds | step size |",
-        f"|:{'-' * (width + 1)}|--------------:|----------------------:|--------------:|--------------:|:----------|",
+        f"| {'reading test documents':{width}} | bits per byte | change against static "
+        "| time per byte | multiply-adds | step size |",
+        f"|:{'-' * (width + 1)}|--------------:|----------------------:"
+        "|--------------:|--------------:|:----------|",
     ]
     for name, label in labels.items():
-        shown = (
-            _change(bits[name], bits["static"], results["change_standard_error"][name])
-            if name != "static"
-            else "-"
-        )
+        change = "-" if name == "static" else _change(bits[name], bits["static"], errors[name])
         measured = "not finite" if bits[name] is None else f"{bits[name]:.3f}"
-        cells = (
-            f"{label:{width}}",
-            f"{measured:>13}",
-            f"{shown:>21}",
-            f"{times[name]:12.2f}x",
-            f"{adds[name]:12.2f}x",
+        lines.append(
+            f"| {label:{width}} | {measured:>13} | {change:>21} "
+            f"| {times[name]:12.2f}x | {adds[name]:12.2f}x | {results['chosen'][name]} |"
         )
-        lines.append(f"| {' | '.join(cells)} | {results['chosen'][name]} |")
-    settings, learned = results["settings"], results["learned"]
-    training = settings["training"]
+    return lines
+
+
+def _measured(results: dict[str, Any]) -> list[str]:
+    read, chosen_on = len(results["documents"]), len(results["validation_documents"])
+    spread = "one document, so its spread is not known"
+    if read > 1:
+        spread = f"in brackets the standard error over {read} documents"
+    learned = results["learned"]
     eta = ", ".join(f"{name} {value:.4f}" for name, value in learned["eta"].items())
-    versions, read, chosen_on = (
-        results["versions"],
-        len(results["documents"]),
-        len(results["validation_documents"]),
-    )
-    spread = (
-        f"in brackets the standard error over {read} documents"
-        if read > 1
-        else "one document, so its spread is not known"
-    )
-    lines += [
+    return [
+        "Equivalence on the trained model, float64: largest difference between the block's logits "
+        "and the slow block at theta_0 - eta * sum of gradients: "
+        f"{results['equivalence_max_error']:.1e}.",
         "",
-        "Equivalence on the trained model, float64: largest difference between the block's logits and the slow block at "
-        f"theta_0 - eta * sum of gradients: {results['equivalence_max_error']:.1e}.",
-        "",
-        f"Change: in bits over all bytes; {spread}. Time: median ratio of "
-        f"{settings['timing'][1]} interleaved runs, one thread; static takes {results['microseconds_per_token_static']:.0f} microseconds "
-        f"per byte. Step sizes that are not learned were chosen on validation documents ({chosen_on}).",
+        f"Change: in bits over all bytes; {spread}. "
+        f"Time: median ratio of {results['settings']['timing'][1]} interleaved runs, one thread; "
+        f"static takes {results['microseconds_per_token_static']:.0f} microseconds per byte. "
+        f"Step sizes that are not learned were chosen on validation documents ({chosen_on}).",
         "",
         f"Learned: step sizes {eta}; decay {learned['decay']:.4f}.",
-        "",
-        f"Corpus {settings['corpus']} of Python {versions['python']}; {results['parameters']:,} parameters; {training['steps']} steps of "
-        f"{training['batch']} windows of {training['window']} bytes; seed {results['seed']}; {results['machine']}; "
-        f"NumPy {versions['numpy']}, BLAS kernel {versions['blas']}; {results['date']}; {results['seconds']:.0f} s in all.",
-        "",
     ]
-    return "\n".join(lines)
+
+
+def _run(results: dict[str, Any]) -> str:
+    settings, versions = results["settings"], results["versions"]
+    corpus, training = settings["corpus"], settings["training"]
+    comes_with = " of" if corpus in ("stdlib", "topics") else ";"  # these are texts of Python
+    return (
+        f"Corpus {corpus}{comes_with} Python {versions['python']}; "
+        f"{results['parameters']:,} parameters; {training['steps']} steps of "
+        f"{training['batch']} windows of {training['window']} bytes; seed {results['seed']}; "
+        f"{results['machine']}; NumPy {versions['numpy']}, BLAS kernel {versions['blas']}; "
+        f"{results['date']}; {results['seconds']:.0f} s in all."
+    )
 
 
 def _change(bits: float | None, static: float | None, error: float | None) -> str:

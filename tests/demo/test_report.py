@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from fwl_ref.demo import plots, report
-from fwl_ref.demo.plots import COLOURS, MARKERS, bins, demo_figure, draw, gains
+from fwl_ref.demo.compare import change_standard_error
+from fwl_ref.demo.plots import COLOURS, MARKERS, bins, demo_figure, draw, gains, spreads
 from fwl_ref.demo.report import finite, markdown, write_report
 from fwl_ref.demo.run import FULL, LABELS, relative_multiply_adds, settings_of
 from fwl_ref.lm.train import Record
@@ -124,6 +125,21 @@ def test_the_text_says_what_was_run():
         "Kernel", "2024-05-06", "169 s",
     ):  # fmt: skip
         assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        ("stdlib", "Corpus stdlib of Python 3.11.7; 792,839"),
+        ("topics", "Corpus topics of Python 3.11.7; 792,839"),
+        ("txt", "Corpus txt; Python 3.11.7; 792,839"),
+        ("/home/me/stdlib", "Corpus /home/me/stdlib; Python 3.11.7; 792,839"),
+    ],
+)
+def test_a_text_of_ones_own_is_not_said_to_be_of_python(corpus, words):
+    """Only the two corpora that come with Python are; its version is stated all the same."""
+    found = results(settings=settings_of(FULL, corpus, False))
+    assert words in markdown(LABELS, found)
 
 
 def test_one_document_has_no_standard_error():
@@ -307,6 +323,60 @@ def test_gains_are_averages_over_the_bytes_of_each_part():
     base = [np.full(10, 2.0), np.full(4, 4.0)]
     mine = [np.concatenate([np.full(4, 1.0), np.full(6, 1.5)]), np.full(4, 2.0)]
     assert gains(mine, base, [slice(0, 4), slice(4, 8), slice(8, 12)]) == pytest.approx([50.0, 25.0, 25.0])
+
+
+def test_the_spread_of_a_part_is_that_of_the_table_over_the_documents_that_fill_it():
+    """A document that ends inside a part does not count there; fewer than two have no spread; the
+    end of the longest document fills the last part.
+    """
+    rng = np.random.default_rng(0)
+    base = [rng.uniform(1, 2, n) for n in (10, 10, 7, 4)]
+    mine = [x * rng.uniform(0.5, 1, len(x)) for x in base]
+    found = spreads(mine, base, [slice(0, 4), slice(4, 8), slice(8, 12)])
+    kept = ([0, 1, 2, 3], [0, 1], [0, 1])
+    for value, documents, (a, b) in zip(found, kept, ((0, 4), (4, 8), (8, 10)), strict=True):
+        changes = [100 * (mine[i][a:b].mean() / base[i][a:b].mean() - 1) for i in documents]
+        assert value == pytest.approx(np.std(changes, ddof=1) / len(changes) ** 0.5, rel=1e-12)
+    assert spreads(mine, base, [slice(0, 10)]) == [change_standard_error(mine[:2], base[:2])]
+    assert np.isnan(spreads(mine[1:3], base[1:3], [slice(4, 8)])).all()
+
+
+def bands(figure):
+    """Colour and outline (x, low, high) of every band of the middle panel."""
+    found = {}
+    for band in figure.axes[1].collections:
+        points = np.unique(band.get_paths()[0].vertices, axis=0)
+        xs = np.unique(points[:, 0])
+        edges = [(x, *points[points[:, 0] == x, 1][[0, -1]]) for x in xs]
+        found[to_hex(band.get_facecolor()[0]).upper()] = np.array(edges)
+    return found
+
+
+def test_the_gain_by_position_is_drawn_with_its_standard_error():
+    """A band around each curve, as wide to either side as the table's spread of that part, in the
+    curve's colour; the axis says what it is.
+    """
+    rng = np.random.default_rng(0)
+    noisy = {n: [x * rng.uniform(0.5, 1.5, len(x)).astype("float32") for x in rows] for n, rows in losses(600, 600, 600).items()}
+    figure = draw(LABELS, curves(5), noisy, results(), 256)
+    drawn, parts = bands(figure), bins(600, 256)
+    assert len(parts) == 4 and len(drawn) == 6
+    for name, line in zip(NAMES[1:], figure.axes[1].lines[1:], strict=True):
+        x, low, high = drawn[COLOURS[name].upper()].T
+        error = [change_standard_error([r[p] for r in noisy[name]], [r[p] for r in noisy["static"]]) for p in parts]
+        assert min(error) > 0.1
+        np.testing.assert_allclose(x, line.get_xdata())
+        np.testing.assert_allclose(high - line.get_ydata(), error, rtol=1e-6)
+        np.testing.assert_allclose(line.get_ydata() - low, error, rtol=1e-6)
+    assert "standard error over documents" in figure.axes[1].get_xlabel()
+
+
+def test_a_spread_that_is_not_known_is_neither_drawn_nor_named():
+    """One document: curves without bands. A way that diverged: bands of the others."""
+    alone = draw(LABELS, curves(5), losses(600), results(), 256)
+    assert not bands(alone) and "standard error" not in alone.axes[1].get_xlabel()
+    broken = losses(600, 600) | {"fast_carried": [np.full(600, np.nan, "float32")] * 2}
+    assert set(bands(draw(LABELS, curves(5), broken, results(), 256))) == {COLOURS[n].upper() for n in NAMES[1:-1]}
 
 
 @pytest.mark.parametrize(
