@@ -1,9 +1,9 @@
-"""Dynamic evaluation, literally: score a segment, then take a gradient step on it (Krause et al.,
-arXiv 1709.07432, 1904.08378).
+"""Dynamic evaluation, literally: score a segment, then take a gradient step on it.
 
-    SGD   theta_i = theta_{i-1} - eta grad L(segment_i; theta_{i-1})  +  lambda (theta_0 - theta_{i-1})
-    RMS   theta_i = theta_{i-1} - eta grad / (sqrt(MS) + eps)  +  lambda (theta_0 - theta_{i-1}) RMSnorm
+    SGD   theta_i = theta_{i-1} - eta grad + lambda (theta_0 - theta_{i-1})
+    RMS   theta_i = theta_{i-1} - eta grad / divisor + lambda RMSnorm (theta_0 - theta_{i-1})
 
+with grad that of L(segment_i) at theta_{i-1} (Krause et al., arXiv 1709.07432, 1904.08378).
 Loops, first-order gradients, parameters that really change. No fast weight code is imported: this
 is the baseline that fast weights are compared with, and the oracle that they are checked against.
 """
@@ -18,9 +18,8 @@ from .checks import check_block_data, check_segment
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from .tree import add, leaves, size, tree_map
 
-FAST_ONLY = SlowParameters(
-    *(name in FastParameters._fields for name in SlowParameters._fields)
-)  # a rule's subset: the block but U and c
+# a descent's subset: the block but U and c
+FAST_ONLY = SlowParameters(*(name in FastParameters._fields for name in SlowParameters._fields))
 
 
 class Descent(NamedTuple):
@@ -40,8 +39,7 @@ class RmsScale(NamedTuple):
 
 
 def rms_scale(mean_square: Tree, eps: float = 0.1) -> RmsScale:
-    """The RMS rule's statistics from MS, the mean of squared gradients over training
-    batches.   (Y.3)
+    """The RMS rule's statistics from MS, the mean of squared gradients.   (Y.3)
 
     ``eps`` is in units of mean(sqrt(MS)), so that it means the same for any model. Raises
     ValueError if no gradient was ever non-zero.
@@ -50,14 +48,16 @@ def rms_scale(mean_square: Tree, eps: float = 0.1) -> RmsScale:
     mean = sum(float(to_numpy(namespace(r).sum(r))) for r in leaves(root)) / size(root)
     if not mean > 0:
         raise ValueError(
-            "the RMS rule needs squared gradients of some training batches, got all zeros: collect them first"
+            "the RMS rule needs squared gradients of some training batches, got all zeros: "
+            "collect them first"
         )
     return RmsScale(tree_map(lambda r: r + eps * mean, root), tree_map(lambda r: r / mean, root))
 
 
 def mean_square(gradients: Iterable[Tree]) -> Tree:
-    """MS, the mean of squared gradients over training batches, collected beforehand and then
-    frozen.   (Y.3)
+    """MS, the mean of squared gradients over training batches: collected, then frozen.   (Y.3)
+
+    Raises ValueError if there is no batch.
     """
     total, count = None, 0
     for gradient in gradients:
@@ -70,34 +70,27 @@ def mean_square(gradients: Iterable[Tree]) -> Tree:
 
 
 def update(theta: Tree, gradient: Tree, theta0: Tree, descent: Descent) -> Tree:
-    """theta after one segment: the SGD rule   (Y.1), or with ``descent.scale`` the RMS
-    rule   (Y.2).
-    """
+    """theta after one segment: the SGD rule (Y.1), or with ``descent.scale`` the RMS rule (Y.2)."""
 
     def sgd(p: Array, g: Array, p0: Array, rate: Any) -> Array:
         return p - rate * g + descent.decay * (p0 - p)
 
     def rms(p: Array, g: Array, p0: Array, rate: Any, divisor: Array, norm: Array) -> Array:
         xp = namespace(p, norm)
-        pull = xp.where(
-            norm * descent.decay < 1, norm * descent.decay, xp.ones_like(norm)
-        )  # RMSnorm clipped to 1 / lambda
+        pull = norm * descent.decay
+        pull = xp.where(pull < 1, pull, xp.ones_like(pull))  # RMSnorm clipped to 1 / lambda
         return p - rate * g / divisor + pull * (p0 - p)
 
-    rates = (
-        descent.rate if isinstance(descent.rate, tuple) else tree_map(lambda _: descent.rate, theta)
-    )
-    if descent.scale is None:
+    rates, scale = descent.rate, descent.scale
+    if not isinstance(rates, tuple):
+        rates = tree_map(lambda _: descent.rate, theta)
+    if scale is None:
         moved = tree_map(sgd, theta, gradient, theta0, rates)
     else:
-        moved = tree_map(
-            rms, theta, gradient, theta0, rates, descent.scale.divisor, descent.scale.norm
-        )
-    return (
-        moved
-        if descent.subset is None
-        else tree_map(lambda m, p, free: m if free else p, moved, theta, descent.subset)
-    )
+        moved = tree_map(rms, theta, gradient, theta0, rates, scale.divisor, scale.norm)
+    if descent.subset is None:
+        return moved
+    return tree_map(lambda m, p, free: m if free else p, moved, theta, descent.subset)
 
 
 def dynamic_evaluation(
@@ -110,13 +103,16 @@ def dynamic_evaluation(
     """Score each segment with the parameters of before it, then update on it.
 
     Parameters
-    ---------- score : ``score(theta, segment) -> result, gradient``, the gradient of the segment's
-    loss at theta. theta : where to start; None = theta0. Start each document at theta0 unless you
-    mean to carry on.
+    ----------
+    score : ``score(theta, segment) -> result, gradient``
+        The gradient is that of the segment's loss at theta.
+    theta
+        Where to start; None = theta0. Start each document at theta0 unless you mean to carry on.
 
     Yields
     ------
-    (result, theta) : what was scored, and the parameters after the update on it.
+    result, theta
+        What was scored, and the parameters after the update on it.
     """
     theta = theta0 if theta is None else theta
     for segment in segments:
@@ -142,41 +138,50 @@ def evaluate_block(
     sequence.   (Y.4)
 
     Parameters
-    ---------- x, labels, weights : (B,T,D), (B,T), (B,T) segment : tokens per update, L n : the
-    normalizer N, a number or one per sequence (B,) stale : take every gradient at theta_0 instead
-    of at the current parameters. With ``segment`` 1 this is what fast weights compute.
+    ----------
+    x, labels, weights : (B,T,D), (B,T), (B,T)
+    segment : tokens per update, L
+    n : the normalizer N, a number or one per sequence (B,)
+    stale
+        Take every gradient at theta_0 instead of at the current parameters. With ``segment`` 1 this
+        is what fast weights compute.
 
     Returns
-    ------- logits (B,T,V), each scored before the update on its segment, and the final fast
-    parameters with a leading batch axis.
+    -------
+    logits (B,T,V), each scored before the update on its segment, and the final fast parameters with
+    a leading batch axis.
 
     Raises
     ------
     ValueError, TypeError
-        If ``segment`` is below 1, labels are out of range, weights negative or not finite, shapes do not fit, or arrays are mixed.
+        If ``segment`` is below 1, labels are out of range, weights negative or not finite, shapes
+        do not fit, or arrays are mixed.
     """
     check_segment(segment)
     check_block_data(x, labels, weights, slow)
     xp = namespace(x, weights, *slow)
     rates = SlowParameters(*eta, 0.0, 0.0)
     descent = Descent(rates, decay, subset=FAST_ONLY)
+    parts = [slice(i, min(i + segment, x.shape[1])) for i in range(0, x.shape[1], segment)]
+
+    def score(theta: SlowParameters, part: tuple) -> tuple[Array, SlowParameters]:
+        x, labels, share = part  # (L,D), (L,), (L,)
+        (_, logits), res = slow_block_fwd(x, labels, theta, eps)  # (L,V)
+        if stale:
+            _, res = slow_block_fwd(x, labels, slow, eps)
+        _, gradient = slow_block_bwd(share, res)
+        return logits, gradient
+
     all_logits, finals = [], []
     for b in range(x.shape[0]):
-        share = weights[b, ...] / (n if isinstance(n, int | float) or n.ndim == 0 else n[b])  # (T,)
-
-        def score(theta: SlowParameters, part: slice, b: int = b, share: Array = share):
-            (_, logits), res = slow_block_fwd(x[b, part, :], labels[b, part], theta, eps)
-            if stale:
-                _, res = slow_block_fwd(x[b, part, :], labels[b, part], slow, eps)
-            _, gradient = slow_block_bwd(share[part], res)
-            return logits, gradient
-
-        parts = [slice(s, min(s + segment, x.shape[1])) for s in range(0, x.shape[1], segment)]
+        normalizer = n if isinstance(n, int | float) or n.ndim == 0 else n[b]
+        share = weights[b, ...] / normalizer  # (T,)
+        segments = [(x[b, part, :], labels[b, part], share[part]) for part in parts]
         rows, theta = [xp.zeros((0, slow.U.shape[1]), dtype=x.dtype, device=x.device)], slow
-        for logits, theta in dynamic_evaluation(slow, parts, score, descent):  # noqa: B007 the last theta is the answer
+        for logits, after in dynamic_evaluation(slow, segments, score, descent):
             rows.append(logits)
+            theta = after  # the last one is the answer
         all_logits.append(xp.concat(rows, axis=0))  # (T,V)
         finals.append(theta[: len(FastParameters._fields)])
-    return xp.stack(all_logits), FastParameters(
-        *(xp.stack(list(column)) for column in zip(*finals, strict=True))
-    )
+    final = FastParameters(*(xp.stack(list(column)) for column in zip(*finals, strict=True)))
+    return xp.stack(all_logits), final
