@@ -129,8 +129,11 @@ print("on the training text the fast model ends below the plain one:", after < b
 
 # %% tags=["slow"]
 documents = [d._replace(data=d.data[: 4 * 256 + 1]) for d in corpus.test if len(d.data) > 4 * 256]
-ways = {"plain": evaluate.static(plain.params, plain_config, 256), "fast": evaluate.fast_weights(fast.params, fast_config, 256)}
-bits = {name: np.stack([read(d) for d in documents]) / np.log(2) for name, read in ways.items()}  # (documents, bytes)
+losses = {
+    "plain": [evaluate.static(plain.params, plain_config, document, 256) for document in documents],
+    "fast": [evaluate.fast_weights(fast.params, fast_config, document, 256) for document in documents],
+}
+bits = {name: np.stack(rows) / np.log(2) for name, rows in losses.items()}  # (documents, bytes)
 gain = bits["plain"] - bits["fast"]  # bits saved on each byte
 
 # %% tags=["slow"]
@@ -231,8 +234,10 @@ print("what repeats gains more:", by_times[1] > 2 * by_times[0], " the more ofte
 # ## Samples, before and after
 #
 # The model has read nothing but source code. Give it a poem, *Jabberwocky*, by Lewis Carroll. It reads the poem with fast weights, then
-# writes. *Before* is the same model with all step sizes zero: it sees the poem, but does not learn from it. After so little training it
-# knows what text looks like, and no words. Look for code on the left, with its indentation, and for verse on the right.
+# writes. *Before* is the same model with all step sizes zero: it sees the poem, but does not learn from it.
+#
+# Does it write more like the poem? After so little training it knows few words, so we count something smaller. Which share of a sample's
+# sequences of three bytes occurs in the poem? We draw ten samples each and look at all of them: one sample shows nothing.
 
 # %%
 poem = b"""
@@ -262,32 +267,33 @@ And burbled as it came!
 Twas"""
 
 # %% tags=["slow"]
+triples = {poem[i : i + 3] for i in range(len(poem) - 2)}
 still = evaluate.with_step_size(fast.params, 0.0, settings.decay)
-texts = {}
+options = {"window": 128, "temperature": 0.5, "adapt": False}
+shares = {}
 for name, model in (("before", still), ("after", fast.params)):
-    options = {"window": 128, "temperature": 0.5, "adapt": False}
-    texts[name] = [generate(model, fast_config, poem, 160, seed=seed, **options) for seed in range(2)]
+    samples = [generate(model, fast_config, poem, 80, seed=seed, **options) for seed in range(10)]
+    shares[name] = np.array([np.mean([text[i : i + 3] in triples for i in range(len(text) - 2)]) for text in samples])
 
 # %% tags=["slow"]
-fig, axes = plt.subplots(1, 2, figsize=(12, 2.6))
-for ax, (name, samples) in zip(axes, texts.items(), strict=True):
-    shown = samples[0].decode(errors="replace").replace("$", "S")
-    rows = [shown[i : i + 32] for i in range(0, len(shown), 32)]
-    ax.text(0, 1, "\n".join(row.replace("\n", "¶") for row in rows), family="monospace", fontsize=16, va="top", linespacing=1.6)
-    ax.axis("off")
-    ax.set_title(f"{name} learning from the poem", loc="left")
+fig, ax = plt.subplots()
+for place, (name, share) in enumerate(shares.items()):
+    ax.plot(np.full(len(share), place), 100 * share, color=f"C{place}", linestyle="none", alpha=0.6)
+    ax.plot([place - 0.2, place + 0.2], [100 * share.mean()] * 2, color="black", marker="", linestyle="-")
+ax.set_xticks(range(2), [f"{name} learning from it" for name in shares])
+ax.set(xlabel="a dot is a sample, a line their mean", ylabel="triples found in the poem (%)", xlim=(-0.5, 1.5), ylim=(0, 100))
+ax.set_title("What the model writes after the poem")
 plt.show()
 
-
 # %% tags=["slow"]
-def from_the_poem(samples):
-    """Share of the samples' triples of bytes that occur in the poem."""
-    triples = {poem[i : i + 3] for i in range(len(poem) - 2)}
-    return np.mean([sample[i : i + 3] in triples for sample in samples for i in range(len(sample) - 2)])
+before, after = shares["before"], shares["after"]
+error = np.sqrt((before.var(ddof=1) + after.var(ddof=1)) / len(before))  # of the difference of the means
+assert after.mean() > 1.5 * before.mean() and after.mean() - before.mean() > 3 * error
+print("after learning from it, more of what it writes is in the poem:", after.mean() > 1.5 * before.mean())
+print("by more than three standard errors:", after.mean() - before.mean() > 3 * error)
 
-
-assert from_the_poem(texts["after"]) > from_the_poem(texts["before"])
-print("after reading it, it writes more like the poem:", from_the_poem(texts["after"]) > from_the_poem(texts["before"]))
+# %% [markdown]
+# It has learned how short pieces of the poem are spelt. This measures nothing else: it is no verse, and no sense.
 
 # %% [markdown]
 # ## The library's source
@@ -296,14 +302,14 @@ print("after reading it, it writes more like the poem:", from_the_poem(texts["af
 # document can be learned. Without it a window is read as if it stood alone; below, that is checked on the model from before training.
 
 # %%
-print(inspect.getsource(evaluate.fast_weights))
+print(inspect.getsource(evaluate.fast_weights), inspect.getsource(evaluate.read_window), sep="\n\n")
 
 # %%
 two_windows = corpus.test[0]._replace(data=corpus.test[0].data[:513])
 second = two_windows._replace(data=two_windows.data[256:])
-alone = evaluate.fast_weights(params, fast_config, 256)(second)
-reset = evaluate.fast_weights(params, fast_config, 256)(two_windows)[256:]
-carried = evaluate.fast_weights(params, fast_config, 256, carried=True)(two_windows)[256:]
+alone = evaluate.fast_weights(params, fast_config, second, 256)
+reset = evaluate.fast_weights(params, fast_config, two_windows, 256)[256:]
+carried = evaluate.fast_weights(params, fast_config, two_windows, 256, carried=True)[256:]
 assert agree(reset, alone, rtol=1e-5) and not agree(carried, alone, rtol=1e-3)
 print("without carrying, the second window stands alone:", agree(reset, alone, rtol=1e-5))
 
