@@ -133,7 +133,7 @@ def test_the_text_says_what_was_run():
         ("stdlib", "Corpus stdlib of Python 3.11.7; 792,839"),
         ("topics", "Corpus topics of Python 3.11.7; 792,839"),
         ("txt", "Corpus txt; Python 3.11.7; 792,839"),
-        ("/home/me/stdlib", "Corpus /home/me/stdlib; Python 3.11.7; 792,839"),
+        ("texts/stdlib", "Corpus texts/stdlib; Python 3.11.7; 792,839"),
     ],
 )
 def test_a_text_of_ones_own_is_not_said_to_be_of_python(corpus, words):
