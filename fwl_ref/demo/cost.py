@@ -1,9 +1,9 @@
-"""Multiply-adds by formula, for every way of reading one window of ``length`` bytes: exact
-integers, equal to a count of the real products.
+"""Multiply-adds by formula, for every way of reading one window of ``length`` bytes.
 
-A document costs the sum over its windows. Matrix products count, nothing else; they are what grows
-with the square of the width. Left out: sums, elementwise work, and the update of dynamic
-evaluation, a few operations per parameter and segment (dozens with the RMS rule).
+They are exact integers, equal to a count of the real products. A document costs the sum over its
+windows. Matrix products count, nothing else; they are what grows with the square of the width. Left
+out: sums, elementwise work, and the update of dynamic evaluation, a few operations per parameter
+and segment (dozens with the RMS rule).
 
 Per token and dense layer (d_in, d_out) fast weights cost a slow product, an input gradient (not for
 the first layer: the slow gradient stops at the features), a fast product (the first layer's is the
@@ -57,18 +57,13 @@ def fast(config: Config, length: int, carried: bool = False) -> int:
     sizes = [min(chunk, length - start) for start in range(0, length, chunk)]
     pairs = sum(n * n for n in sizes)  # formed inside chunks, masked or not
     reads = length if carried else length - sizes[0]  # tokens that read a state
-    layers = [
-        (d + 1, f),
-        (f + 1, d),
-        (1, 2 * d),
-    ]  # with the constant channel of the bias; cumulative sums of gain and bias
+    # both layers with the constant channel of the bias; cumulative sums of gain and bias
+    layers = [(d + 1, f), (f + 1, d), (1, 2 * d)]
     memory = sum(pairs * (k + e) + (length + reads) * k * e for k, e in layers)
-    slow_products = block(config)  # sweep 1
-    input_gradients = v * d + d * f  # sweep 2: unembedding, second layer
-    fast_products = f * d + d * v  # sweep 3: second layer, unembedding
-    return (
-        trunk(config, length) + length * (slow_products + input_gradients + fast_products) + memory
-    )
+    products = block(config)  # sweep 1
+    products += v * d + d * f  # sweep 2, input gradients: unembedding, second layer
+    products += f * d + d * v  # sweep 3, fast: second layer, unembedding
+    return trunk(config, length) + length * products + memory
 
 
 def dynamic(config: Config, length: int, segment: int) -> int:
@@ -79,9 +74,8 @@ def dynamic(config: Config, length: int, segment: int) -> int:
     dense = config.layers * 12 * d * d + block(config)
     sizes = [min(segment, length - start) for start in range(0, length, segment)]
     pairs = sum(attention_pairs(config, n, i * segment) for i, n in enumerate(sizes))
-    return (
-        length * (3 * dense + v * d) + config.layers * 7 * d * pairs
-    )  # attention: 2 products forward, 5 backward
+    attention = config.layers * 7 * d * pairs  # 2 products forward, 5 backward
+    return length * (3 * dense + v * d) + attention
 
 
 def dynamic_block(config: Config, length: int) -> int:

@@ -1,5 +1,4 @@
-"""Ways to read a document: static, dynamic evaluation, fast weights. Each is a function from
-document to losses.
+"""Ways to read a document: static, dynamic evaluation, fast weights.
 
 ``way(params, config, document, window, limit, ...)`` returns the loss in nats of every byte but the
 first, (n-1,) on the host. All see the text in the same windows of T bytes, so all have the same
