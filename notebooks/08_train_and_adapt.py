@@ -237,7 +237,7 @@ print("what repeats gains more:", by_times[1] > 2 * by_times[0], " the more ofte
 # writes. *Before* is the same model with all step sizes zero: it sees the poem, but does not learn from it.
 #
 # Does it write more like the poem? After so little training it knows few words, so we count something smaller. Which share of a sample's
-# sequences of three bytes occurs in the poem? We draw ten samples each and look at all of them: one sample shows nothing.
+# sequences of three bytes occurs in the poem? We draw ten samples each and look at all of them. One sample shows nothing.
 
 # %%
 poem = b"""
@@ -277,11 +277,11 @@ for name, model in (("before", still), ("after", fast.params)):
 
 # %% tags=["slow"]
 fig, ax = plt.subplots()
-for place, (name, share) in enumerate(shares.items()):
-    ax.plot(np.full(len(share), place), 100 * share, color=f"C{place}", linestyle="none", alpha=0.6)
-    ax.plot([place - 0.2, place + 0.2], [100 * share.mean()] * 2, color="black", marker="", linestyle="-")
+for place, found in enumerate(shares.values()):
+    ax.plot(np.full(len(found), place), 100 * found, color=f"C{place}", linestyle="none", alpha=0.6)
+    ax.plot([place - 0.2, place + 0.2], [100 * found.mean()] * 2, color="black", marker="", linestyle="-")
 ax.set_xticks(range(2), [f"{name} learning from it" for name in shares])
-ax.set(xlabel="a dot is a sample, a line their mean", ylabel="triples found in the poem (%)", xlim=(-0.5, 1.5), ylim=(0, 100))
+ax.set(xlabel="a mark is a sample, a line their mean", ylabel="triples found in the poem (%)", xlim=(-0.5, 1.5), ylim=(0, 100))
 ax.set_title("What the model writes after the poem")
 plt.show()
 
