@@ -47,12 +47,12 @@ def test_states_of_pieces_add_after_fading(case, data):
     faded = (1 - case.decay) ** (length - k)
     _, first = run(tokens(case, slice(0, k)))
     _, second = run(tokens(case, slice(k, None)))
-    assert_trees_close(tree_map(lambda a, b: faded * a + b, first, second), run(case)[1], what="state", scale=1.0)
+    assert_trees_close(tree_map(lambda a, b: faded * a + b, first, second), run(case).state, what="state", scale=1.0)
 
 
 def test_a_forgotten_state_is_noticed():
     """N: run(x[k:]) without the state of x[:k] is not the end of run(x)   (F.6)"""
-    assert relative_error(run(tokens(FIXED, slice(3, None)))[0], run(FIXED)[0][:, 3:]) > CLEAR
+    assert relative_error(run(tokens(FIXED, slice(3, None))).logits, run(FIXED).logits[:, 3:]) > CLEAR
 
 
 @given(case=block_cases(normalizers=EVERY_NORMALIZER, min_length=0))
@@ -133,7 +133,7 @@ def test_zero_step_sizes_are_the_plain_model(case):
     """eta = 0: logits' = logits of the slow block (B.1), whatever was written; and (F.6) returns
     those as its second output always
     """
-    assert_close(run(with_steps(case, 0.0))[0], plain(case))
+    assert_close(run(with_steps(case, 0.0)).logits, plain(case))
     (_, slow_logits, _), _ = fast_block_fwd(*case)
     assert_close(slow_logits, plain(case))
 
@@ -167,9 +167,9 @@ def test_all_zero_weights_are_the_plain_model_without_nan(case):
 @given(case=block_cases(normalizers=EVERY_NORMALIZER, min_length=1, max_length=1))
 def test_one_token_reads_an_empty_memory(case):
     """T = 1: logits'_0 = slow logits, and the state holds that token's gradient   (F.6)"""
-    assert_close(run(case)[0], plain(case))
+    assert_close(run(case).logits, plain(case))
     written = np.any(case.weights > 0, axis=1)
-    assert np.array_equal(np.any(run(case)[1].bias != 0, axis=1), written)
+    assert np.array_equal(np.any(run(case).state.bias != 0, axis=1), written)
 
 
 @pytest.mark.parametrize("normalizer", EVERY_NORMALIZER)

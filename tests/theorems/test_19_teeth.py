@@ -157,7 +157,7 @@ def test_the_equivalence_comparison_rejects_every_mutant_of_the_block(mutant, mo
     assert_equivalent(CASE)
     oracle, _ = stale(CASE)
     install(monkeypatch, FORWARD_MUTANTS[mutant]())
-    assert_bitwise(stale(CASE)[0], oracle, "the oracle's logits")  # it shares no code with what is mutated
+    assert_bitwise(stale(CASE).logits, oracle, "the oracle's logits")  # it shares no code with what is mutated
     assert equivalence_error(CASE).logits > CLEAR
     with pytest.raises(AssertionError, match="not dynamic evaluation"):
         assert_equivalent(CASE)
@@ -174,7 +174,7 @@ def test_the_equivalence_comparison_rejects_a_missing_normalizer_that_counts(nor
 def test_the_equivalence_comparison_rejects_a_batch_normalizer_in_place_of_a_sequence_normalizer():
     """N: one N for all sequences is not an N for each   (F.3)"""
     batch, sequence = CASES["batch"], CASES["sequence"]
-    assert relative_error(run(batch)[0], run(sequence)[0]) > CLEAR
+    assert relative_error(run(batch).logits, run(sequence).logits) > CLEAR
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -209,7 +209,7 @@ def test_swapping_query_and_key_in_layer_1_is_an_equivalent_mutant(steps, monkey
 def test_the_equivalence_comparison_rejects_true_sgd():
     """N: gradients at the current weights are another program, and the comparison knows it   (Y.4)"""
     assert_equivalent(CASE)
-    assert relative_error(run(CASE)[0], sequential(CASE)[0]) > CLEAR
+    assert relative_error(run(CASE).logits, sequential(CASE).logits) > CLEAR
 
 
 # Mutants of the backward pass
