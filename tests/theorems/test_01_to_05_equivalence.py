@@ -1,5 +1,7 @@
 """What a fast weight layer computes: dynamic evaluation with every gradient taken at the slow
 weights (theorems 1 to 5).
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
@@ -18,24 +20,10 @@ from fwl_ref.ops.dense import dense_bwd, dense_fwd
 from fwl_ref.ops.linear_attention import linear_attention_fwd
 from fwl_ref.slow_block import FastParameters, slow_block_fwd
 from fwl_ref.tree import leaves, tree_map
+from fwl_ref.verify.cases import tokens, with_settings, with_steps
+from fwl_ref.verify.runs import plain, run, sequential, stale
 from tests.strategies import AttentionCase, attention_cases, block_cases, make_block_case, smooth_block_cases, unsaturated
-from tests.theorems.compare import (
-    CLEAR,
-    EVERY_NORMALIZER,
-    assert_equivalent,
-    literal,
-    only,
-    plain,
-    run,
-    segment_masked,
-    sequential,
-    shares,
-    stale,
-    token_gradient,
-    tokens,
-    with_settings,
-    with_steps,
-)
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_equivalent, literal, only, segment_masked, shares, token_gradient
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 
 FIXED = make_block_case(2, 7, 4, 6, 5, FastSettings(eps=0.0, chunk=3), seed=5, mask="real")

@@ -1,5 +1,7 @@
 """One function, many ways to run it: in one piece, in pieces, in chunks, token by token, or not at
 all (theorems 7 to 9).
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from fwl_ref.lm.model import model_bwd, model_fwd
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.stream import stream_predict, stream_reveal, stream_start
 from fwl_ref.tree import leaves, tree_map
+from fwl_ref.verify.cases import tokens, with_settings, with_steps
+from fwl_ref.verify.runs import plain, run
 from tests.strategies import block_cases, fast_state, make_block_case, model_cases, seeds
-from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, plain, run, run_in_pieces, run_stream, tokens, with_settings, with_steps
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, run_in_pieces, run_stream
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 
 FIXED = make_block_case(2, 7, 4, 6, 5, FastSettings(chunk=3), seed=6, mask="real", decay=0.1)

@@ -1,4 +1,7 @@
-"""What a token may know: the past, and nothing else (theorems 10 to 12)."""
+"""What a token may know: the past, and nothing else (theorems 10 to 12).
+
+A docstring that opens with "N:" is a negative control.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,10 @@ import fwl_ref.fwl
 from fwl_ref.fwl import FastSettings
 from fwl_ref.lm.model import model_fwd
 from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd
+from fwl_ref.verify.cases import sequences, tokens, with_settings, with_steps
+from fwl_ref.verify.runs import normalizers, run
 from tests.strategies import block_cases, make_block_case, model_cases, seeds
-from tests.theorems.compare import (
-    CLEAR,
-    EVERY_NORMALIZER,
-    assert_future_is_invisible,
-    block_logits,
-    normalizers,
-    run,
-    sequences,
-    tokens,
-    with_settings,
-    with_steps,
-)
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_future_is_invisible, block_logits
 from tests.tolerances import assert_bitwise, assert_close, relative_error
 
 FIXED = make_block_case(2, 8, 4, 6, 5, FastSettings(chunk=3), seed=7, mask="real", decay=0.0)

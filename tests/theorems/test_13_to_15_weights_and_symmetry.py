@@ -1,4 +1,7 @@
-"""What weights, batches and symmetries do (theorems 13 to 15)."""
+"""What weights, batches and symmetries do (theorems 13 to 15).
+
+A docstring that opens with "N:" is a negative control.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from hypothesis import strategies as st
 
 from fwl_ref.fwl import FastSettings
 from fwl_ref.slow_block import FastParameters
+from fwl_ref.verify.cases import sequences, tokens, with_settings
+from fwl_ref.verify.runs import run, sequential
 from tests.strategies import block_cases, make_block_case, seeds
-from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, run, sequences, sequential, tokens, with_settings
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 
 FIXED = make_block_case(3, 7, 4, 6, 5, FastSettings(chunk=3), seed=8, mask="real")

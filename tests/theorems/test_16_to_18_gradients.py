@@ -3,6 +3,8 @@
 
 Differences are taken with a small step, well inside the margin to the squared ReLU's kink, at which
 the write pass is not differentiable.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from fwl_ref.lm.transformer import BlockParameters, KeyValues, block_bwd, block_
 from fwl_ref.ops.linear_attention import linear_attention_recurrent_bwd, linear_attention_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.tree import add, named_leaves, tree_map
+from fwl_ref.verify.cases import tokens, with_settings, with_steps
+from fwl_ref.verify.runs import Gradients, gradients, run
 from tests.strategies import (
     block_cases,
     chunks,
@@ -43,7 +47,7 @@ from tests.strategies import (
     splits,
     unsaturated,
 )
-from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, gradients, largest_difference, run, tokens, with_settings, with_steps
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, largest_difference
 from tests.tolerances import assert_trees_close, relative_error
 
 STEP = 1e-5  # of finite differences: 3 STEP times a tangent is small beside the margin of 0.05 and beside a LayerNorm's deviation
@@ -296,7 +300,8 @@ def test_gradients_flow_back_through_the_carried_state(case, data, seed):
         g_x, *shared, g_state = fast_block_bwd(g_logits[:, part], g_state, res)
         g_xs.insert(0, g_x)
         total = tuple(shared) if total is None else add(total, tuple(shared))
-    assert_trees_close((np.concatenate(g_xs, axis=1), *total, g_state), expected, scale=1.0)
+    found = Gradients(np.concatenate(g_xs, axis=1), *total, g_state)
+    assert_trees_close(found, expected, scale=1.0)
 
 
 # Theorem 18: the first-order switch

@@ -3,6 +3,9 @@
 Each mutant is the library with one name inside ``fwl_ref.fwl`` replaced. Every test first shows
 that the unmutated program passes. The replacements do not reach the other side of a comparison:
 dynamic evaluation and the slow block import their own operations.
+
+A docstring that opens with "N:" is a negative control; "E:" marks a change that no comparison can tell
+from the original program.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd
 from fwl_ref.ops.linear_attention import linear_attention_chunked_bwd, linear_attention_chunked_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd_bwd
 from fwl_ref.slow_block import FastParameters
+from fwl_ref.verify.cases import with_settings
+from fwl_ref.verify.runs import run, sequential, stale
 from tests.strategies import fast_state, make_block_case, off_the_kink
-from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_equivalent, equivalence_error, run, sequential, stale, with_settings
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_equivalent, equivalence_error
 from tests.tolerances import RTOL, assert_bitwise, assert_close, relative_error
 
 SQUARE = 4  # D = F, so that a transposed weight still has the right shape

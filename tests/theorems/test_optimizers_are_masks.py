@@ -5,6 +5,9 @@ One side is the fast weight block reading with a mask, the other the optimizer r
 (``literal.py``), with first-order gradients of the slow block and parameters that really move.
 Negative controls fail twice: they do not superpose, and the mask nearest to them, found by least
 squares, does not reproduce them.
+
+A docstring that opens with "N:" is a negative control; "E:" marks a change that no comparison can tell
+from the original program.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ from fwl_ref.optimizers import (
 )
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, tree_map
+from fwl_ref.verify.cases import tokens, with_settings, with_steps
+from fwl_ref.verify.runs import run
 from tests.strategies import BlockCase, block_cases, generator, make_block_case, off_the_kink, seeds
 from tests.theorems import literal
 from tests.theorems.compare import (
@@ -48,15 +53,11 @@ from tests.theorems.compare import (
     EVERY_NORMALIZER,
     assert_future_is_invisible,
     block_logits,
-    run,
     run_in_pieces,
     run_stream,
     segment_masked,
     shares,
     token_gradient,
-    tokens,
-    with_settings,
-    with_steps,
 )
 from tests.tolerances import RTOL, assert_close, assert_trees_close, float32_bound, relative_error
 

@@ -16,9 +16,8 @@ from fwl_ref.verify import golden, golden_block, golden_rules
 FAST, SLOW = FastParameters._fields, SlowParameters._fields
 FWL = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "fwl"]
 DYNAMIC = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "dynamic_evaluation"]
-RULE = {
-    plan.kind: i for i, plan in enumerate(golden.PLANS) if plan.kind in golden_rules.RULES
-}  # the last case of each rule: no zeros in it
+# The last case of each rule: no zeros in it.
+RULE = {plan.kind: i for i, plan in enumerate(golden.PLANS) if plan.kind in golden_rules.KINDS}
 
 
 def draw(i, seed=0):

@@ -1,5 +1,7 @@
 """Golden cases of the update rules: every answer recomputed from the formulas alone, and errors
 that name the array.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
