@@ -6,9 +6,8 @@ A case and the ways to run it are those of the package's self-test, ``fwl_ref/ve
 dynamic evaluation, and ``literal`` forms the parameters of every token with the slow block's
 first-order backward pass.
 
-In this folder and elsewhere in the suite a docstring that opens with "N:" is a negative control: it
-shows that something wrong is refused, or that a theorem's condition is needed. "E:" marks a change
-of the program that no comparison can tell from the original.
+A docstring that opens with "N:" is a negative control: it shows that something wrong is refused, or
+that a theorem needs its condition. "E:" is the counterpart: something that a comparison must accept.
 """
 
 from __future__ import annotations

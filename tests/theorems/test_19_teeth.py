@@ -4,8 +4,8 @@ Each mutant is the library with one name inside ``fwl_ref.fwl`` replaced. Every 
 that the unmutated program passes. The replacements do not reach the other side of a comparison:
 dynamic evaluation and the slow block import their own operations.
 
-A docstring that opens with "N:" is a negative control; "E:" marks a change that no comparison can tell
-from the original program.
+A docstring that opens with "N:" is a negative control, one with "E:" its counterpart: something that
+the comparison must accept.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ One side is the fast weight block reading with a mask, the other the optimizer r
 Negative controls fail twice: they do not superpose, and the mask nearest to them, found by least
 squares, does not reproduce them.
 
-A docstring that opens with "N:" is a negative control; "E:" marks a change that no comparison can tell
-from the original program.
+A docstring that opens with "N:" is a negative control, one with "E:" its counterpart: something that
+the comparison must accept.
 """
 
 from __future__ import annotations
