@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from ..backend import Array, host, like, peak_bytes, to_numpy, wait, waiting_refused
 from ..lm import footprint
-from ..lm.data import Corpus, Document, training_batch
+from ..lm.corpus import Corpus
+from ..lm.data import training_batch
 from ..lm.device import batch_like
 from ..lm.model import Config, initialize, loss_and_gradient, model_fwd
+from ..lm.reading import Document
 from ..lm.train import Progress, TrainSettings, advance, begin
 from ..tree import tree_map
 from .cases import V, small_case
