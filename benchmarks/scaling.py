@@ -21,7 +21,7 @@ from fwl_ref.demo import cost
 from fwl_ref.lm import footprint
 from fwl_ref.lm.model import Config
 from fwl_ref.lm.train import TrainSettings, begin
-from fwl_ref.verify.selftest import forward, step, toy_corpus
+from fwl_ref.verify.device import forward, step, toy_corpus
 
 FULL = ((1024, 4096, 16384, 65536), (128, 256, 512, 1024), (1, 8, 64))
 SMALL = ((128, 512), (64, 128), (1, 4))

@@ -1,7 +1,8 @@
-"""Files of arrays, written whole or not at all: ``.npz``, no pickles."""
+"""Files written whole or not at all: ``.npz`` without pickles, and plain data for JSON."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import zipfile
@@ -9,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .backend import Array, host
 
@@ -90,3 +91,12 @@ def load_arrays(path: Path) -> dict[str, Array]:
             if not isinstance(arrays[name], host.ndarray):
                 raise ValueError(f"{path}: {name}: expected an array, found raw bytes")
     return arrays
+
+
+def finite(data: Any) -> Any:
+    """Nested plain data with None for every number that is not finite, for which JSON has no word."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -54,7 +54,8 @@ REQUIRED = {"numpy", "strict", *filter(None, os.environ.get("FWL_REF_REQUIRE", "
 # they are.
 HOST_MODULES = {
     "backend", "files", "lm.checkpoint", "lm.corpus", "lm.data", "lm.reading", "lm.footprint", "demo.compare", "demo.cost", "demo.run",
-    "demo.parallel", "demo.plots", "demo.report", "verify.selftest", "verify.golden", "verify.golden_rules", "__main__",
+    "demo.parallel", "demo.plots", "demo.report", "verify.cases", "verify.measure", "verify.device", "verify.report", "verify.selftest",
+    "verify.golden", "verify.golden_fields", "verify.golden_block", "verify.golden_rules", "__main__",
 }  # fmt: skip
 HOST_FUNCTIONS = {"bits_per_byte", "print_table", "sample"}  # what is done with losses and logits once they are home
 HOST_TYPES = (Document, Corpus, Batch)  # text is host data wherever it goes

@@ -2,7 +2,8 @@
 
 Hypothesis draws structure: shapes, seeds, scales, chunk sizes, dtypes, weight masks. The arrays
 follow from the seed, so that a failing example is a handful of small numbers, and shrinking finds
-the smallest shape that still fails.
+the smallest shape that still fails. How a seed fills a case of the block is said once, for the
+suite and for the self-test, in ``fwl_ref/verify/cases.py``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 from fwl_ref.fwl import FastSettings
 from fwl_ref.lm.model import Config, Parameters, effective_step_sizes, fast_settings, features_fwd, initialize
 from fwl_ref.ops.linear_attention import linear_attention_recurrent_fwd
-from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_fwd
+from fwl_ref.slow_block import FastParameters, slow_block_fwd
 from fwl_ref.tree import leaves, tree_map
+from fwl_ref.verify.cases import AttentionCase, BlockCase, generator, make_block_case, weight_mask
 
 seeds = st.integers(0, 2**31 - 1)
 sizes = st.integers(1, 6)  # of an axis that must not be empty
@@ -26,14 +28,6 @@ lengths = st.integers(0, 9)  # T, empty included
 dtypes = st.sampled_from(["float64", "float32"])
 scales = st.sampled_from([0.1, 1.0, 3.0])
 MASKS = ("ones", "zero_one", "real", "zeros")
-
-
-def generator(seed: int) -> Callable[..., np.ndarray]:
-    """``draw(*shape, scale=1)`` yields standard normal float64 arrays, one after another, from one
-    seed.
-    """
-    rng = np.random.default_rng(seed)
-    return lambda *shape, scale=1.0: rng.standard_normal(shape) * scale
 
 
 def move_like(a: np.ndarray, target: Any) -> Any:
@@ -60,28 +54,6 @@ def splits(length: int) -> st.SearchStrategy[list[int]]:
     part of the list.
     """
     return st.lists(st.integers(0, length), max_size=4).map(lambda cuts: [0, *sorted(cuts), length])
-
-
-def weight_mask(kind: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Weights of the slow loss: all ones, 0 or 1, real numbers in [0, 2], all zeros."""
-    rng = np.random.default_rng(seed)
-    if kind == "zero_one":
-        return rng.integers(0, 2, shape).astype("float64")
-    if kind == "real":
-        return rng.uniform(0, 2, shape)
-    return np.full(shape, {"ones": 1.0, "zeros": 0.0}[kind])
-
-
-class BlockCase(NamedTuple):
-    """Everything ``fast_block_fwd`` takes, in its order: ``fast_block_fwd(*case)``."""
-
-    x: np.ndarray  # (B,T,D)
-    labels: np.ndarray  # (B,T)
-    weights: np.ndarray  # (B,T)
-    slow: SlowParameters
-    eta: FastParameters  # 0-d arrays
-    decay: np.ndarray  # ()
-    settings: FastSettings
 
 
 @st.composite
@@ -112,46 +84,6 @@ def block_cases(
     off = draw(st.sets(st.integers(0, 5), max_size=3)) if zero_steps else set()
     mask, decay, seed = draw(st.sampled_from(masks)), draw(st.sampled_from(decays)), draw(seeds)
     return make_block_case(batch, length, width, hidden, vocabulary, settings, seed, mask, decay, frozenset(off), dtype)
-
-
-def make_block_case(
-    batch: int,
-    length: int,
-    width: int,
-    hidden: int,
-    vocabulary: int,
-    settings: FastSettings,
-    seed: int,
-    mask: str = "ones",
-    decay: float = 0.0,
-    zero_steps: frozenset[int] = frozenset(),
-    dtype: str = "float64",
-) -> BlockCase:
-    """The arrays of a BlockCase from its structure."""
-    normal, rng = generator(seed), np.random.default_rng([seed, 1])
-    slow = SlowParameters(
-        normal(width, hidden, scale=width**-0.5),
-        normal(hidden, scale=0.3),
-        normal(hidden, width, scale=hidden**-0.5),
-        normal(width),
-        1 + normal(width, scale=0.2),
-        normal(width, scale=0.2),
-        normal(width, vocabulary),
-        normal(vocabulary, scale=0.3),
-    )
-    x, labels = normal(batch, length, width), rng.integers(0, vocabulary, (batch, length))
-    weights = weight_mask(mask, (batch, length), seed + 2)
-    eta = [0.0 if i in zero_steps else rng.uniform(0.02, 0.1) for i in range(6)]
-    as_array = lambda a: np.asarray(a, dtype=dtype)  # noqa: E731
-    return BlockCase(
-        as_array(x),
-        labels,
-        as_array(weights),
-        SlowParameters(*map(as_array, slow)),
-        FastParameters(*map(as_array, eta)),
-        as_array(decay),
-        settings,
-    )
 
 
 def off_the_kink(case: BlockCase, margin: float = 0.05, spread: float = 0.3) -> BlockCase:
@@ -219,16 +151,6 @@ def fast_state(case: BlockCase, seed: int, scale: float = 0.1) -> FastParameters
     normal, batch = generator(seed), case.x.shape[0]
     shapes = (getattr(case.slow, name).shape for name in FastParameters._fields)
     return FastParameters(*(normal(batch, *shape, scale=scale).astype(case.x.dtype) for shape in shapes))
-
-
-class AttentionCase(NamedTuple):
-    """Everything a form of linear attention takes."""
-
-    q: np.ndarray  # (B,T,K)
-    k: np.ndarray  # (B,T,K)
-    v: np.ndarray  # (B,T,E)
-    keep: np.ndarray  # ()
-    state: np.ndarray | None  # (B,K,E)
 
 
 @st.composite

@@ -128,8 +128,21 @@ def test_imports_point_down_only() -> None:
 
 
 def test_checking_a_kernel_loads_no_language_model() -> None:
-    """Golden cases are of the core: no training, no data, no progress bars."""
-    assert not {m.split(".")[0] for m in reachable("verify.golden")} & {"lm", "demo"}
+    """Golden cases and the theorems of the self-test are of the core: no training, no data, no
+    progress bars.
+    """
+    for name in ("verify.golden", "verify.theorems.table"):
+        assert not {m.split(".")[0] for m in reachable(name)} & {"lm", "demo"}
+    assert reachable("verify.theorems.table") >= {"fwl", "verify.cases", "verify.theorems.teeth"}
+
+
+def test_golden_cases_of_blocks_and_of_rules_are_twins() -> None:
+    """Both files offer the same to golden.py, and neither knows the other."""
+    block, rules = (importlib.import_module(f"fwl_ref.verify.golden_{kind}") for kind in ("block", "rules"))
+    shared = {"INPUTS", "ANSWERS", "KINDS", "PLANS", "Plan", "names", "read_case", "answers", "draw_case", "describe"}
+    assert shared <= vars(block).keys() & vars(rules).keys()
+    assert not reachable("verify.golden_block") & {"verify.golden", "verify.golden_rules"}
+    assert not reachable("verify.golden_rules") & {"verify.golden", "verify.golden_block"}
 
 
 @pytest.mark.parametrize("name", OPS)

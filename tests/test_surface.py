@@ -45,7 +45,7 @@ OTHERS = {"copy", "item", "sort"}  # also methods of lists, dictionaries, string
 # of a module.
 HOST_CODE = {
     ("backend", ""): "the crossings",
-    ("verify.selftest", ""): "compares what came home",
+    ("verify.measure", ""): "compares what came home",
     ("files", ""): "files",
     ("lm.checkpoint", ""): "files",
     ("checks", "check_labels"): "returns at once for arrays of a device",
@@ -58,7 +58,12 @@ HOST_CODE = {
     ("exercises", ""): "compares on the host",
     ("lm.generate", "sample"): "logits that came home",
     ("verify.golden", ""): "files",
-    ("verify.golden_rules", ""): "files",
+    ("verify.report", ""): "files",
+    ("verify.golden_fields", ""): "files",
+    ("verify.golden_block", "read_case"): "files",
+    ("verify.golden_block", "draw_case"): "draws cases on the host",
+    ("verify.golden_rules", "_check_ranges"): "files",
+    ("verify.golden_rules", "draw_case"): "draws cases on the host",
     ("lm.model", "initialize"): "draws parameters on the host",
     ("demo.plots", ""): "figures",
     ("demo.report", ""): "files",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ def write_report(
     """Write all three files, each whole or not at all, print the table and say where everything is.
 
     ``results`` is plain data; None stands for a number that is not finite or not known (see
-    ``finite``).
+    ``files.finite``).
     """
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(labels, results)
@@ -28,17 +27,6 @@ def write_report(
     report, models = ("demo.json", "demo.md", "demo.png"), ("plain.npz", "fast.npz")
     written, trained = (", ".join(str(out / name) for name in names) for names in (report, models))
     print(f"written: {written}; models: {trained}")
-
-
-def finite(data: Any) -> Any:
-    """Nested plain data with None for every number that is not finite: JSON has no other word for
-    it.
-    """
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def markdown(labels: dict[str, str], results: dict[str, Any]) -> str:

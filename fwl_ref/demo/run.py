@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_info
 from ..backend import Array, as_dtype, backend_target, backend_versions, host, to_numpy
 from ..checks import check_segment
 from ..dynamic_evaluation import Descent, RmsScale, evaluate_block, mean_square, rms_scale
-from ..files import check_writable
+from ..files import check_writable, finite
 from ..fwl import fast_block_fwd
 from ..lm import evaluate, footprint
 from ..lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -44,7 +44,7 @@ from ..tree import size, tree_map
 from . import cost
 from .compare import change_standard_error, choose, read_all, relative_times
 from .parallel import InTurn, worker_pool
-from .report import finite, write_report
+from .report import write_report
 
 LABELS = {
     "static": "static",

@@ -1,5 +1,5 @@
 """Golden cases of the update rules: which arrays a case of each rule holds, and the answers to it.
-``verify/golden.py`` has the rest.
+``golden.py`` has the rest; ``golden_block.py`` is the twin for the fast weight block.
 
 Inputs: ``q``, ``k``, ``v``, rates and shared parameters, the state that comes in, ``read``
 ("strict" or "inclusive"), ``chunk`` (0 = the recurrent form, else tokens per chunk), and the
@@ -19,6 +19,7 @@ equal to it, for the dual form goes by whole mini-batches. Mesa's ``state_H`` is
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from ..backend import Array, host, namespace
@@ -35,14 +36,14 @@ from ..rules import (
     ttt_linear,
     ttt_mlp,
 )
+from ..rules.common import READS
+from .golden_fields import Arrays, Sizes, choice, count, number, real, refuse
 
 
 class RuleArrays(NamedTuple):
-    """What a case of one rule holds beside read, chunk and cotangents, with the letters of the
-    shapes.
-    """
+    """What a case of one rule holds beside read and chunk, with the letters of the shapes."""
 
-    module: Any  # the rule's file
+    module: ModuleType  # the rule's file
     tokens: dict[str, str]  # in the order of the rule's arguments
     shared: dict[str, str] = {}  # parameters that all tokens share
     state: dict[str, str] = {"state": "BKE"}
@@ -56,152 +57,162 @@ class RuleArrays(NamedTuple):
     def arrays(self) -> dict[str, str]:
         """All float64 arrays, cotangents included."""
         out = self.tokens["q"][:-1] + self.tokens["v"][-1]
-        cotangents = {"cot_out": out} | {
-            f"cot_{name}": letters for name, letters in self.state.items()
-        }
-        return self.tokens | self.shared | self.state | cotangents
+        cotangents = {f"cot_{name}": letters for name, letters in self.state.items()}
+        return self.tokens | self.shared | self.state | {"cot_out": out} | cotangents
 
     @property
-    def answers(self) -> tuple[str, ...]:
-        """The names of the answers."""
-        return (
-            "out",
-            *map(_after, self.state),
-            "loss",
-            *(f"g_{name}" for name in (*self.tokens, *self.shared, *self.state)),
-        )
+    def differentiated(self) -> tuple[str, ...]:
+        """The inputs that have gradients, in the order of the backward pass."""
+        return (*self.tokens, *self.shared, *self.state)
 
 
 _QKV = {"q": "BTK", "k": "BTK", "v": "BTE"}
-_SQUARE = {"q": "BTE", "k": "BTE", "v": "BTE", "step": "BT"}  # x + LN(z): keys as wide as values
-_NORM = {"gain": "E", "bias": "E"}
-_TTT = {"counts": {"minibatch": 1}, "numbers": ("eps",)}
+_TTT: dict[str, Any] = {
+    # x + LN(z): keys as wide as values
+    "tokens": {"q": "BTE", "k": "BTE", "v": "BTE", "step": "BT"},
+    "shared": {"gain": "E", "bias": "E"},
+    "counts": {"minibatch": 1},
+    "numbers": ("eps",),
+}
 
 RULES = {
     "linear": RuleArrays(linear, _QKV),
-    "decay": RuleArrays(decay, _QKV | {"gamma": "BT"}, logs="gamma"),
-    "gla": RuleArrays(gla, _QKV | {"alpha": "BTK"}, logs="alpha"),
-    "delta": RuleArrays(delta, _QKV | {"beta": "BT"}),
-    "gated_delta": RuleArrays(gated_delta, _QKV | {"alpha": "BT", "beta": "BT"}, logs="alpha"),
+    "decay": RuleArrays(decay, {**_QKV, "gamma": "BT"}, logs="gamma"),
+    "gla": RuleArrays(gla, {**_QKV, "alpha": "BTK"}, logs="alpha"),
+    "delta": RuleArrays(delta, {**_QKV, "beta": "BT"}),
+    "gated_delta": RuleArrays(gated_delta, {**_QKV, "alpha": "BT", "beta": "BT"}, logs="alpha"),
     "delta_product": RuleArrays(
-        delta_product, {"q": "BTK", "k": "BTNK", "v": "BTNE", "beta": "BTN"}
+        delta_product,
+        {"q": "BTK", "k": "BTNK", "v": "BTNE", "beta": "BTN"},
     ),
-    "longhorn": RuleArrays(longhorn, _QKV | {"beta": "BT"}, bounds={"beta": ">= 0"}),
+    "longhorn": RuleArrays(longhorn, {**_QKV, "beta": "BT"}, bounds={"beta": ">= 0"}),
     "titans": RuleArrays(
         titans,
-        _QKV | {"momentum": "BT", "decay": "BT", "step": "BT"},
+        {**_QKV, "momentum": "BT", "decay": "BT", "step": "BT"},
         state={"state_M": "BKE", "state_U": "BKE"},
         state_type=titans.TitansState,
         counts={"stale": 0},
     ),
     "ttt_linear": RuleArrays(
         ttt_linear,
-        _SQUARE,
-        _NORM,
-        {"state_W": "BEE", "state_b": "BE"},
-        ttt_linear.TTTLinearState,
+        state={"state_W": "BEE", "state_b": "BE"},
+        state_type=ttt_linear.TTTLinearState,
         **_TTT,
     ),
     "ttt_mlp": RuleArrays(
         ttt_mlp,
-        _SQUARE,
-        _NORM,
-        {"state_W1": "BEF", "state_b1": "BF", "state_W2": "BFE", "state_b2": "BE"},
-        ttt_mlp.TTTMLPState,
+        state={"state_W1": "BEF", "state_b1": "BF", "state_W2": "BFE", "state_b2": "BE"},
+        state_type=ttt_mlp.TTTMLPState,
         **_TTT,
     ),
     "mesa": RuleArrays(
         mesa,
-        _QKV | {"keep": "BT", "weight": "BT"},
-        {"ridge": "K"},
-        {"state_G": "BKE", "state_H": "BKK"},
-        mesa.MesaState,
+        {**_QKV, "keep": "BT", "weight": "BT"},
+        shared={"ridge": "K"},
+        state={"state_G": "BKE", "state_H": "BKK"},
+        state_type=mesa.MesaState,
         bounds={"ridge": "> 0", "keep": ">= 0", "weight": ">= 0"},
         logs="keep",
     ),
 }
 
 
-def check_rule_case(case: dict[str, Any]) -> None:
-    """What shapes and types do not say: ranges of rates, flags, a symmetric H. Raises ValueError
-    naming the array.
-    """
+def _after(name: str) -> str:
+    """state -> state_out, state_M -> state_out_M"""
+    return name.replace("state", "state_out", 1)
+
+
+INPUTS = {
+    kind: (*rule.arrays, *rule.numbers, *rule.counts, "chunk", "read", "kind")
+    for kind, rule in RULES.items()
+}
+ANSWERS = {
+    kind: ("out", *map(_after, rule.state), "loss", *(f"g_{n}" for n in rule.differentiated))
+    for kind, rule in RULES.items()
+}
+KINDS = tuple(INPUTS)
+
+
+def names(kind: str, arrays: Arrays) -> dict[str, str]:
+    """Every input, and what it is called in a file: the same."""
+    return {name: name for name in INPUTS[kind]}
+
+
+def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
+    """The inputs of a file, checked and converted. Raises ValueError naming the array."""
+    rule, sizes = RULES[kind], Sizes()
+    case: dict[str, Any] = {"kind": kind, "read": choice(arrays, "read", READS)}
+    counts = {"chunk": 0, **rule.counts}
+    case |= {name: count(arrays, name, least) for name, least in counts.items()}
+    case |= {name: number(arrays, name) for name in rule.numbers}
+    case |= {name: real(arrays, name, letters, sizes) for name, letters in rule.arrays.items()}
+    _check_ranges(case)
+    return case
+
+
+def _check_ranges(case: dict[str, Any]) -> None:
+    """What shapes and types do not say: ranges of rates, flags, a symmetric H."""
     rule, chunk = RULES[case["kind"]], case["chunk"]
     bounds = rule.bounds | ({rule.logs: "> 0"} if rule.logs and chunk else {})
     for name, bound in bounds.items():
         outside = case[name] <= 0 if bound == "> 0" else case[name] < 0
         if outside.any():
-            why = (
-                ": the chunked form takes logarithms, chunk 0 does not"
-                if name == rule.logs and bound != rule.bounds.get(name)
-                else ""
-            )
-            raise ValueError(
-                f"{name}: expected numbers {bound}, found {case[name][outside][0]}{why}"
-            )
+            by_chunk = name == rule.logs and bound != rule.bounds.get(name)
+            why = ": the chunked form takes logarithms, chunk 0 does not" if by_chunk else ""
+            refuse(name, f"numbers {bound}", f"{case[name][outside][0]}{why}")
     if case.get("stale", 0) > 1:
-        raise ValueError(f"stale: expected 0 or 1, found {case['stale']}")
+        refuse("stale", "0 or 1", case["stale"])
     if "minibatch" in case and chunk not in (0, case["minibatch"]):
-        raise ValueError(f"chunk: expected 0 or the mini-batch, {case['minibatch']}, found {chunk}")
+        refuse("chunk", f"0 or the mini-batch, {case['minibatch']}", chunk)
     if "eps" in case and not case["eps"] > 0:
-        raise ValueError(f"eps: expected a number > 0, found {case['eps']}")
+        refuse("eps", "a number > 0", case["eps"])
     if "state_H" in case:
         H = case["state_H"]  # (B,K,K)
         skew = host.max(host.abs(H - host.matrix_transpose(H)))
         if skew > 1e-12 * host.max(host.abs(H)):
-            raise ValueError(
-                f"state_H: expected symmetric matrices, found entries that differ by {skew:.3g} from their mirror images"
-            )
+            found = f"entries that differ by {skew:.3g} from their mirror images"
+            refuse("state_H", "symmetric matrices", found)
 
 
-def rule_answers(p: dict[str, Any]) -> dict[str, Array]:
+# Answers
+# ----------------------------------------------------------------------------------------
+
+
+def answers(case: dict[str, Any]) -> dict[str, Array]:
     """The answers to a case that was checked."""
-    rule, chunk = RULES[p["kind"]], p["chunk"] or None
-    inputs = [p[name] for name in (*rule.tokens, *rule.shared)]
-    state, cotangent = (
-        _packed(rule, [p[f"{prefix}{name}"] for name in rule.state]) for prefix in ("", "cot_")
-    )
-    keywords: dict[str, Any] = {"read": p["read"]} | {
-        name: p[name] for name in ("minibatch", "eps") if name in p
+    rule, form = RULES[case["kind"]], _form(case)
+    fwd, bwd = (getattr(rule.module, f"{case['kind']}_{form}_{way}") for way in ("fwd", "bwd"))
+    inputs = [case[name] for name in (*rule.tokens, *rule.shared)]
+    state = _packed(rule, [case[name] for name in rule.state])
+    cotangents = [case[f"cot_{name}"] for name in rule.state]
+    chunk = [case["chunk"] or None] if form in ("stale", "chunked") else []
+    keywords = {name: case[name] for name in ("read", "minibatch", "eps") if name in case}
+
+    (out, state_out), res = fwd(*inputs, state, *chunk, **keywords)
+    *g_inputs, g_state = bwd(case["cot_out"], _packed(rule, cotangents), res)
+
+    xp, states = namespace(out), _unpacked(rule, state_out)
+    gradients = (*g_inputs, *_unpacked(rule, g_state))
+    pairs = zip((out, *states), (case["cot_out"], *cotangents), strict=True)
+    found = {
+        "out": out,
+        **{_after(name): a for name, a in zip(rule.state, states, strict=True)},
+        "loss": sum(xp.sum(a * cotangent) for a, cotangent in pairs),
+        **{f"g_{name}": g for name, g in zip(rule.differentiated, gradients, strict=True)},
     }
-    form = (
-        "dual"
-        if "minibatch" in p and chunk
-        else "stale"
-        if p.get("stale")
-        else "chunked"
-        if chunk
-        else "recurrent"
-    )
-    fwd, bwd = (getattr(rule.module, f"{p['kind']}_{form}_{way}") for way in ("fwd", "bwd"))
-    (out, state_out), res = fwd(
-        *inputs, state, *((chunk,) if form in ("stale", "chunked") else ()), **keywords
-    )
-    gradients = bwd(p["cot_out"], cotangent, res)
-    xp = namespace(out)
-    pairs = [
-        (out, p["cot_out"]),
-        *zip(_unpacked(rule, state_out), _unpacked(rule, cotangent), strict=True),
-    ]
-    answers = {"out": out} | {
-        _after(name): a for name, a in zip(rule.state, _unpacked(rule, state_out), strict=True)
-    }
-    answers["loss"] = sum(xp.sum(a * c) for a, c in pairs)
-    names = (*rule.tokens, *rule.shared, *rule.state)
-    answers |= {
-        f"g_{name}": g
-        for name, g in zip(names, [*gradients[:-1], *_unpacked(rule, gradients[-1])], strict=True)
-    }
-    if "state_H" in p:
-        answers["g_state_H"] = 0.5 * (
-            answers["g_state_H"] + xp.matrix_transpose(answers["g_state_H"])
-        )
-    return answers
+    if "state_H" in case:
+        g_H = found["g_state_H"]
+        found["g_state_H"] = 0.5 * (g_H + xp.matrix_transpose(g_H))
+    return found
 
 
-def _after(name: str) -> str:
-    """state -> state_out, state_M -> state_out_M"""
-    return name.replace("state", "state_out", 1)
+def _form(case: dict[str, Any]) -> str:
+    """Which of the rule's forms a case asks for."""
+    if case.get("stale"):
+        return "stale"
+    if not case["chunk"]:
+        return "recurrent"
+    return "dual" if "minibatch" in case else "chunked"
 
 
 def _packed(rule: RuleArrays, arrays: list[Array]) -> Any:
@@ -212,11 +223,12 @@ def _unpacked(rule: RuleArrays, state: Any) -> tuple[Array, ...]:
     return tuple(state) if rule.state_type else (state,)
 
 
-# --- varied cases
+# Varied cases
+# ----------------------------------------------------------------------------------------
 
 
-class RulePlan(NamedTuple):
-    """What is fixed about a rule's case before its numbers are drawn."""
+class Plan(NamedTuple):
+    """What is fixed about a case before its numbers are drawn."""
 
     kind: str
     read: str
@@ -227,68 +239,69 @@ class RulePlan(NamedTuple):
     zero: tuple[str, ...] = ()  # arrays that are 0
 
 
-RULE_PLANS = (  # together: every rule with both reads and both forms; chunks that do not divide T and that exceed it; T = 1; empty memories
-    RulePlan("linear", "strict", 0, 8),
-    RulePlan("linear", "inclusive", 3, 7, zero=("state",)),
-    RulePlan("decay", "inclusive", 0, 1),
-    RulePlan("decay", "strict", 4, 9),
-    RulePlan("gla", "strict", 0, 5, zero=("state", "cot_state")),
-    RulePlan("gla", "inclusive", 99, 6),
-    RulePlan("delta", "inclusive", 0, 6),
-    RulePlan("delta", "strict", 4, 10),
-    RulePlan("gated_delta", "strict", 0, 6, zero=("state",)),
-    RulePlan("gated_delta", "inclusive", 5, 12),
-    RulePlan("delta_product", "inclusive", 0, 5),
-    RulePlan("delta_product", "strict", 2, 5),
-    RulePlan("longhorn", "strict", 0, 7),
-    RulePlan("longhorn", "inclusive", 3, 6),
-    RulePlan("titans", "inclusive", 0, 6, zero=("state_U",)),
-    RulePlan("titans", "strict", 4, 9),
-    RulePlan("titans", "inclusive", 3, 8, stale=1),
-    RulePlan("ttt_linear", "inclusive", 0, 7, 3),
-    RulePlan("ttt_linear", "strict", 4, 8, 4),
-    RulePlan("ttt_mlp", "inclusive", 0, 5, 2),
-    RulePlan("ttt_mlp", "inclusive", 3, 7, 3),
-    RulePlan("ttt_mlp", "strict", 1, 4, 1),
-    RulePlan("mesa", "inclusive", 0, 6, zero=("state_G", "state_H")),
-    RulePlan("mesa", "strict", 3, 8),
+# Together: every rule with both reads and both forms, chunks that do not divide T and that exceed
+# it, T = 1, empty memories.
+PLANS = (
+    Plan("linear", "strict", 0, 8),
+    Plan("linear", "inclusive", 3, 7, zero=("state",)),
+    Plan("decay", "inclusive", 0, 1),
+    Plan("decay", "strict", 4, 9),
+    Plan("gla", "strict", 0, 5, zero=("state", "cot_state")),
+    Plan("gla", "inclusive", 99, 6),
+    Plan("delta", "inclusive", 0, 6),
+    Plan("delta", "strict", 4, 10),
+    Plan("gated_delta", "strict", 0, 6, zero=("state",)),
+    Plan("gated_delta", "inclusive", 5, 12),
+    Plan("delta_product", "inclusive", 0, 5),
+    Plan("delta_product", "strict", 2, 5),
+    Plan("longhorn", "strict", 0, 7),
+    Plan("longhorn", "inclusive", 3, 6),
+    Plan("titans", "inclusive", 0, 6, zero=("state_U",)),
+    Plan("titans", "strict", 4, 9),
+    Plan("titans", "inclusive", 3, 8, stale=1),
+    Plan("ttt_linear", "inclusive", 0, 7, 3),
+    Plan("ttt_linear", "strict", 4, 8, 4),
+    Plan("ttt_mlp", "inclusive", 0, 5, 2),
+    Plan("ttt_mlp", "inclusive", 3, 7, 3),
+    Plan("ttt_mlp", "strict", 1, 4, 1),
+    Plan("mesa", "inclusive", 0, 6, zero=("state_G", "state_H")),
+    Plan("mesa", "strict", 3, 8),
 )
-RANGES = {
-    **dict.fromkeys(("gamma", "alpha", "keep"), (0.3, 1.0)), **dict.fromkeys(("beta", "weight"), (0.1, 1.0)), "momentum": (0.0, 0.8),
-    "decay": (0.0, 0.4), "step": (0.05, 0.3), "ridge": (0.5, 1.5), "gain": (0.7, 1.3),
-}  # fmt: skip
+RANGES = {  # of what is not normal
+    **dict.fromkeys(("gamma", "alpha", "keep"), (0.3, 1.0)),
+    **dict.fromkeys(("beta", "weight"), (0.1, 1.0)),
+    "momentum": (0.0, 0.8),
+    "decay": (0.0, 0.4),
+    "step": (0.05, 0.3),
+    "ridge": (0.5, 1.5),
+    "gain": (0.7, 1.3),
+}
 
 
-def draw_rule_case(plan: RulePlan, rng: Any) -> dict[str, Any]:
+def draw_case(plan: Plan, rng: Any) -> dict[str, Any]:
     """The inputs of a case: sizes and numbers from ``rng``, the rest from ``plan``."""
-    sizes = {
-        letter: int(rng.integers(low, high))
-        for letter, low, high in (("B", 1, 4), ("K", 2, 6), ("E", 3, 7), ("N", 2, 4), ("F", 3, 8))
-    }
+    limits = {"B": (1, 4), "K": (2, 6), "E": (3, 7), "N": (2, 4), "F": (3, 8)}
+    sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()}
     sizes["T"], rule = plan.length, RULES[plan.kind]
     case: dict[str, Any] = {}
     for name, letters in rule.arrays.items():
         shape = [sizes[letter] for letter in letters]
-        case[name] = (
-            rng.uniform(*RANGES[name], shape) if name in RANGES else rng.standard_normal(shape)
-        )
+        drawn = name in RANGES
+        case[name] = rng.uniform(*RANGES[name], shape) if drawn else rng.standard_normal(shape)
     case["k"] /= case["k"].shape[-1] ** 0.5
     if "state_H" in case:
-        case["state_H"] = case["state_H"] @ host.matrix_transpose(case["state_H"])
-        case["state_H"] = 0.5 * (case["state_H"] + host.matrix_transpose(case["state_H"]))
+        H = case["state_H"] @ host.matrix_transpose(case["state_H"])
+        case["state_H"] = 0.5 * (H + host.matrix_transpose(H))
     case |= {name: host.zeros_like(case[name]) for name in plan.zero}
-    case |= {
-        name: getattr(plan, name) for name in ("kind", "read", "chunk", *rule.counts)
-    } | dict.fromkeys(rule.numbers, 1e-2)
-    return {name: host.asarray(a) for name, a in case.items()}
+    case |= {name: getattr(plan, name) for name in ("kind", "read", "chunk", *rule.counts)}
+    return case | dict.fromkeys(rule.numbers, 1e-2)
 
 
-def describe_rule_case(plan: RulePlan, case: dict[str, Array]) -> str:
+def describe(plan: Plan, case: Arrays) -> str:
     """A name that says what is inside."""
     form = f"chunk{plan.chunk}" if plan.chunk else "recurrent"
-    extra = (f"_minibatch{plan.minibatch}" if plan.minibatch else "") + (
-        "_stale" if plan.stale else ""
-    )
+    batching = f"_minibatch{plan.minibatch}" if plan.minibatch else ""
+    stale = "_stale" if plan.stale else ""
     zero = "".join(f"_no_{name}" for name in plan.zero)
-    batch, length, width = case["q"].shape
-    return f"{plan.kind}_{plan.read}_{form}{extra}{zero}_B{batch}T{length}K{width}E{case['v'].shape[-1]}"
+    (b, t, k), e = case["q"].shape, case["v"].shape[-1]
+    return f"{plan.kind}_{plan.read}_{form}{batching}{stale}{zero}_B{b}T{t}K{k}E{e}"

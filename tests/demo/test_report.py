@@ -19,8 +19,9 @@ from matplotlib.text import Text
 from fwl_ref.demo import plots, report
 from fwl_ref.demo.compare import change_standard_error
 from fwl_ref.demo.plots import COLOURS, MARKERS, bins, demo_figure, draw, gains, spreads
-from fwl_ref.demo.report import finite, markdown, write_report
+from fwl_ref.demo.report import markdown, write_report
 from fwl_ref.demo.run import FULL, LABELS, relative_multiply_adds, settings_of
+from fwl_ref.files import finite
 from fwl_ref.lm.train import Record
 from fwl_ref.slow_block import FastParameters
 

@@ -1,9 +1,13 @@
 """The comparisons that the theorems make, in one place, so that ``test_19_teeth`` can show that each
 of them rejects wrong programs.
 
-Two sides share no code with the fast weight block: ``sequential`` and ``stale`` call dynamic
-evaluation, and ``literal`` forms the parameters of every token with the slow block's first-order
-backward pass.
+A case and the ways to run it are those of the package's self-test, ``fwl_ref/verify/cases.py`` and
+``runs.py``. Two sides share no code with the fast weight block: ``sequential`` and ``stale`` call
+dynamic evaluation, and ``literal`` forms the parameters of every token with the slow block's
+first-order backward pass.
+
+A docstring that opens with "N:" is a negative control: it shows that something wrong is refused, or
+that a theorem needs its condition. "E:" is the counterpart: something that a comparison must accept.
 """
 
 from __future__ import annotations
@@ -14,29 +18,19 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from fwl_ref.dynamic_evaluation import evaluate_block
-from fwl_ref.fwl import fast_block_fwd
-from fwl_ref.optimizers import OptimizerState
 from fwl_ref.slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.stream import Stream, stream_predict, stream_reveal, stream_start
 from fwl_ref.tree import leaves, tree_map
-from tests.strategies import BlockCase, chunks, splits
+from fwl_ref.verify.cases import BlockCase, tokens, with_settings
+from fwl_ref.verify.runs import Run, State, normalizers, plain, run, stale
+from tests.strategies import chunks, splits
 from tests.tolerances import RTOL, assert_bitwise, relative_error
 
-State = FastParameters | OptimizerState
 CLEAR = 1e4 * RTOL  # what a negative control must exceed: orders of magnitude clear of the tolerance
 EVERY_NORMALIZER = ("constant", "sequence", "batch")
 
 
-def run(case: BlockCase, state: State | None = None) -> tuple[np.ndarray, State]:
-    """Logits (B,T,V) of the fast weight block, and the accumulated gradients or slots that it
-    leaves behind.
-    """
-    (logits, _, state), _ = fast_block_fwd(*case, state)
-    return logits, state
-
-
-def run_stream(case: BlockCase, state: State | None = None) -> tuple[np.ndarray, State]:
+def run_stream(case: BlockCase, state: State | None = None) -> Run:
     """``run``, one token at a time."""
     stream = stream_start(case.x.shape[0], case.slow, case.settings) if state is None else Stream(state, None)
     rows = [plain(tokens(case, slice(0, 0)))]
@@ -44,10 +38,10 @@ def run_stream(case: BlockCase, state: State | None = None) -> tuple[np.ndarray,
         logits, stream = stream_predict(stream, case.x[:, t], case.slow, case.eta, case.settings)
         stream = stream_reveal(stream, case.labels[:, t], case.weights[:, t], case.slow, case.decay, case.settings)
         rows.append(logits[:, None, :])
-    return np.concatenate(rows, axis=1), stream.state
+    return Run(np.concatenate(rows, axis=1), stream.state)
 
 
-def run_in_pieces(case: BlockCase, state: State | None, data: st.DataObject) -> tuple[np.ndarray, State]:
+def run_in_pieces(case: BlockCase, state: State | None, data: st.DataObject) -> Run:
     """``run`` on pieces cut anywhere, each in chunks of any size or as a stream, with the state
     carried from one to the next.
     """
@@ -59,18 +53,7 @@ def run_in_pieces(case: BlockCase, state: State | None, data: st.DataObject) -> 
         else:
             logits, state = run(with_settings(part, chunk=data.draw(chunks(high - low), label="chunk")), state)
         rows.append(logits)
-    return np.concatenate(rows, axis=1), state
-
-
-def plain(case: BlockCase) -> np.ndarray:
-    """(B,T,V)   logits of the slow block."""
-    (_, logits), _ = slow_block_fwd(case.x, case.labels, case.slow, case.settings.eps)
-    return logits
-
-
-def with_steps(case: BlockCase, factor: float) -> BlockCase:
-    """Every step size times ``factor``."""
-    return case._replace(eta=FastParameters(*(np.asarray(e * factor) for e in case.eta)))
+    return Run(np.concatenate(rows, axis=1), state)
 
 
 def only(case: BlockCase, *names: str) -> BlockCase:
@@ -78,54 +61,13 @@ def only(case: BlockCase, *names: str) -> BlockCase:
     return case._replace(eta=FastParameters(*(e if n in names else 0 * e for n, e in zip(FastParameters._fields, case.eta, strict=True))))
 
 
-def with_settings(case: BlockCase, **changes) -> BlockCase:
-    return case._replace(settings=case.settings._replace(**changes))
-
-
-def tokens(case: BlockCase, index) -> BlockCase:
-    """The sequences made of the tokens at ``index`` (a slice or a list)."""
-    return case._replace(x=case.x[:, index, :], labels=case.labels[:, index], weights=case.weights[:, index])
-
-
-def sequences(case: BlockCase, index) -> BlockCase:
-    """The batch made of the sequences at ``index`` (a slice or a list)."""
-    return case._replace(x=case.x[index], labels=case.labels[index], weights=case.weights[index])
-
-
-def normalizers(case: BlockCase) -> float | np.ndarray:
-    """N by its definition: a number, or one per sequence; 1 where nothing is written."""
-    if case.settings.normalizer == "constant":
-        return case.settings.constant
-    total = np.sum(case.weights, axis=None if case.settings.normalizer == "batch" else 1)
-    return np.where(total > 0, total, 1.0)
-
-
 def shares(case: BlockCase) -> np.ndarray:
     """(B,T)   w / N, what the loss of each token counts."""
     return case.weights / np.reshape(normalizers(case), (-1, 1))
 
 
-# Dynamic evaluation
-# ----------------------------------------------------------------------------------------------------------
-
-
-def stale(case: BlockCase, segment: int = 1) -> tuple[np.ndarray, FastParameters]:
-    """Dynamic evaluation with every gradient taken at the slow weights: logits, final parameters
-    per sequence.
-    """
-    return _dynamic(case, segment, True)
-
-
-def sequential(case: BlockCase, segment: int = 1) -> tuple[np.ndarray, FastParameters]:
-    """Dynamic evaluation proper, every gradient taken at the current weights: logits, final
-    parameters per sequence.
-    """
-    return _dynamic(case, segment, False)
-
-
-def _dynamic(case: BlockCase, segment: int, stale: bool) -> tuple[np.ndarray, FastParameters]:
-    settings = {"decay": float(case.decay), "n": normalizers(case), "eps": case.settings.eps}
-    return evaluate_block(*case[:5], segment=segment, stale=stale, **settings)
+# The parameters of every token, formed
+# --------------------------------------------------------------------------------------------
 
 
 def token_gradient(case: BlockCase, b: int, part: slice, fast: FastParameters | None = None) -> FastParameters:
@@ -138,7 +80,7 @@ def token_gradient(case: BlockCase, b: int, part: slice, fast: FastParameters | 
     return FastParameters(*gradient[:6])
 
 
-def literal(case: BlockCase) -> tuple[np.ndarray, FastParameters]:
+def literal(case: BlockCase) -> Run:
     """Logits and accumulated gradients by forming p_t = p - eta_p G_t for every token, with G_{t+1}
     = keep G_t + grad l_t / N.
     """
@@ -153,7 +95,7 @@ def literal(case: BlockCase) -> tuple[np.ndarray, FastParameters]:
             logits[b, t] = row[0]
             total = tree_map(lambda g, new: (1 - case.decay) * g + new, total, token_gradient(case, b, part))
         states.append(total)
-    return logits, FastParameters(*(np.stack(column) for column in zip(*states, strict=True)))
+    return Run(logits, FastParameters(*(np.stack(column) for column in zip(*states, strict=True))))
 
 
 def segment_masked(case: BlockCase, length: int) -> np.ndarray:
@@ -235,7 +177,7 @@ def assert_future_is_invisible(f: Callable, arrays: tuple, t: int, vocabulary: i
 
 def block_logits(case: BlockCase) -> Callable:
     """``f(x, labels, weights)``, the block of ``case`` as assert_future_is_invisible wants it."""
-    return lambda x, labels, weights: run(case._replace(x=x, labels=labels, weights=weights))[0]
+    return lambda x, labels, weights: run(case._replace(x=x, labels=labels, weights=weights)).logits
 
 
 def largest_difference(a: tuple, b: tuple) -> dict[str, float]:

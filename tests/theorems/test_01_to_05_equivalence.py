@@ -1,5 +1,7 @@
 """What a fast weight layer computes: dynamic evaluation with every gradient taken at the slow
 weights (theorems 1 to 5).
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
@@ -18,24 +20,10 @@ from fwl_ref.ops.dense import dense_bwd, dense_fwd
 from fwl_ref.ops.linear_attention import linear_attention_fwd
 from fwl_ref.slow_block import FastParameters, slow_block_fwd
 from fwl_ref.tree import leaves, tree_map
+from fwl_ref.verify.cases import tokens, with_settings, with_steps
+from fwl_ref.verify.runs import plain, run, sequential, stale
 from tests.strategies import AttentionCase, attention_cases, block_cases, make_block_case, smooth_block_cases, unsaturated
-from tests.theorems.compare import (
-    CLEAR,
-    EVERY_NORMALIZER,
-    assert_equivalent,
-    literal,
-    only,
-    plain,
-    run,
-    segment_masked,
-    sequential,
-    shares,
-    stale,
-    token_gradient,
-    tokens,
-    with_settings,
-    with_steps,
-)
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_equivalent, literal, only, segment_masked, shares, token_gradient
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 
 FIXED = make_block_case(2, 7, 4, 6, 5, FastSettings(eps=0.0, chunk=3), seed=5, mask="real")
@@ -66,7 +54,7 @@ def test_each_step_size_moves_the_logits(name):
     """N: d logits' / d eta_p is not 0, so the theorem about each parameter alone is not
     empty   (F.6)
     """
-    assert relative_error(run(only(FIXED, name))[0], plain(FIXED)) > CLEAR
+    assert relative_error(run(only(FIXED, name)).logits, plain(FIXED)) > CLEAR
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -102,12 +90,12 @@ def test_tokens_0_and_1_are_exact_for_true_sgd(case):
     """p_0 = p and p_1 = p - eta_p grad l_0(p) / N hold for stale and for current gradients alike:
     (F.6) = (Y.4) for t <= 1
     """
-    assert_close(run(case)[0][:, :2], sequential(case)[0][:, :2])
+    assert_close(run(case).logits[:, :2], sequential(case).logits[:, :2])
 
 
 def test_token_2_is_not_exact_for_true_sgd():
     """N: p_2 of true SGD holds grad l_1(p_1), that of (F.6) holds grad l_1(p)."""
-    assert relative_error(run(FIXED)[0][:, 2], sequential(FIXED)[0][:, 2]) > CLEAR
+    assert relative_error(run(FIXED).logits[:, 2], sequential(FIXED).logits[:, 2]) > CLEAR
 
 
 @given(case=block_cases(), length=st.integers(1, 4))
@@ -115,7 +103,7 @@ def test_a_segment_mask_makes_fwl_stale_dynamic_evaluation_per_segment(case, len
     """M_ts = keep^{gap} 1[floor(s/L) < floor(t/L)]: the block read before it is written, segment by
     segment, is stale (Y.4)
     """
-    assert_close(segment_masked(case, length), stale(case, length)[0])
+    assert_close(segment_masked(case, length), stale(case, length).logits)
 
 
 @given(case=block_cases(min_length=2), length=st.integers(1, 4))
@@ -131,13 +119,13 @@ def test_two_segments_with_a_segment_mask_are_exact_for_true_sgd(case, length):
 def test_the_third_segment_is_not_exact_for_true_sgd(length):
     """N: theta_2 of true SGD holds a gradient taken at theta_1   (Y.4)"""
     third = slice(2 * length, 3 * length)
-    assert relative_error(segment_masked(FIXED, length)[:, third], sequential(FIXED, length)[0][:, third]) > CLEAR
+    assert relative_error(segment_masked(FIXED, length)[:, third], sequential(FIXED, length).logits[:, third]) > CLEAR
 
 
 @given(block_cases())
 def test_a_segment_of_one_token_is_the_block_itself(case):
     """L = 1: 1[floor(s/L) < floor(t/L)] = 1[s < t]   (F.6)"""
-    assert_close(segment_masked(case, 1), run(case)[0])
+    assert_close(segment_masked(case, 1), run(case).logits)
 
 
 # Theorem 3: the error against true SGD
@@ -149,7 +137,7 @@ def gap(case, length, h):
     one token per segment.
     """
     case = with_steps(case, h)
-    return sequential(case, length)[0] - (run(case)[0] if length == 1 else segment_masked(case, length))
+    return sequential(case, length).logits - (run(case).logits if length == 1 else segment_masked(case, length))
 
 
 def ladder(case, length, start_gap=1e-6, rungs=4):
@@ -157,7 +145,7 @@ def ladder(case, length, start_gap=1e-6, rungs=4):
     small beside 1, large beside rounding.
     """
     small = 2.0**-20
-    speed = np.max(np.abs(run(with_steps(case, small))[0] - plain(case))) / small
+    speed = np.max(np.abs(run(with_steps(case, small)).logits - plain(case))) / small
     rough = min(1.0, 4e-3 / speed)  # moves the logits by at most 0.004
     start = min(1.0, rough * (start_gap / np.max(np.abs(gap(case, length, rough)))) ** 0.5)
     return [start / 2**k for k in range(rungs)]
@@ -280,7 +268,7 @@ def test_the_loss_of_a_fast_weight_block_is_not_linear_so_stale_differs_from_seq
     """N: at a finite step size (F.6) is not true SGD, and the larger the step the larger the
     difference   (Y.4)
     """
-    differences = [relative_error(run(with_steps(FIXED, f))[0], sequential(with_steps(FIXED, f))[0]) for f in (0.25, 0.5, 1.0)]
+    differences = [relative_error(run(with_steps(FIXED, f)).logits, sequential(with_steps(FIXED, f)).logits) for f in (0.25, 0.5, 1.0)]
     assert CLEAR < differences[0] < differences[1] < differences[2]
 
 
@@ -321,7 +309,7 @@ def test_the_slope_of_the_loss_in_the_step_size_agrees_with_differences_of_the_f
     step = ladder(case, 1)[-1]  # the difference's own error falls with h^6; rounding is far below 1e-8 on every rung
 
     def losses(h):
-        nll, _ = cross_entropy_fwd(run(with_steps(case, float(h)))[0], case.labels)
+        nll, _ = cross_entropy_fwd(run(with_steps(case, float(h))).logits, case.labels)
         return nll
 
     found = directional_difference(losses, (np.asarray(0.0),), ([np.asarray(1.0)],), step)
@@ -340,4 +328,4 @@ def test_the_literal_loop_and_dynamic_evaluation_agree_with_each_other():
     """The two oracles share the slow block but not the update: p - eta G against (Y.1) applied
     token by token.
     """
-    assert_close(literal(FIXED)[0], stale(FIXED)[0])
+    assert_close(literal(FIXED).logits, stale(FIXED).logits)

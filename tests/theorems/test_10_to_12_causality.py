@@ -1,4 +1,7 @@
-"""What a token may know: the past, and nothing else (theorems 10 to 12)."""
+"""What a token may know: the past, and nothing else (theorems 10 to 12).
+
+A docstring that opens with "N:" is a negative control.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,10 @@ import fwl_ref.fwl
 from fwl_ref.fwl import FastSettings
 from fwl_ref.lm.model import model_fwd
 from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd
+from fwl_ref.verify.cases import sequences, tokens, with_settings, with_steps
+from fwl_ref.verify.runs import normalizers, run
 from tests.strategies import block_cases, make_block_case, model_cases, seeds
-from tests.theorems.compare import (
-    CLEAR,
-    EVERY_NORMALIZER,
-    assert_future_is_invisible,
-    block_logits,
-    normalizers,
-    run,
-    sequences,
-    tokens,
-    with_settings,
-    with_steps,
-)
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_future_is_invisible, block_logits
 from tests.tolerances import assert_bitwise, assert_close, relative_error
 
 FIXED = make_block_case(2, 8, 4, 6, 5, FastSettings(chunk=3), seed=7, mask="real", decay=0.0)
@@ -62,7 +56,7 @@ def test_the_past_does_move_the_block():
     """
     other = FIXED.labels.copy()
     other[:, 2] = (other[:, 2] + 1) % VOCABULARY
-    moved, still = run(FIXED._replace(labels=other))[0], run(FIXED)[0]
+    moved, still = run(FIXED._replace(labels=other)).logits, run(FIXED).logits
     assert np.all(np.abs(moved - still)[:, 3:].max(axis=(0, 2)) > CLEAR)
 
 
@@ -103,7 +97,7 @@ def test_the_subtracted_cumsum_is_right_up_to_rounding(monkeypatch):
     """
     expected, _ = run(FIXED)
     monkeypatch.setattr(fwl_ref.fwl, "linear_attention_chunked_fwd", subtracted)
-    assert_close(run(FIXED)[0], expected)
+    assert_close(run(FIXED).logits, expected)
 
 
 @pytest.mark.parametrize("normalizer", ["sequence", "batch"])
@@ -145,7 +139,7 @@ def test_a_prefix_of_a_batch_is_the_short_batch_with_rescaled_step_sizes(case, d
     t = data.draw(st.integers(1, case.x.shape[1]), label="t")
     prefix = tokens(case, slice(0, t))
     ratio = float(normalizers(prefix) / normalizers(case))
-    assert_close(run(with_steps(prefix, ratio))[0], run(case)[0][:, :t])
+    assert_close(run(with_steps(prefix, ratio)).logits, run(case).logits[:, :t])
 
 
 @given(case=block_cases(normalizers=("sequence",)), data=st.data())
@@ -156,7 +150,7 @@ def test_a_prefix_of_a_sequence_is_the_short_sequence_with_rescaled_step_sizes(c
     for b in range(case.x.shape[0]):
         prefix = tokens(sequences(case, [b]), slice(0, t))
         ratio = float(normalizers(prefix)[0] / normalizers(case)[b])
-        assert_close(run(with_steps(prefix, ratio))[0][0], whole[b, :t])
+        assert_close(run(with_steps(prefix, ratio)).logits[0], whole[b, :t])
 
 
 @given(case=block_cases(normalizers=EVERY_NORMALIZER, max_batch=1), copies=st.integers(1, 4))
@@ -173,10 +167,10 @@ def test_copies_of_a_sequence_act_like_a_smaller_step_under_the_batch_normalizer
 def test_the_constant_normalizer_divides_the_step_sizes(case, constant):
     """FWL with N = n and step sizes eta is FWL with N = 1 and step sizes eta / n   (F.3)"""
     unit = with_settings(case, constant=1.0)
-    assert_close(run(with_settings(case, constant=constant))[0], run(with_steps(unit, 1 / constant))[0])
+    assert_close(run(with_settings(case, constant=constant)).logits, run(with_steps(unit, 1 / constant)).logits)
 
 
 def test_without_rescaling_a_prefix_is_not_processed_like_the_whole():
     """N: FWL_T(eta)[:t] is not FWL_t(eta) under a normalizer that counts tokens   (Q.5)"""
     case = with_settings(FIXED, normalizer="batch")
-    assert relative_error(run(tokens(case, slice(0, 4)))[0], run(case)[0][:, :4]) > CLEAR
+    assert relative_error(run(tokens(case, slice(0, 4))).logits, run(case).logits[:, :4]) > CLEAR

@@ -1,4 +1,7 @@
-"""What weights, batches and symmetries do (theorems 13 to 15)."""
+"""What weights, batches and symmetries do (theorems 13 to 15).
+
+A docstring that opens with "N:" is a negative control.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from hypothesis import strategies as st
 
 from fwl_ref.fwl import FastSettings
 from fwl_ref.slow_block import FastParameters
+from fwl_ref.verify.cases import sequences, tokens, with_settings
+from fwl_ref.verify.runs import run, sequential
 from tests.strategies import block_cases, make_block_case, seeds
-from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, run, sequences, sequential, tokens, with_settings
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 
 FIXED = make_block_case(3, 7, 4, 6, 5, FastSettings(chunk=3), seed=8, mask="real")
@@ -44,7 +49,7 @@ def test_a_token_of_weight_0_is_read_but_not_written(case, data):
     assert_trees_close(state, without_state, what="state", scale=1.0)
     up_to_s = weighing(tokens(case, slice(0, s + 1)), s, 0.0)
     if case.settings.normalizer == "constant":
-        assert_close(logits[:, : s + 1], run(up_to_s)[0])
+        assert_close(logits[:, : s + 1], run(up_to_s).logits)
 
 
 @given(case=block_cases(normalizers=EVERY_NORMALIZER, decays=(0.0,)), data=st.data())
@@ -66,7 +71,7 @@ def test_with_decay_a_token_of_weight_0_still_lets_time_pass():
     """
     case = weighing(FIXED._replace(decay=np.asarray(0.3)), 2, 0.0)
     others = [0, 1, 3, 4, 5, 6]
-    assert relative_error(run(case)[0][:, others], run(tokens(case, others))[0]) > CLEAR
+    assert relative_error(run(case).logits[:, others], run(tokens(case, others)).logits) > CLEAR
 
 
 @given(case=block_cases(normalizers=EVERY_NORMALIZER), data=st.data())
@@ -93,7 +98,7 @@ def test_a_sequence_does_not_see_the_others_of_its_batch(case):
 def test_under_the_batch_normalizer_a_sequence_does_see_the_others():
     """N: N sums over the batch, so each sequence's steps depend on the others' weights   (F.3)"""
     case = with_settings(FIXED, normalizer="batch")
-    assert relative_error(run(case)[0][[0]], run(sequences(case, [0]))[0]) > CLEAR
+    assert relative_error(run(case).logits[[0]], run(sequences(case, [0])).logits) > CLEAR
 
 
 # Theorem 14: order
@@ -120,7 +125,7 @@ def test_the_order_of_the_past_does_not_matter(case, data):
 def test_with_decay_the_order_of_the_past_matters():
     """N: for lambda > 0 what came last weighs most, keep^{t-s-1}   (F.6)"""
     case = FIXED._replace(decay=np.asarray(0.3))
-    assert relative_error(run(shuffled(case, 5, [4, 3, 2, 1, 0]))[0][:, 5:], run(case)[0][:, 5:]) > CLEAR
+    assert relative_error(run(shuffled(case, 5, [4, 3, 2, 1, 0])).logits[:, 5:], run(case).logits[:, 5:]) > CLEAR
 
 
 def test_for_true_sgd_the_order_of_the_past_matters():
@@ -128,7 +133,7 @@ def test_for_true_sgd_the_order_of_the_past_matters():
     point
     """
     reverse = shuffled(FIXED, 5, [4, 3, 2, 1, 0])
-    assert relative_error(sequential(reverse)[0][:, 5:], sequential(FIXED)[0][:, 5:]) > CLEAR
+    assert relative_error(sequential(reverse).logits[:, 5:], sequential(FIXED).logits[:, 5:]) > CLEAR
 
 
 # Theorem 15: changes of coordinates
@@ -154,13 +159,13 @@ def test_scaling_the_features_is_scaling_the_first_step_size_by_the_square(case,
     """
     scaled = case._replace(x=factor * case.x, slow=case.slow._replace(W1=case.slow.W1 / factor))
     faster = case._replace(eta=case.eta._replace(W1=factor**2 * case.eta.W1))
-    assert_close(run(scaled)[0], run(faster)[0])
+    assert_close(run(scaled).logits, run(faster).logits)
 
 
 def test_scaling_the_features_alone_is_not_a_symmetry():
     """N: x -> c x, W1 -> W1 / c leaves the slow pass alone but not the fast one   (F.6)"""
     scaled = FIXED._replace(x=2 * FIXED.x, slow=FIXED.slow._replace(W1=FIXED.slow.W1 / 2))
-    assert relative_error(run(scaled)[0], run(FIXED)[0]) > CLEAR
+    assert relative_error(run(scaled).logits, run(FIXED).logits) > CLEAR
 
 
 @given(case=block_cases(normalizers=EVERY_NORMALIZER), data=st.data())
@@ -211,4 +216,4 @@ def test_doubling_all_weights_cancels_where_the_normalizer_counts_them(normalize
     case = with_settings(FIXED, normalizer=normalizer)
     faster = case._replace(eta=FastParameters(*(2 * e for e in case.eta)))
     doubled, _ = run(case._replace(weights=2 * case.weights))
-    assert_close(doubled, run(faster if normalizer == "constant" else case)[0])
+    assert_close(doubled, run(faster if normalizer == "constant" else case).logits)

@@ -3,6 +3,8 @@
 
 Differences are taken with a small step, well inside the margin to the squared ReLU's kink, at which
 the write pass is not differentiable.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from fwl_ref.lm.transformer import BlockParameters, KeyValues, block_bwd, block_
 from fwl_ref.ops.linear_attention import linear_attention_recurrent_bwd, linear_attention_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.tree import add, named_leaves, tree_map
+from fwl_ref.verify.cases import tokens, with_settings, with_steps
+from fwl_ref.verify.runs import Gradients, gradients, run
 from tests.strategies import (
     block_cases,
     chunks,
@@ -43,7 +47,7 @@ from tests.strategies import (
     splits,
     unsaturated,
 )
-from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, largest_difference, run, tokens, with_settings, with_steps
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, largest_difference
 from tests.tolerances import assert_trees_close, relative_error
 
 STEP = 1e-5  # of finite differences: 3 STEP times a tangent is small beside the margin of 0.05 and beside a LayerNorm's deviation
@@ -60,9 +64,8 @@ def gentle_state(case, seed):
 
 def cotangent(case, seed):
     """Random gradients of logits and state."""
-    logits, state = run(case)
     normal = generator(seed)
-    return tree_map(lambda y: normal(*y.shape), (logits, state))
+    return tree_map(lambda y: normal(*y.shape), run(case))
 
 
 def block_of(case):
@@ -253,19 +256,13 @@ def test_the_backward_pass_of_the_dialects_step_sizes_is_their_adjoint(dialect, 
 # ---------------------------------------------------------------------------------
 
 
-def gradients(case, g, state=None):
-    """All gradients of the block as one tree."""
-    _, res = fast_block_fwd(*case, state)
-    return fast_block_bwd(*g, res)
-
-
 @given(case=block_cases(normalizers=EVERY_NORMALIZER, min_length=0), seed=seeds)
 def test_gradients_do_not_depend_on_the_chunk_size(case, seed):
     """chunk = 1, ..., T + 2 and None: the same g_x, g_slow, g_eta, g_lambda   (F.7), (L.4)"""
     g = cotangent(case, seed)
-    expected = gradients(with_settings(case, chunk=None), g)
+    expected = gradients(with_settings(case, chunk=None), *g)
     for chunk in range(1, case.x.shape[1] + 3):
-        assert_trees_close(gradients(with_settings(case, chunk=chunk), g), expected, what=f"chunk {chunk}", scale=1.0)
+        assert_trees_close(gradients(with_settings(case, chunk=chunk), *g), expected, what=f"chunk {chunk}", scale=1.0)
 
 
 def chunkless(f):
@@ -279,10 +276,10 @@ def test_gradients_are_those_of_backpropagation_through_time(seed, monkeypatch):
     """
     case = make_block_case(2, 6, 4, 5, 4, FastSettings(chunk=4), seed, "real", 0.1)
     g, state = cotangent(case, seed), fast_state(case, seed)
-    expected = gradients(case, g, state)
+    expected = gradients(case, *g, state)
     monkeypatch.setattr(fwl_ref.fwl, "linear_attention_chunked_fwd", chunkless(linear_attention_recurrent_fwd))
     monkeypatch.setattr(fwl_ref.fwl, "linear_attention_chunked_bwd", linear_attention_recurrent_bwd)
-    assert_trees_close(gradients(case, g, state), expected, scale=1.0)
+    assert_trees_close(gradients(case, *g, state), expected, scale=1.0)
 
 
 @given(case=block_cases(min_length=0), data=st.data(), seed=seeds)
@@ -292,7 +289,7 @@ def test_gradients_flow_back_through_the_carried_state(case, data, seed):
     """
     cuts = data.draw(splits(case.x.shape[1]), label="cuts")
     state, (g_logits, g_state) = fast_state(case, seed), cotangent(case, seed)
-    expected = gradients(case, (g_logits, g_state), state)
+    expected = gradients(case, g_logits, g_state, state)
     pieces = []
     for low, high in zip(cuts[:-1], cuts[1:], strict=True):
         part = with_settings(tokens(case, slice(low, high)), chunk=data.draw(chunks(high - low), label="chunk"))
@@ -303,7 +300,8 @@ def test_gradients_flow_back_through_the_carried_state(case, data, seed):
         g_x, *shared, g_state = fast_block_bwd(g_logits[:, part], g_state, res)
         g_xs.insert(0, g_x)
         total = tuple(shared) if total is None else add(total, tuple(shared))
-    assert_trees_close((np.concatenate(g_xs, axis=1), *total, g_state), expected, scale=1.0)
+    found = Gradients(np.concatenate(g_xs, axis=1), *total, g_state)
+    assert_trees_close(found, expected, scale=1.0)
 
 
 # Theorem 18: the first-order switch
@@ -316,8 +314,9 @@ def test_without_step_sizes_the_first_order_switch_changes_nothing(case, seed):
     carries zeros   (F.5)
     """
     case = with_steps(case, 0.0)
-    g = (cotangent(case, seed)[0], None)
-    assert_trees_close(gradients(with_settings(case, first_order=True), g), gradients(case, g), scale=1e-3)
+    g_logits = cotangent(case, seed).logits
+    first = gradients(with_settings(case, first_order=True), g_logits)
+    assert_trees_close(first, gradients(case, g_logits), scale=1e-3)
 
 
 @given(case=block_cases(normalizers=EVERY_NORMALIZER), seed=seeds)
@@ -326,8 +325,8 @@ def test_the_first_order_switch_never_changes_the_forward_pass_nor_the_step_size
     g = cotangent(case, seed)
     first = with_settings(case, first_order=True)
     assert_trees_close(run(first), run(case), rtol=0.0)
-    (_, _, *step_sizes, _), (_, _, *expected, _) = gradients(first, g), gradients(case, g)
-    assert_trees_close(tuple(step_sizes), tuple(expected), rtol=0.0)
+    found, expected = gradients(first, *g), gradients(case, *g)
+    assert_trees_close((found.eta, found.decay), (expected.eta, expected.decay), rtol=0.0)
 
 
 @pytest.mark.parametrize("normalizer", EVERY_NORMALIZER)
@@ -337,10 +336,10 @@ def test_with_step_sizes_the_first_order_switch_changes_every_gradient_that_the_
     meta-learning adds   (F.5)
     """
     case = make_block_case(2, 6, 4, 5, 4, FastSettings(normalizer), seed, "real", 0.1)
-    g = (cotangent(case, seed)[0], None)
-    full, first = gradients(case, g), gradients(with_settings(case, first_order=True), g)
-    assert relative_error(first[0], full[0]) > CLEAR
-    differences = largest_difference(first[1], full[1])
+    g_logits = cotangent(case, seed).logits
+    full, first = gradients(case, g_logits), gradients(with_settings(case, first_order=True), g_logits)
+    assert relative_error(first.x, full.x) > CLEAR
+    differences = largest_difference(first.slow, full.slow)
     assert min(differences.values()) > CLEAR, differences
 
 

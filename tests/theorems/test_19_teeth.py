@@ -3,6 +3,9 @@
 Each mutant is the library with one name inside ``fwl_ref.fwl`` replaced. Every test first shows
 that the unmutated program passes. The replacements do not reach the other side of a comparison:
 dynamic evaluation and the slow block import their own operations.
+
+A docstring that opens with "N:" is a negative control, one with "E:" its counterpart: something that
+the comparison must accept.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd
 from fwl_ref.ops.linear_attention import linear_attention_chunked_bwd, linear_attention_chunked_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd_bwd
 from fwl_ref.slow_block import FastParameters
+from fwl_ref.verify.cases import with_settings
+from fwl_ref.verify.runs import run, sequential, stale
 from tests.strategies import fast_state, make_block_case, off_the_kink
-from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_equivalent, equivalence_error, run, sequential, stale, with_settings
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_equivalent, equivalence_error
 from tests.tolerances import RTOL, assert_bitwise, assert_close, relative_error
 
 SQUARE = 4  # D = F, so that a transposed weight still has the right shape
@@ -157,7 +162,7 @@ def test_the_equivalence_comparison_rejects_every_mutant_of_the_block(mutant, mo
     assert_equivalent(CASE)
     oracle, _ = stale(CASE)
     install(monkeypatch, FORWARD_MUTANTS[mutant]())
-    assert_bitwise(stale(CASE)[0], oracle, "the oracle's logits")  # it shares no code with what is mutated
+    assert_bitwise(stale(CASE).logits, oracle, "the oracle's logits")  # it shares no code with what is mutated
     assert equivalence_error(CASE).logits > CLEAR
     with pytest.raises(AssertionError, match="not dynamic evaluation"):
         assert_equivalent(CASE)
@@ -174,7 +179,7 @@ def test_the_equivalence_comparison_rejects_a_missing_normalizer_that_counts(nor
 def test_the_equivalence_comparison_rejects_a_batch_normalizer_in_place_of_a_sequence_normalizer():
     """N: one N for all sequences is not an N for each   (F.3)"""
     batch, sequence = CASES["batch"], CASES["sequence"]
-    assert relative_error(run(batch)[0], run(sequence)[0]) > CLEAR
+    assert relative_error(run(batch).logits, run(sequence).logits) > CLEAR
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -209,7 +214,7 @@ def test_swapping_query_and_key_in_layer_1_is_an_equivalent_mutant(steps, monkey
 def test_the_equivalence_comparison_rejects_true_sgd():
     """N: gradients at the current weights are another program, and the comparison knows it   (Y.4)"""
     assert_equivalent(CASE)
-    assert relative_error(run(CASE)[0], sequential(CASE)[0]) > CLEAR
+    assert relative_error(run(CASE).logits, sequential(CASE).logits) > CLEAR
 
 
 # Mutants of the backward pass

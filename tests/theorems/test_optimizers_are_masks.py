@@ -5,6 +5,9 @@ One side is the fast weight block reading with a mask, the other the optimizer r
 (``literal.py``), with first-order gradients of the slow block and parameters that really move.
 Negative controls fail twice: they do not superpose, and the mask nearest to them, found by least
 squares, does not reproduce them.
+
+A docstring that opens with "N:" is a negative control, one with "E:" its counterpart: something that
+the comparison must accept.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ from fwl_ref.optimizers import (
 )
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, tree_map
+from fwl_ref.verify.cases import tokens, with_settings, with_steps
+from fwl_ref.verify.runs import run
 from tests.strategies import BlockCase, block_cases, generator, make_block_case, off_the_kink, seeds
 from tests.theorems import literal
 from tests.theorems.compare import (
@@ -48,15 +53,11 @@ from tests.theorems.compare import (
     EVERY_NORMALIZER,
     assert_future_is_invisible,
     block_logits,
-    run,
     run_in_pieces,
     run_stream,
     segment_masked,
     shares,
     token_gradient,
-    tokens,
-    with_settings,
-    with_steps,
 )
 from tests.tolerances import RTOL, assert_close, assert_trees_close, float32_bound, relative_error
 
@@ -142,7 +143,7 @@ def test_the_block_read_with_the_mask_is_the_optimizer_on_stale_gradients(name: 
     (O.1), (O.5) to (O.12), (O.23)
     """
     row = data.draw(ROWS[name], label=name)
-    assert_close(run(reading(case, row.optimizer))[0], logits_of(case, row.walk), what=row.optimizer.name)
+    assert_close(run(reading(case, row.optimizer)).logits, logits_of(case, row.walk), what=row.optimizer.name)
 
 
 @every_row
@@ -177,7 +178,7 @@ def test_every_chunk_size_reads_the_same(name: str) -> None:
     """chunk = None, 1, ..., T + 2: the optimizer. (O.16), (O.23)"""
     case, expected = (reading(FIXED, FIXED_ROWS[name].optimizer), logits_of(FIXED, FIXED_ROWS[name].walk))
     for chunk in (None, *range(1, LONGEST + 3)):
-        assert_close(run(with_settings(case, chunk=chunk))[0], expected, what=f"chunk {chunk}")
+        assert_close(run(with_settings(case, chunk=chunk)).logits, expected, what=f"chunk {chunk}")
 
 
 def test_one_write_can_be_read_by_every_optimizer() -> None:
@@ -204,7 +205,7 @@ def test_any_mask_is_the_optimizer_that_weighs_past_gradients_with_it(case: Bloc
             yield theta
             past.append(gradient(t, theta0))
 
-    assert_close(run(reading(case, any_mask(weight)))[0], logits_of(case, walk))
+    assert_close(run(reading(case, any_mask(weight))).logits, logits_of(case, walk))
 
 
 @every_fixed_row
@@ -226,7 +227,7 @@ def test_an_optimizer_reads_in_float32_what_it_reads_in_float64(name: str) -> No
     (logits, _, state), res = fast_block_fwd(*case)
     gradients = fast_block_bwd(np.ones_like(logits), state.slots, res)
     assert {a.dtype for a in leaves((logits, state.slots, gradients))} == {np.dtype("float32")}
-    assert_close(logits, run(exact)[0], float32_bound(terms=64, stages=64))
+    assert_close(logits, run(exact).logits, float32_bound(terms=64, stages=64))
 
 
 # What they have in common
@@ -257,7 +258,7 @@ def test_a_schedule_is_a_weight_of_the_loss(case: BlockCase, seed: int) -> None:
     """
     rates = np.random.default_rng(seed).uniform(0, 2, LONGEST)
     weighed = case._replace(weights=case.weights * rates[: case.x.shape[1]])
-    assert_close(run(reading(case, schedule(rates.tolist())))[0], run(weighed)[0])
+    assert_close(run(reading(case, schedule(rates.tolist()))).logits, run(weighed).logits)
 
 
 @given(case=block_cases(**no_decay), length=counts)
@@ -265,8 +266,8 @@ def test_a_segment_mask_is_the_block_read_segment_by_segment(case: BlockCase, le
     """(O.12) = the default block, read before it is written, one segment after another; with L = 1
     the default block.
     """
-    assert_close(run(reading(case, segments(length)))[0], segment_masked(case, length))
-    assert_close(run(reading(case, segments(1)))[0], run(case)[0])
+    assert_close(run(reading(case, segments(length))).logits, segment_masked(case, length))
+    assert_close(run(reading(case, segments(1))).logits, run(case).logits)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,7 @@ def test_special_cases_are_plain_sgd(special: Optimizer) -> None:
     """mu = 0, lambda = 0, rates of 1, a window that holds everything, segments of one token: (O.5)
     and the default block.
     """
-    assert_close(run(reading(FIXED, special))[0], run(FIXED)[0])
+    assert_close(run(reading(FIXED, special)).logits, run(FIXED).logits)
 
 
 def test_averaging_is_momentum_1_with_a_shrinking_step() -> None:
@@ -354,7 +355,7 @@ def test_the_rms_rule_is_a_sum_of_heads(case: BlockCase, seed: int) -> None:
     (O.20), (O.21)
     """
     divisor = divisors(case, seed)
-    assert_close(run(reading(case, preconditioned(sgd(), divisor)))[0], logits_of(case, literal.rms(divisor)))
+    assert_close(run(reading(case, preconditioned(sgd(), divisor))).logits, logits_of(case, literal.rms(divisor)))
 
 
 def test_the_rms_rule_with_statistics_of_real_gradients_is_a_sum_of_heads() -> None:
@@ -364,9 +365,9 @@ def test_the_rms_rule_with_statistics_of_real_gradients_is_a_sum_of_heads() -> N
     case = with_steps(FIXED, 0.1)
     expected = logits_of(case, literal.rms(divisor))
     optimizer = preconditioned(sgd(), divisor)
-    assert_close(run(reading(case, optimizer))[0], expected)
-    assert_close(run_stream(reading(case, optimizer))[0], expected)
-    assert relative_error(run(case)[0], expected) > CLEAR
+    assert_close(run(reading(case, optimizer)).logits, expected)
+    assert_close(run_stream(reading(case, optimizer)).logits, expected)
+    assert relative_error(run(case).logits, expected) > CLEAR
 
 
 @every_fixed_row
@@ -382,7 +383,7 @@ def test_every_optimizer_can_be_preconditioned(name: str) -> None:
     case, expected = (reading(FIXED, preconditioned(row.optimizer, divisor)), logits_of(FIXED, divided))
     logits, state = run(case)
     assert_close(logits, expected)
-    assert_trees_close(state.slots, run(reading(FIXED, row.optimizer))[1].slots, scale=1.0)
+    assert_trees_close(state.slots, run(reading(FIXED, row.optimizer)).state.slots, scale=1.0)
     first, state = run(tokens(case, slice(0, 3)))
     second, _ = run_stream(tokens(case, slice(3, None)), state)
     assert_close(np.concatenate([first, second], axis=1), expected)
@@ -420,7 +421,7 @@ def test_a_block_whose_divisors_factor_is_the_block_with_a_rescaled_memory() -> 
     (m, _), _ = write_fwd(*FIXED[:4], FIXED.settings)
     rescaled = m._replace(x=m.x / a1, dh=m.dh / b1, a=m.a / a2, dz=m.dz / b2, dgain=m.dgain / gain, dbias=m.dbias / bias)
     (expected, _), _ = read_fwd(rescaled, FIXED.x, FIXED.slow, FIXED.eta, FIXED.decay, None, FIXED.settings)
-    assert_close(run(reading(FIXED, preconditioned(sgd(), divisor)))[0], expected)
+    assert_close(run(reading(FIXED, preconditioned(sgd(), divisor))).logits, expected)
 
 
 # Negative controls
@@ -472,7 +473,7 @@ def mask_error(optimizer: Optimizer, walk: literal.Walk, cases: list[BlockCase])
     """The comparison of the rows: the largest error of the block read with a mask against the
     optimizer run literally.
     """
-    return max(relative_error(run(reading(case, optimizer))[0], logits_of(case, walk)) for case in cases)
+    return max(relative_error(run(reading(case, optimizer)).logits, logits_of(case, walk)) for case in cases)
 
 
 DATA = [FIXED, weighing(FIXED, 2 * FIXED.weights)]  # clipping is a mask for each of them, but not the same one
@@ -540,8 +541,8 @@ def test_a_slot_state_that_forgets_its_token_is_noticed() -> None:
     whole, _ = run(case)
     _, state = run(tokens(case, slice(0, 3)))
     rest = tokens(case, slice(3, None))
-    assert_close(run(rest, state)[0], whole[:, 3:])
-    assert relative_error(run(rest, state._replace(token=0))[0], whole[:, 3:]) > CLEAR
+    assert_close(run(rest, state).logits, whole[:, 3:])
+    assert relative_error(run(rest, state._replace(token=0)).logits, whole[:, 3:]) > CLEAR
 
 
 def test_the_literal_side_imports_no_fast_weight_code() -> None:

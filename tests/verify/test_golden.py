@@ -8,13 +8,16 @@ import hashlib
 import numpy as np
 import pytest
 
+from fwl_ref.backend import host
+from fwl_ref.files import load_arrays, save_arrays
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
-from fwl_ref.verify import golden
+from fwl_ref.verify import golden, golden_block, golden_rules
 
 FAST, SLOW = FastParameters._fields, SlowParameters._fields
 FWL = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "fwl"]
 DYNAMIC = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "dynamic_evaluation"]
-RULE = {plan.kind: i for i, plan in enumerate(golden.PLANS) if plan.kind in golden.RULES}  # the last case of each rule: no zeros in it
+# The last case of each rule: no zeros in it.
+RULE = {plan.kind: i for i, plan in enumerate(golden.PLANS) if plan.kind in golden_rules.KINDS}
 
 
 def draw(i, seed=0):
@@ -246,11 +249,11 @@ def test_made_cases_are_varied(folder):
     """There is a case of every kind; those of the block cover every setting that the format has,
     and their sizes differ.
     """
-    cases = [golden.check_case(golden.load_arrays(p)) for p in sorted(folder.iterdir())]
+    cases = [golden.check_case(load_arrays(p)) for p in sorted(folder.iterdir())]
     assert {c["kind"] for c in cases} == set(golden.KINDS)
-    cases = [c for c in cases if c["kind"] in golden.BLOCKS]
+    cases = [c for c in cases if c["kind"] in golden_block.KINDS]
     lengths = [c["labels"].shape[1] for c in cases]
-    for kind in golden.BLOCKS:
+    for kind in golden_block.KINDS:
         assert {c["normalizer"] for c in cases if c["kind"] == kind} == {"batch", "sequence", "constant"}
         assert {c["eps"] for c in cases if c["kind"] == kind} == {0, 1e-6}
         assert {c["decay"] > 0 for c in cases if c["kind"] == kind} == {False, True}
@@ -273,7 +276,7 @@ def test_the_same_seed_writes_the_same_bytes(folder, tmp_path):
     golden.make_cases(tmp_path / "other", 5, seed=1)
     assert digests(tmp_path / "again").items() <= digests(folder).items()
     for ours, other in zip(sorted((tmp_path / "again").iterdir()), sorted((tmp_path / "other").iterdir()), strict=True):
-        x, y = (golden.load_arrays(p)["x"] for p in (ours, other))
+        x, y = (load_arrays(p)["x"] for p in (ours, other))
         assert x.shape != y.shape or (x != y).any()
 
 
@@ -293,7 +296,7 @@ def test_run_answers_a_case_of_ones_own(i, tmp_path, capsys):
     np.savez(tmp_path / "own.npz", **case)
     (tmp_path / "out").mkdir()
     assert command("run", tmp_path / "own.npz", tmp_path / "out" / "own.npz") == 0
-    written, answers = golden.load_arrays(tmp_path / "out" / "own.npz"), golden.run_case(case)
+    written, answers = load_arrays(tmp_path / "out" / "own.npz"), golden.run_case(case)
     for name, array in answers.items():
         assert (written[name] == array).all() and written[name].dtype == "float64"
     for name in case.keys() - answers.keys():
@@ -334,7 +337,7 @@ def test_check_sees_every_corrupted_answer(kind, tmp_path, capsys):
         wrong = arrays[name].copy()
         place = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
         wrong[place] *= 1 + 1e-6
-        golden.save_arrays(tmp_path / "case.npz", arrays | {name: wrong})
+        save_arrays(tmp_path / "case.npz", arrays | {name: wrong})
         (result,) = golden.check_folder(tmp_path)
         assert not result.ok and result.array == name and result.error == pytest.approx(1e-6, rel=1e-3)
     assert command("check", tmp_path) == 1
@@ -352,7 +355,7 @@ def test_check_refuses_answers_that_are_not_numbers_or_not_there(tmp_path):
         (arrays | {"dn": arrays["dn"].astype("float32")}, "dn"),
         (draw(DYNAMIC[0]), "slow_W1"),
     ):
-        golden.save_arrays(tmp_path / "case.npz", bad)
+        save_arrays(tmp_path / "case.npz", bad)
         (result,) = golden.check_folder(tmp_path)
         assert not result.ok and word in result.problem
 
@@ -405,9 +408,9 @@ def test_a_write_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
         file.write(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(golden.host, "savez", breaks_off)
+    monkeypatch.setattr(host, "savez", breaks_off)
     with pytest.raises(OSError, match="no space left"):
-        golden.save_arrays(tmp_path / "case.npz", {})
+        save_arrays(tmp_path / "case.npz", {})
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"precious"]
 
 
@@ -457,7 +460,7 @@ BAD = {  # what is wrong -> (which case, the change, the array, words of the mes
     "real chunk": (0, swap("chunk", 1.5), "chunk", "expected an integer, found float64 1.5"),
     "label too large": (0, put("labels", (0, 3), 4), "labels", "[0, 4), found 4 at index (0, 3)"),
     "label below 0": (0, put("labels", (1, 0), -1), "labels", "found -1 at index (1, 0)"),
-    **{f"NaN in {n}": (0, put(n, (0,) * len(golden.REAL[n]), np.nan), n, "expected finite numbers, found nan") for n in SLOW},
+    **{f"NaN in {n}": (0, put(n, (0,) * len(golden_block.REAL[n]), np.nan), n, "expected finite numbers, found nan") for n in SLOW},
     "infinite feature": (0, put("x", (0, 2, 1), -np.inf), "x", "found -inf at index (0, 2, 1)"),
     "infinite weight": (0, put("weights", (0, 2), np.inf), "weights", "found inf at index (0, 2)"),
     "infinite step size": (0, swap("eta_gain", np.inf), "eta_gain", "found inf"),

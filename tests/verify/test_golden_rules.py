@@ -1,5 +1,7 @@
 """Golden cases of the update rules: every answer recomputed from the formulas alone, and errors
 that name the array.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from fwl_ref.verify import golden
-from fwl_ref.verify.golden_rules import RULE_PLANS, RULES
+from fwl_ref.verify.golden_rules import PLANS, RULES
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.host("files and host arrays")
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.host("files and host arrays")
 
 def draw(i, seed=0):
     """The inputs of the rules' case number i."""
-    return golden.draw_case(RULE_PLANS[i], np.random.default_rng([seed, i]))
+    return golden.draw_case(PLANS[i], np.random.default_rng([seed, i]))
 
 
 # --- the rules once more, in plain numpy, token by token; complex inputs give derivatives by the complex step. A state is a dictionary.
@@ -137,7 +139,7 @@ def by_hand(case):
     return answers | {"loss": loss}
 
 
-every_case = pytest.mark.parametrize("i", range(len(RULE_PLANS)), ids=[f"{p.kind}, {p.read}, chunk {p.chunk}" for p in RULE_PLANS])
+every_case = pytest.mark.parametrize("i", range(len(PLANS)), ids=[f"{p.kind}, {p.read}, chunk {p.chunk}" for p in PLANS])
 
 
 @every_case
@@ -177,7 +179,7 @@ def test_the_form_does_not_change_the_answers(kind):
     """chunk is how, not what: every answer is the same for the recurrent form and for all chunks,
     where the function allows it.
     """
-    for i in (i for i, plan in enumerate(RULE_PLANS) if plan.kind == kind and not plan.stale):
+    for i in (i for i, plan in enumerate(PLANS) if plan.kind == kind and not plan.stale):
         case = draw(i, seed=3)
         expected = golden.run_case(case)
         sizes = [0, int(case["minibatch"])] if "minibatch" in case else [0, 1, 2, 5, 99]
@@ -188,7 +190,7 @@ def test_the_form_does_not_change_the_answers(kind):
 
 def test_a_stale_chunk_is_another_function():
     """N: Titans with gradients at the chunk's first memory; the same for chunks of one token."""
-    i = next(i for i, plan in enumerate(RULE_PLANS) if plan.stale)
+    i = next(i for i, plan in enumerate(PLANS) if plan.stale)
     case = draw(i)
     exact, stale = (golden.run_case(case | {"stale": np.asarray(s)})["out"] for s in (0, 1))
     assert np.max(np.abs(exact - stale)) > 1e-3
@@ -200,15 +202,15 @@ def test_the_cases_are_varied():
     """Every rule has both reads and both forms; some state is empty, some chunk exceeds T, some T
     is 1.
     """
-    assert {p.kind for p in RULE_PLANS} == set(RULES)
+    assert {p.kind for p in PLANS} == set(RULES)
     for kind in RULES:
-        plans = [p for p in RULE_PLANS if p.kind == kind]
+        plans = [p for p in PLANS if p.kind == kind]
         assert {p.read for p in plans} == {"strict", "inclusive"}
         assert {p.chunk > 0 for p in plans} == {False, True}
-    assert any(p.length == 1 for p in RULE_PLANS) and any(p.chunk > p.length for p in RULE_PLANS)
-    assert any(p.chunk > 1 and p.length % p.chunk for p in RULE_PLANS)
-    assert any("state" in p.zero for p in RULE_PLANS)
-    assert len({draw(i)["q"].shape for i in range(len(RULE_PLANS))}) > 8
+    assert any(p.length == 1 for p in PLANS) and any(p.chunk > p.length for p in PLANS)
+    assert any(p.chunk > 1 and p.length % p.chunk for p in PLANS)
+    assert any("state" in p.zero for p in PLANS)
+    assert len({draw(i)["q"].shape for i in range(len(PLANS))}) > 8
 
 
 @every_case
@@ -227,7 +229,7 @@ def test_a_case_of_no_tokens_has_answers(i):
 
 # --- bad cases
 
-FIRST = {kind: next(i for i, plan in enumerate(RULE_PLANS) if plan.kind == kind) for kind in RULES}
+FIRST = {kind: next(i for i, plan in enumerate(PLANS) if plan.kind == kind) for kind in RULES}
 
 
 @pytest.mark.parametrize("kind", RULES)

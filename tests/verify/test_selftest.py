@@ -8,7 +8,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_strict
 import numpy as np
@@ -17,8 +17,15 @@ import pytest
 from fwl_ref.__main__ import main
 from fwl_ref.backend import backend_target
 from fwl_ref.demo import run as demo
-from fwl_ref.verify import selftest as check
-from fwl_ref.verify.selftest import ALLOWED, DTYPES, THEOREMS, Finding, findings, report, run_checks
+from fwl_ref.fwl import fast_block_fwd
+from fwl_ref.ops.linear_attention import linear_attention_fwd
+from fwl_ref.tree import tree_map
+from fwl_ref.verify import device, runs
+from fwl_ref.verify.measure import ALLOWED, DTYPES, Finding
+from fwl_ref.verify.report import markdown
+from fwl_ref.verify.selftest import claims, run_checks
+from fwl_ref.verify.theorems import equivalence, forms, gradients, table, teeth
+from fwl_ref.verify.theorems.table import THEOREMS, findings
 from tests.tolerances import RTOL, float32_bound
 
 pytestmark = pytest.mark.host("moves arrays itself, and writes files")
@@ -34,14 +41,14 @@ def failed(target: Any) -> set[tuple[int, str]]:
 
 def test_every_theorem_is_checked_in_both_precisions_and_holds() -> None:
     """1 to 19; the third is below float32's rounding."""
-    found = list(findings(np.zeros(0)))
+    found = list(claims(np.zeros(0), "numpy"))
     assert {(number, dtype) for number, dtype, _ in found} == {(n, d) for n in range(1, 20) for d in DTYPES} - {(3, "float32")}
     assert len(found) > 60
     for number, dtype, finding in found:
         assert finding.ok, (number, dtype, finding)
 
 
-@pytest.mark.parametrize("theorem", [f for f in THEOREMS if f not in (check.adjoints, check.teeth)], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("theorem", [f for f in THEOREMS if f not in (gradients.adjoints, teeth.teeth)], ids=lambda f: f.__name__)
 def test_the_checks_themselves_run_on_any_library_and_device(theorem: Any) -> None:
     """All but the two that are mostly gradient checks, which are slow there; the suite runs those
     on that library.
@@ -71,49 +78,67 @@ def test_a_number_that_is_none_never_passes() -> None:
 
 def scaled(position: int, factor: float) -> Any:
     """fast_block_fwd with one of its results off by a factor."""
-    original = check.fast_block_fwd
 
     def mutant(*args: Any) -> Any:
-        outputs, res = original(*args)
-        return tuple(y * factor if i == position else y for i, y in enumerate(outputs)), res
+        outputs, res = fast_block_fwd(*args)
+        return tuple(tree_map(lambda a: a * factor, y) if i == position else y for i, y in enumerate(outputs)), res
 
     return mutant
 
 
 def inclusive(q: Any, k: Any, v: Any, keep: Any, state: Any = None, chunk: Any = None) -> Any:
-    (out, after), res = check.linear_attention_fwd(q, k, v, keep, state)
+    (out, after), res = linear_attention_fwd(q, k, v, keep, state)
     return (out + np.sum(q * k, axis=-1, keepdims=True) * v, after), res
 
 
 def leaky(x: Any, labels: Any, weights: Any, *rest: Any) -> Any:
     """A block that lets the last token's weight into everything, by a hair."""
-    (logits, slow, state), res = check.fwl_block(x, labels, weights, *rest)
+    (logits, slow, state), res = fast_block_fwd(x, labels, weights, *rest)
     return (logits * (1 + 1e-13 * weights[:, -1:, None]), slow, state), res
 
 
-check.fwl_block = check.fast_block_fwd  # the unmutated block, for the mutants above
+def none_at_all(*_: Any) -> Any:
+    return 1 / 0
+
+
+class Mutant(NamedTuple):
+    """A function of the package, what stands in its place, and the claims that must fail."""
+
+    function: str
+    replacement: Any
+    broken: set[tuple[int, str]]  # at least these theorems, in these precisions
+
 
 MUTANTS = {
-    "logits off by a thousandth": (
+    "logits off by a thousandth": Mutant(
         "fast_block_fwd",
-        lambda: scaled(0, 1.001),
+        scaled(0, 1.001),
         {(1, "float64"), (1, "float32"), (8, "float64"), (9, "float64")},
     ),
-    "state off by a millionth": ("fast_block_fwd", lambda: scaled(0, 1 + 1e-6), {(1, "float64")}),
-    "inclusive mask in chunks": ("linear_attention_chunked_fwd", lambda: inclusive, {(6, "float64"), (6, "float32")}),
-    "a leak of the future": ("fast_block_fwd", lambda: leaky, {(10, "float64")}),
-    "gradients of another block": ("fast_block_bwd", lambda: lambda *_: 1 / 0, {(16, "float64"), (18, "float32"), (5, "float64")}),
+    "logits off by a millionth": Mutant("fast_block_fwd", scaled(0, 1 + 1e-6), {(1, "float64")}),
+    "state off by a millionth": Mutant("fast_block_fwd", scaled(2, 1 + 1e-6), {(8, "float64")}),
+    "inclusive mask in chunks": Mutant("linear_attention_chunked_fwd", inclusive, {(6, "float64"), (6, "float32")}),
+    "a leak of the future": Mutant("fast_block_fwd", leaky, {(10, "float64")}),
+    "gradients of another block": Mutant("fast_block_bwd", none_at_all, {(16, "float64"), (18, "float32"), (5, "float64")}),
 }
+
+
+def install(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into every file of the self-test that uses the function; the package itself stays right."""
+    users = [module for module in (runs, equivalence, forms) if hasattr(module, mutant.function)]
+    assert users
+    for module in users:
+        monkeypatch.setattr(module, mutant.function, mutant.replacement)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_program_fails_the_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """N: each mutant fails at least the theorems it is about. One that breaks down is a finding,
+    """Each mutant fails at least the theorems it is about. One that breaks down is a finding,
     and the rest is still checked.
     """
-    attribute, mutant, broken = MUTANTS[name]
-    monkeypatch.setattr(check, attribute, mutant())
-    assert failed(np.zeros(0)) >= broken
+    mutant = MUTANTS[name]
+    install(mutant, monkeypatch)
+    assert failed(np.zeros(0)) >= mutant.broken
 
 
 # The report
@@ -144,7 +169,7 @@ def test_the_command_passes_here_and_writes_its_report(tmp_path: Path, capsys: A
 
 def test_the_command_fails_where_a_claim_does(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 1; FAIL beside the claim, what went wrong in words, and a report all the same."""
-    monkeypatch.setattr(check, "fast_block_bwd", MUTANTS["gradients of another block"][1]())
+    install(MUTANTS["gradients of another block"], monkeypatch)
     assert run_checks("numpy", tmp_path, demo=False) == 1
     out, found = capsys.readouterr().out, strict_json(tmp_path / "check-numpy.json")
     assert "ZeroDivisionError: division by zero" in out and found["failed"] == out.count("FAIL") > 3
@@ -168,7 +193,7 @@ def test_the_quick_demo_is_part_of_it(error: float | None, code: int, tmp_path: 
         return RESULTS | {"equivalence_max_error": error, "more": 1}
 
     monkeypatch.setattr(demo, "run_demo", quick)
-    monkeypatch.setattr(check, "THEOREMS", THEOREMS[:1])
+    monkeypatch.setattr(table, "THEOREMS", THEOREMS[:1])
     assert run_checks("numpy", tmp_path) == code
     assert calls == [("check-numpy-demo", {"quick": True, "backend": "numpy"})]
     text = (tmp_path / "check-numpy.md").read_text()
@@ -179,11 +204,11 @@ def test_times_and_memory_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> 
     """A row per size: seconds of both libraries, ratios, bytes stated and taken. Here both are
     NumPy, and the ratio is about one.
     """
-    rows = list(check.timings(np.zeros(0), "numpy", sizes=((64, 16, 1), (64, 24, 2)), rounds=3))
+    rows = list(device.timings(np.zeros(0), "numpy", sizes=((64, 16, 1), (64, 24, 2)), rounds=3))
     assert [(row.width, row.window, row.batch) for row in rows] == [(64, 16, 1), (64, 24, 2)]
     assert all(min(row[3:7]) > 0 and row.stated > 0 and 0.05 < row.step / row.numpy_step < 20 for row in rows)
     found = {"backend": "cupy", "versions": {"cupy": "99"}, "date": "today", "seconds": 1.0, "failed": 0, "broken": [], "findings": []}
-    text = report(found | {"timings": [row._asdict() for row in rows], "demo": RESULTS})
+    text = markdown(found | {"timings": [row._asdict() for row in rows], "demo": RESULTS})
     assert text.count("| 64 |") == 2 and "cupy: 99" in text and "static: 5.000 bits per byte" in text
 
 
@@ -191,7 +216,7 @@ def test_times_and_memory_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_check_passes_on_a_gpu(tmp_path: Path) -> None:
     """Every theorem in both precisions, and steps that do not wait."""
     assert not failed(backend_target("cupy"))
-    assert all(finding.ok for finding in check.without_waiting(backend_target("cupy"), "cupy"))
+    assert all(finding.ok for finding in device.without_waiting(backend_target("cupy"), "cupy"))
 
 
 # The benchmarks run

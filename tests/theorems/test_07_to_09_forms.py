@@ -1,5 +1,7 @@
 """One function, many ways to run it: in one piece, in pieces, in chunks, token by token, or not at
 all (theorems 7 to 9).
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from fwl_ref.lm.model import model_bwd, model_fwd
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.stream import stream_predict, stream_reveal, stream_start
 from fwl_ref.tree import leaves, tree_map
+from fwl_ref.verify.cases import tokens, with_settings, with_steps
+from fwl_ref.verify.runs import plain, run
 from tests.strategies import block_cases, fast_state, make_block_case, model_cases, seeds
-from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, plain, run, run_in_pieces, run_stream, tokens, with_settings, with_steps
+from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, run_in_pieces, run_stream
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 
 FIXED = make_block_case(2, 7, 4, 6, 5, FastSettings(chunk=3), seed=6, mask="real", decay=0.1)
@@ -47,12 +51,12 @@ def test_states_of_pieces_add_after_fading(case, data):
     faded = (1 - case.decay) ** (length - k)
     _, first = run(tokens(case, slice(0, k)))
     _, second = run(tokens(case, slice(k, None)))
-    assert_trees_close(tree_map(lambda a, b: faded * a + b, first, second), run(case)[1], what="state", scale=1.0)
+    assert_trees_close(tree_map(lambda a, b: faded * a + b, first, second), run(case).state, what="state", scale=1.0)
 
 
 def test_a_forgotten_state_is_noticed():
     """N: run(x[k:]) without the state of x[:k] is not the end of run(x)   (F.6)"""
-    assert relative_error(run(tokens(FIXED, slice(3, None)))[0], run(FIXED)[0][:, 3:]) > CLEAR
+    assert relative_error(run(tokens(FIXED, slice(3, None))).logits, run(FIXED).logits[:, 3:]) > CLEAR
 
 
 @given(case=block_cases(normalizers=EVERY_NORMALIZER, min_length=0))
@@ -133,7 +137,7 @@ def test_zero_step_sizes_are_the_plain_model(case):
     """eta = 0: logits' = logits of the slow block (B.1), whatever was written; and (F.6) returns
     those as its second output always
     """
-    assert_close(run(with_steps(case, 0.0))[0], plain(case))
+    assert_close(run(with_steps(case, 0.0)).logits, plain(case))
     (_, slow_logits, _), _ = fast_block_fwd(*case)
     assert_close(slow_logits, plain(case))
 
@@ -167,9 +171,9 @@ def test_all_zero_weights_are_the_plain_model_without_nan(case):
 @given(case=block_cases(normalizers=EVERY_NORMALIZER, min_length=1, max_length=1))
 def test_one_token_reads_an_empty_memory(case):
     """T = 1: logits'_0 = slow logits, and the state holds that token's gradient   (F.6)"""
-    assert_close(run(case)[0], plain(case))
+    assert_close(run(case).logits, plain(case))
     written = np.any(case.weights > 0, axis=1)
-    assert np.array_equal(np.any(run(case)[1].bias != 0, axis=1), written)
+    assert np.array_equal(np.any(run(case).state.bias != 0, axis=1), written)
 
 
 @pytest.mark.parametrize("normalizer", EVERY_NORMALIZER)

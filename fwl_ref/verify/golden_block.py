@@ -1,0 +1,225 @@
+"""Golden cases of the fast weight block and of dynamic evaluation: which arrays a case of each
+holds, and the answers to it. ``golden.py`` has the rest; ``golden_rules.py`` is the twin for rules.
+
+Inputs: features ``x``, ``labels`` and ``weights``; the slow parameters ``W1 ... c``; the step sizes
+``eta_W1 ... eta_bias``; ``normalizer`` with its ``constant``, ``eps``, ``decay``, ``first_order``
+(0 or 1), ``chunk`` (0 = the parallel form). Dynamic evaluation has ``segment``, tokens per update.
+
+Answers of ``fwl``: ``logits_slow``, ``logits`` (B,T,V); ``dh`` (B,T,F), ``dz``, ``dn`` (B,T,D);
+``loss`` (), the weighted mean; ``g_NAME``, its gradient, shaped like the input NAME.
+Answers of ``dynamic_evaluation``: ``logits`` (B,T,V), and the final ``W1`` (B,D,F) ... ``bias``
+(B,D). These have the names of the parameters it started from: next to answers, the ones of the
+start are called ``slow_W1 ... slow_bias``. A case without answers simply says ``W1 ... bias``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..backend import Array, like, namespace
+from ..checks import NORMALIZERS
+from ..dynamic_evaluation import evaluate_block
+from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd, normalizer
+from ..ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
+from ..ops.squared_relu import squared_relu_bwd
+from ..slow_block import FastParameters, SlowParameters
+from .golden_fields import Arrays, Sizes, choice, count, labels, number, real, refuse
+
+FAST, SLOW = FastParameters._fields, SlowParameters._fields
+
+REAL = {  # arrays of float64, with the letters of their shapes
+    **{"x": "BTD", "weights": "BT"},
+    **{"W1": "DF", "b1": "F", "W2": "FD", "b2": "D", "gain": "D", "bias": "D", "U": "DV", "c": "V"},
+}
+NUMBERS = (*(f"eta_{name}" for name in FAST), "eps", "constant", "decay")  # scalars
+COUNTS = {"first_order": 0, "chunk": 0}  # integers and the least value of each
+_BOTH = (*REAL, "labels", *NUMBERS, *COUNTS)
+
+INPUTS = {
+    "fwl": (*_BOTH, "normalizer", "kind"),
+    "dynamic_evaluation": (*_BOTH, "segment", "normalizer", "kind"),
+}
+ANSWERS = {
+    "fwl": (
+        *("logits_slow", "logits", "dh", "dz", "dn", "loss", "g_x"),
+        *(f"g_{name}" for name in SLOW),
+        *(f"g_eta_{name}" for name in FAST),
+        "g_decay",
+    ),
+    "dynamic_evaluation": ("logits", *FAST),
+}
+KINDS = tuple(INPUTS)
+
+
+def names(kind: str, arrays: Arrays) -> dict[str, str]:
+    """Every input, and what it is called in this file."""
+    renamed = kind == "dynamic_evaluation" and any(f"slow_{name}" in arrays for name in FAST)
+    return {n: f"slow_{n}" if renamed and n in FAST else n for n in INPUTS[kind]}
+
+
+def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
+    """The inputs of a file, checked and converted. Raises ValueError naming the array."""
+    where, sizes = names(kind, arrays), Sizes()
+    case: dict[str, Any] = {"kind": kind, "normalizer": choice(arrays, "normalizer", NORMALIZERS)}
+    case |= {name: real(arrays, where[name], letters, sizes) for name, letters in REAL.items()}
+    if (case["weights"] < 0).any():
+        found = f"{case['weights'].min()}; 0 leaves a token out"
+        refuse("weights", "numbers >= 0", found)
+    case["labels"] = labels(arrays, "labels", "BT", sizes)
+    case |= {name: number(arrays, name) for name in NUMBERS}
+    case |= {name: count(arrays, name, least) for name, least in COUNTS.items()}
+    if kind == "dynamic_evaluation":
+        case["segment"] = count(arrays, "segment", least=1)
+    _check_ranges(case)
+    return case
+
+
+def _check_ranges(case: dict[str, Any]) -> None:
+    """What shapes and types do not say."""
+    eps, alone = case["eps"], case["x"].shape[-1] < 2
+    if case["first_order"] > 1:
+        refuse("first_order", "0 or 1", case["first_order"])
+    if eps < 0 or (eps == 0 and alone):
+        why = "> 0, for a row of x has width D = 1 and its variance is 0" if alone else ">= 0"
+        refuse("eps", f"a number {why}", eps)
+    if not 0 <= case["decay"] <= 1:
+        refuse("decay", "a number in [0, 1]", case["decay"])
+    if case["normalizer"] == "constant" and case["constant"] <= 0:
+        refuse("constant", "a number > 0", case["constant"])
+
+
+# Answers
+# ----------------------------------------------------------------------------------------
+
+
+def answers(case: dict[str, Any]) -> dict[str, Array]:
+    """The answers to a case that was checked."""
+    return _fast_weights(case) if case["kind"] == "fwl" else _dynamic_evaluation(case)
+
+
+def _fast_weights(case: dict[str, Any]) -> dict[str, Array]:
+    x, y, w = case["x"], case["labels"], case["weights"]
+    xp, decay = namespace(x), like(case["decay"], x, "float64")
+    outputs, res = fast_block_fwd(x, y, w, _slow(case), _step_sizes(case), decay, _settings(case))
+    logits, logits_slow, _ = outputs
+    nll, loss = cross_entropy_fwd(logits, y)  # (B,T)
+    total = xp.sum(w)  # ()
+    share = w / xp.where(total > 1e-8, total, 1e-8 * xp.ones_like(total))  # (B,T)
+    g_x, g_slow, g_eta, g_decay, _ = fast_block_bwd(cross_entropy_bwd(share, loss), None, res)
+    return {
+        "logits_slow": logits_slow,
+        "logits": logits,
+        "dh": squared_relu_bwd(res.write.da, res.write.act),
+        "dz": res.write.dz,
+        "dn": res.write.dn,
+        "loss": xp.sum(share * nll),
+        "g_x": g_x,
+        **{f"g_{name}": g for name, g in zip(SLOW, g_slow, strict=True)},
+        **{f"g_eta_{name}": g for name, g in zip(FAST, g_eta, strict=True)},
+        "g_decay": g_decay,
+    }
+
+
+def _dynamic_evaluation(case: dict[str, Any]) -> dict[str, Array]:
+    n = normalizer(case["weights"], _settings(case))  # () or (B,1)
+    n = n if n.ndim == 0 else n[:, 0]  # () or (B,)
+    rule = {"segment": case["segment"], "decay": case["decay"], "n": n, "eps": case["eps"]}
+    data = (case["x"], case["labels"], case["weights"])
+    logits, final = evaluate_block(*data, _slow(case), _step_sizes(case), **rule)
+    return {"logits": logits, **final._asdict()}
+
+
+def _slow(case: dict[str, Any]) -> SlowParameters:
+    return SlowParameters(*(case[name] for name in SLOW))
+
+
+def _step_sizes(case: dict[str, Any]) -> FastParameters:
+    return FastParameters(*(like(case[f"eta_{name}"], case["x"], "float64") for name in FAST))
+
+
+def _settings(case: dict[str, Any]) -> FastSettings:
+    return FastSettings(
+        normalizer=case["normalizer"],
+        constant=case["constant"] if case["normalizer"] == "constant" else 1.0,
+        eps=case["eps"],
+        chunk=case["chunk"] or None,
+        first_order=bool(case["first_order"]),
+    )
+
+
+# Varied cases
+# ----------------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """What is fixed about a case before its numbers are drawn."""
+
+    kind: str
+    normalizer: str
+    eps: float
+    decay: float
+    chunk: int
+    first_order: int
+    weights: str  # "ones", "some_zero", "real", "all_zero"
+    length: int  # T
+    segment: int = 0
+    still: tuple[str, ...] = ()  # step sizes that are zero
+
+
+# Together: both kinds, every normalizer, both eps, decay or none, T = 1, and all sorts of chunks,
+# segments and weights.
+PLANS = (
+    Plan("fwl", "constant", 1e-6, 0.0, 0, 0, "ones", 8),
+    Plan("fwl", "batch", 0.0, 0.02, 3, 0, "some_zero", 8),
+    Plan("dynamic_evaluation", "constant", 1e-6, 0.02, 0, 0, "some_zero", 6, 1),
+    Plan("fwl", "sequence", 0.0, 0.0, 1, 1, "real", 5),
+    Plan("fwl", "constant", 0.0, 0.1, 99, 0, "real", 7, 0, ("b1", "bias")),
+    Plan("dynamic_evaluation", "sequence", 0.0, 0.0, 0, 0, "real", 7, 3),
+    Plan("fwl", "batch", 1e-6, 0.0, 0, 1, "all_zero", 4),
+    Plan("fwl", "sequence", 1e-6, 0.05, 4, 0, "some_zero", 1),
+    Plan("dynamic_evaluation", "batch", 1e-6, 0.1, 0, 0, "ones", 5, 99, ("W2",)),
+    Plan("fwl", "constant", 1e-6, 0.3, 2, 1, "some_zero", 9),
+    Plan("fwl", "batch", 0.0, 0.0, 5, 0, "real", 11, 0, ("W1", "gain")),
+    Plan("dynamic_evaluation", "constant", 0.0, 0.0, 0, 0, "all_zero", 4, 1),
+)
+
+
+def draw_case(plan: Plan, rng: Any) -> dict[str, Any]:
+    """The inputs of a case: sizes and numbers from ``rng``, the rest from ``plan``."""
+    limits = {"B": (1, 4), "D": (3, 7), "F": (5, 13), "V": (3, 10)}
+    sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()}
+    sizes["T"] = plan.length
+    case: dict[str, Any] = {
+        name: rng.standard_normal([sizes[letter] for letter in letters])
+        for name, letters in REAL.items()
+    }
+    case["W1"] /= sizes["D"] ** 0.5
+    case["W2"] /= sizes["F"] ** 0.5
+    case["gain"] = 1 + 0.2 * case["gain"]
+    case |= {name: 0.2 * case[name] for name in ("b1", "b2", "bias", "c")}
+    case["labels"] = rng.integers(0, sizes["V"], (sizes["B"], plan.length))
+
+    drawn = rng.uniform(0.1, 2.0, case["labels"].shape)
+    kept = rng.random(case["labels"].shape) < 0.6
+    masks = {"ones": 0 * drawn + 1, "real": drawn, "some_zero": 1.0 * kept, "all_zero": 0 * drawn}
+    case["weights"] = masks[plan.weights]
+    counted = plan.normalizer != "constant"
+    steps = rng.uniform(0.02, 0.2, len(FAST)) * (plan.length if counted else 1)
+    for name, step in zip(FAST, steps, strict=True):
+        case[f"eta_{name}"] = 0.0 if name in plan.still else step
+    case["constant"] = 1.0 if counted else rng.uniform(0.5, 3.0)
+    fixed = ("kind", "normalizer", "eps", "decay", *COUNTS)
+    case |= {name: getattr(plan, name) for name in fixed}
+    if plan.kind == "dynamic_evaluation":
+        case["segment"] = plan.segment
+    return case
+
+
+def describe(plan: Plan, case: Arrays) -> str:
+    """A name that says what is inside."""
+    form = f"chunk{plan.chunk}" if plan.kind == "fwl" else f"segment{plan.segment}"
+    order = "_first_order" if plan.first_order else ""
+    still = "".join(f"_{name}_still" for name in plan.still)
+    (b, t, d), f, v = case["x"].shape, len(case["b1"]), len(case["c"])
+    settings = f"{plan.normalizer}_{form}_decay{plan.decay:g}_eps{plan.eps:g}_{plan.weights}"
+    return f"{plan.kind}_{settings}{order}{still}_B{b}T{t}D{d}F{f}V{v}"
