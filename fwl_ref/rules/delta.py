@@ -29,13 +29,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from ..ops.common import masked
 from .common import (
     apply,
     check_rule,
     chunks_bwd,
     chunks_fwd,
     each,
-    masked,
     outer,
     past,
     reads,

@@ -28,6 +28,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from ..ops.common import masked
 from .common import (
     check_positive,
     check_rule,
@@ -36,7 +37,6 @@ from .common import (
     each,
     fades,
     fades_bwd,
-    masked,
     past,
     read_from_bwd,
     reads,

@@ -30,6 +30,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, is_host, namespace
+from ..ops.common import causal_product, masked
 from .common import (
     apply,
     check_positive,
@@ -39,7 +40,6 @@ from .common import (
     each,
     fades,
     fades_bwd,
-    masked,
     outer,
     past,
     read_from,
@@ -242,24 +242,28 @@ def conjugate_gradients(
 
     def product(x: Array) -> Array:
         """x_t (H_t + Lambda) = fade_t0 x_t H_0 + sum_s zeta_ts (x_t . k_s) k_s + x_t Lambda"""
-        scores = zeta * xp.matmul(x, xp.matrix_transpose(k))  # (B,L,L)
-        return seen[:, :, :1] * xp.matmul(x, H) + xp.matmul(scores, k) + ridge * x  # (B,L,K)
+        scores = masked(zeta * xp.matmul(x, xp.matrix_transpose(k)), past(q, read))  # (B,L,L)
+        written = causal_product(scores, k, read == "inclusive")  # (B,L,K)
+        return seen[:, :, :1] * xp.matmul(x, H) + written + ridge * x  # (B,L,K)
 
+    # x is linear in q: at unit size no square overflows
+    size = xp.max(xp.abs(q), axis=-1, keepdims=True)  # (B,L,1)
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    q = q / size  # (B,L,K)
     x, residual, direction = xp.zeros_like(q), q, q  # (B,L,K)
     squared = xp.sum(q * q, axis=-1, keepdims=True)  # (B,L,1)
     rounding = float(xp.finfo(q.dtype).eps) ** 2 * squared  # (B,L,1)
     for _ in range(iterations):
         moving, along = squared > rounding, product(direction)  # (B,L,1), (B,L,K)
         curvature = xp.sum(direction * along, axis=-1, keepdims=True)  # (B,L,1)
-        length = xp.where(moving, squared, xp.zeros_like(squared)) / xp.where(
-            moving, curvature, xp.ones_like(curvature)
-        )  # (B,L,1)
+        length = masked(squared, moving) / xp.where(moving, curvature, xp.ones_like(curvature))
         x = x + length * direction
         residual = residual - length * along
         before, squared = squared, xp.sum(residual * residual, axis=-1, keepdims=True)  # (B,L,1)
-        direction = residual + squared / xp.where(moving, before, xp.ones_like(before)) * direction
+        turn = masked(squared, moving) / xp.where(moving, before, xp.ones_like(before))  # (B,L,1)
+        direction = residual + turn * direction
     left = q - product(x)  # (B,L,K)
-    return x, xp.sqrt(xp.sum(left * left, axis=-1))
+    return size * x, size[:, :, 0] * xp.sqrt(xp.sum(left * left, axis=-1))
 
 
 def _chunk_fwd(

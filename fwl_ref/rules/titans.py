@@ -33,12 +33,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from ..ops.common import anticausal_product, before, causal_product, masked
 from .common import (
     check_rule,
     chunks_bwd,
     chunks_fwd,
     each,
-    masked,
     past,
     read_from,
     read_from_bwd,
@@ -337,10 +337,10 @@ def _responses(momentum: Array, decay: Array) -> _Responses:
     """
     xp = namespace(momentum, decay)
     keeps, momenta = _products(1 - decay), _products(momentum)  # (B,L+1,L+1)
-    through = xp.matmul(keeps[:, :, 1:], momenta[:, 1:, :])  # (B,L+1,L+1)
-    return _Responses(
-        keeps, momenta, through, xp.concat([keeps[:, :, :1], through[:, :, 1:]], axis=-1)
-    )
+    through = causal_product(keeps[:, 1:, 1:], momenta[:, 1:, :], own=True)  # (B,L,L+1)
+    through = xp.concat([xp.zeros_like(keeps[:, :1, :]), through], axis=1)  # (B,L+1,L+1)
+    fade = xp.concat([keeps[:, :, :1], through[:, :, 1:]], axis=-1)  # (B,L+1,L+1)
+    return _Responses(keeps, momenta, through, fade)
 
 
 def _responses_bwd(
@@ -350,14 +350,13 @@ def _responses_bwd(
     xp = namespace(dfade)
     # forward: fade = [keeps_0, through_1, ...],  from_U = through_0
     dthrough = xp.concat([dfrom_U, dfade[:, :, 1:]], axis=-1)  # (B,L+1,L+1)
-    # forward: through = keeps[:, 1:] momenta[1:, :]
+    # forward: through[1:, :] = keeps[1:, 1:] momenta[1:, :], and row 0 is 0
     dkeeps = xp.matmul(dthrough, xp.matrix_transpose(table.momenta[:, 1:, :]))  # (B,L+1,L)
     dkeeps = xp.concat([dfade[:, :, :1], dkeeps], axis=-1)  # (B,L+1,L+1)
-    into = xp.matmul(xp.matrix_transpose(table.keeps[:, :, 1:]), dthrough)  # (B,L,L+1)
+    into = anticausal_product(table.keeps[:, 1:, 1:], dthrough[:, 1:, :], own=True)  # (B,L,L+1)
     dmomenta = dmomenta + read_from_bwd(into, "inclusive")
-    return _products_bwd(dmomenta, table.momenta, momentum), -_products_bwd(
-        dkeeps, table.keeps, 1 - decay
-    )
+    dmomentum = _products_bwd(dmomenta, table.momenta, momentum)  # (B,L)
+    return dmomentum, -_products_bwd(dkeeps, table.keeps, 1 - decay)
 
 
 def _products(rate: Array) -> Array:
@@ -369,7 +368,8 @@ def _products(rate: Array) -> Array:
     """
     xp, size = namespace(rate), rate.shape[1] + 1
     unit = xp.eye(size, dtype=rate.dtype, device=rate.device)[None, :, :]  # (1,L+1,L+1)
-    return solve(-_below(rate), xp.broadcast_to(unit, (rate.shape[0], size, size)))
+    products = solve(-_below(rate), xp.broadcast_to(unit, (rate.shape[0], size, size)))
+    return masked(products, before(size, rate, own=True))
 
 
 def _products_bwd(dproducts: Array, products: Array, rate: Array) -> Array:
@@ -386,9 +386,7 @@ def _below(rate: Array) -> Array:
     """(B,L)->(B,L+1,L+1)   the rates on the first diagonal below the main one"""
     xp = namespace(rate)
     one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=rate.device)  # (L+1,L+1)
-    first = xp.zeros(
-        (rate.shape[0], 1), dtype=rate.dtype, device=rate.device
-    )  # (B,1) nothing is above row 0
+    first = xp.zeros((rate.shape[0], 1), dtype=rate.dtype, device=rate.device)  # (B,1) of row 0
     return xp.concat([first, rate], axis=1)[:, :, None] * one
 
 

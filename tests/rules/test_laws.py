@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from fwl_ref.gradcheck import check_adjoint
 from fwl_ref.rules.common import READS
 from fwl_ref.tree import leaves, rebuild, tree_map
-from tests.rules import table_a, table_b
-from tests.rules.table_a import Rule, Shape
+from tests.rules import one_matrix, several_arrays
+from tests.rules.table import Rule, Shape
 from tests.strategies import arrays, chunks, generator, move_like, seeds, splits
 from tests.test_structure import PACKAGE, parse
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, float32_bound
 
-RULES = [*table_a.RULES, *table_b.RULES]
+RULES = [*one_matrix.RULES, *several_arrays.RULES]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=[rule.name for rule in RULES])
 FORMS = [(rule, form) for rule in RULES for form in ("recurrent", "chunked") if getattr(rule, form)]
 every_form = pytest.mark.parametrize(("rule", "form"), FORMS, ids=[f"{rule.name}, {form}" for rule, form in FORMS])
@@ -418,7 +418,7 @@ def test_every_rule_has_the_same_functions() -> None:
     chunked_fwd.
     """
     modules = {module for module, name, _ in SIGNATURES if name == f"{module}_loss"}
-    assert {rule.name for rule in table_a.RULES} <= modules
+    assert {rule.name for rule in one_matrix.RULES} <= modules
     for name in modules:
         functions = dict(inspect.getmembers(importlib.import_module(f"fwl_ref.rules.{name}"), inspect.isfunction))
         assert {f"{name}_{suffix}" for suffix in ("loss", "gradient", "recurrent_fwd", "recurrent_bwd")} <= functions.keys()
@@ -430,7 +430,7 @@ def test_every_rule_has_the_same_functions() -> None:
 
 
 LETTERS = {"B": 2, "T": 4, "K": 3, "E": 5, "N": 2}
-PLAIN = [(m, n, line) for m, n, line in SIGNATURES if m in {rule.name for rule in table_a.RULES}]
+PLAIN = [(m, n, line) for m, n, line in SIGNATURES if m in {rule.name for rule in one_matrix.RULES}]
 
 
 @pytest.mark.parametrize(("module", "name", "line"), PLAIN, ids=[name for _, name, _ in PLAIN])
@@ -469,7 +469,7 @@ PRODUCTS = {  # multiply-adds of one chunk: recurrent, chunked
 
 
 @pytest.mark.host("counts calls of NumPy")
-@pytest.mark.parametrize("rule", table_a.RULES, ids=[rule.name for rule in table_a.RULES])
+@pytest.mark.parametrize("rule", one_matrix.RULES, ids=[rule.name for rule in one_matrix.RULES])
 def test_multiply_adds_are_what_the_readme_says(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrix products and outer products counted as they happen, forward, one chunk of S tokens."""
     count = 0

@@ -40,8 +40,8 @@ from fwl_ref.rules.ttt_mlp import (
     ttt_mlp_recurrent_fwd,
 )
 from fwl_ref.tree import leaves, rebuild, tree_map
-from tests.rules.table_a import Shape
-from tests.rules.table_b import gain_and_bias, linear_state, mlp_state, square, token, ttt_tokens
+from tests.rules.several_arrays import gain_and_bias, linear_state, mlp_state, square, token, ttt_tokens
+from tests.rules.table import Shape
 from tests.strategies import generator, seeds, splits
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, float32_bound, relative_error
 
