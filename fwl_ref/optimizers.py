@@ -205,8 +205,8 @@ def any_mask(mask: Array) -> Optimizer:
 def preconditioned(optimizer: Optimizer, divisor: Tree) -> Optimizer:
     """``optimizer`` on g / divisor, entry by entry   (O.20)
 
-    With sgd() and divisor = sqrt(MS) + eps that is the RMS rule without its decay. ``divisor`` has the fast parameters' type and shapes. Raises ValueError unless all of it is
-    finite and > 0.
+    With sgd() and divisor = sqrt(MS) + eps that is the RMS rule without its decay. ``divisor`` has
+    the fast parameters' type and shapes. Raises ValueError unless all of it is finite and > 0.
     """
     for name, leaf in named_leaves(divisor):
         _check_divisor(leaf, f"the divisor of {name}")
@@ -225,7 +225,7 @@ def slots(optimizer: Optimizer) -> int:
 def system(
     optimizer: Optimizer, start: int, length: int, like: Array
 ) -> tuple[Array, Array, Array]:
-    """(T,N,N),(T,N),(T,N)   keep, write, read of the tokens from ``start``, arrays like ``like``   (O.2)"""
+    """(T,N,N),(T,N),(T,N)   keep, write, read of the tokens from ``start`` on   (O.2)"""
     xp, n, tokens = namespace(like), slots(optimizer), range(start, start + length)
 
     def table(f: Callable, *shape: int) -> Array:
@@ -236,7 +236,7 @@ def system(
 
 
 def mask(optimizer: Optimizer, length: int) -> Array:
-    """(T,T)   M on the host, by running the slots: token s writes the unit vector e_s   (O.1), (O.3)"""
+    """(T,T)   M on the host, by running the slots on unit impulses   (O.1), (O.3)"""
     one, impulses = host.ones((1, length, 1)), host.eye(length)[None, :, :]
     tables = system(optimizer, 0, length, one)
     (out, _), _ = masked_attention_recurrent_fwd(one, one, impulses, *tables)

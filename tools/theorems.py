@@ -200,8 +200,8 @@ def rules_page() -> str:
 
 
 def formula(f: Callable) -> str:
-    """What stands between the shapes and the label of a docstring's first line."""
-    found = SIGNATURE.match(f.__doc__.split("\n")[0])
+    """What stands between the shapes and the label of a docstring's first paragraph."""
+    found = SIGNATURE.match(" ".join(f.__doc__.split("\n\n")[0].split()))
     return f"`{found[1]}`".replace("|", "\\|") if found else ""
 
 

@@ -55,7 +55,7 @@ def linear_attention_fwd(q: Array, k: Array, v: Array, keep: Array, state: Array
 
 
 def linear_attention_bwd(dout: Array, dstate_out: Array | None, res: LinearAttentionResidual):
-    """Adjoint of linear_attention_fwd; ``dstate_out`` None: the final state was not used.   (L.2)"""
+    """Adjoint of linear_attention_fwd; ``dstate_out`` None: no final state was used.   (L.2)"""
     xp = namespace(dout, res.q)
     q, k, v, keep, state = res
     decay, slope = _decay(keep, q.shape[1]), _decay_slope(keep, q.shape[1])
@@ -90,8 +90,8 @@ def linear_attention_bwd(dout: Array, dstate_out: Array | None, res: LinearAtten
 def linear_attention_chunked_fwd(
     q: Array, k: Array, v: Array, keep: Array, state: Array | None = None, chunk: int | None = None
 ):
-    """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   the parallel form on chunks of any
-    size   (L.3)
+    """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)
+    the parallel form on chunks of any size   (L.3)
 
     ``chunk`` None is one chunk. Raises ValueError if ``chunk`` is below 1.
     """

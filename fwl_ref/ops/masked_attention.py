@@ -93,8 +93,8 @@ def masked_attention_chunked_fwd(
     state: Array | None = None,
     chunk: int | None = None,
 ):
-    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)   N slots, in chunks
-    of any size   (O.16)
+    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)
+    N slots, in chunks of any size   (O.16)
 
     ``chunk`` None is one chunk: the parallel form with a state. Raises ValueError if ``chunk`` is
     below 1.
@@ -156,8 +156,8 @@ def masked_attention_chunked_bwd(
 def masked_attention_recurrent_fwd(
     q: Array, k: Array, v: Array, keep: Array, write: Array, read: Array, state: Array | None = None
 ):
-    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)   the definition,
-    token by token   (O.18)
+    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)
+    the definition, token by token   (O.18)
     """
     xp = namespace(q, k, v, keep, write, read, state)
     res = RecurrentResidual(q, k, v, keep, write, read, state)
@@ -195,10 +195,10 @@ def masked_attention_recurrent_bwd(dout: Array, dstate_out: Array | None, res: R
 
 
 def check_strict(mask: Array) -> None:
-    """Raises ValueError naming the first entry on or above the diagonal that is not 0: a token
-    reads what was written before it.
+    """Raises ValueError naming the first entry on or above the diagonal that is not 0.
 
-    Looks at host arrays only; on a device such entries count as 0.
+    A token reads what was written before it. Looks at host arrays only; on a device such entries
+    count as 0.
     """
     if mask.ndim != 2 or mask.shape[0] != mask.shape[1]:
         raise ValueError(
@@ -218,8 +218,8 @@ def check_strict(mask: Array) -> None:
 
 
 def _scored(scores: Array, mask: Array) -> Array:
-    """(B,L,L),(L,L)->(B,L,L)   scores times the mask, and 0 on and above the diagonal whatever
-    stands there
+    """(B,L,L),(L,L)->(B,L,L)
+    scores times the mask, and 0 on and above the diagonal whatever stands there
     """
     return masked(scores * mask, before(mask.shape[0], mask))
 
@@ -239,8 +239,8 @@ def _written(state: Array, t: int, res: RecurrentResidual) -> Array:
 
 
 def _respond(keep: Array, write: Array, read: Array) -> Response:
-    """(L,N,N),(L,N),(L,N)->Response   run the slots on unit impulses: N incoming slots, then L
-    writes   (O.16)
+    """(L,N,N),(L,N),(L,N)->Response
+    run the slots on unit impulses: N incoming slots, then L writes   (O.16)
     """
     xp = namespace(keep, write, read)
     length, slots = read.shape

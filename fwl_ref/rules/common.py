@@ -138,9 +138,9 @@ def read_from_bwd(dseen: Array, read: str) -> Array:
 def fades(gamma: Array) -> Array:
     """(...,L)->(...,L+1,L+1)   G_ij = exp(sum_{j<=r<i} log gamma_r) for j <= i, else 0   (U.3)
 
-    That is what is left in state i of state j. The logarithms of each gap are summed, not subtracted from one another: a difference of
-    cumulative sums loses what is recent beside what is old, and a ratio of cumulative products
-    overflows.
+    That is what is left in state i of state j. The logarithms of each gap are summed, not
+    subtracted from one another: a difference of cumulative sums loses what is recent beside what is
+    old, and a ratio of cumulative products overflows.
     """
     xp = namespace(gamma)
     length = gamma.shape[-1]
@@ -185,15 +185,9 @@ def sums(q: Array, k: Array, u: Array, fade: Array, state: Array, read: str) -> 
 
 
 def sums_bwd(
-    dout: Array,
-    dstate_out: Array | None,
-    q: Array,
-    k: Array,
-    u: Array,
-    fade: Array,
-    state: Array,
+    dout: Array, dstate_out: Array | None, q: Array, k: Array, u: Array, fade: Array, state: Array,
     read: str,
-):
+):  # fmt: skip
     """Adjoint of sums: dq, dk, du, dfade, dstate.   (U.6)"""
     xp = namespace(dout, q, k, u, fade, state)
     dstate_out = xp.zeros_like(state) if dstate_out is None else dstate_out  # (B,K,E)

@@ -1,7 +1,8 @@
 """Gated linear attention (GLA): SGD with a weight decay of its own for every key channel.
 
     loss       l(S) = -<v, k S> + 1/2 sum_c (1 - alpha_c) |S_c|^2      S_c: row of key channel c
-    gradient   dl = -<v, k dS> + sum_c (1 - alpha_c) <S_c, dS_c>,  so  dl/dS = -k^T v + Diag(1 - alpha) S
+    gradient   dl = -<v, k dS> + sum_c (1 - alpha_c) <S_c, dS_c>,
+               so  dl/dS = -k^T v + Diag(1 - alpha) S
     update     S_{t+1} = S_t - dl/dS = Diag(alpha_t) S_t + k_t^T v_t
 
 Exactly online gradient descent with step size 1 and a diagonal regulariser. alpha (B,T,K) is a
@@ -55,9 +56,8 @@ class GLAResidual(NamedTuple):
 def gla_loss(S: Array, k: Array, v: Array, alpha: Array) -> Array:
     """(B,K,E),(B,K),(B,E),(B,K)->(B)   l = -<v, k S> + 1/2 sum_c (1 - alpha_c) |S_c|^2   (U.19)"""
     xp = namespace(S, k, v, alpha)
-    return 0.5 * xp.sum((1 - alpha) * xp.sum(S * S, axis=2), axis=1) - xp.sum(
-        apply(k, S) * v, axis=-1
-    )  # (B,)
+    pull = 0.5 * xp.sum((1 - alpha) * xp.sum(S * S, axis=2), axis=1)  # (B,)
+    return pull - xp.sum(apply(k, S) * v, axis=-1)
 
 
 def gla_gradient(S: Array, k: Array, v: Array, alpha: Array) -> Array:
@@ -66,10 +66,10 @@ def gla_gradient(S: Array, k: Array, v: Array, alpha: Array) -> Array:
 
 
 def gla_recurrent_fwd(
-    q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, *, read: str
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = Diag(alpha_t) S_t +
-    k_t^T v_t   (U.20)
+    q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)
+    S_{t+1} = Diag(alpha_t) S_t + k_t^T v_t   (U.20)
 
     ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
     memory. Raises ValueError for another read or shapes that do not fit.
@@ -87,8 +87,9 @@ def gla_recurrent_fwd(
 
 
 def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
-    """Adjoint of gla_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dalpha,
-    dstate.   (U.21)
+    """Adjoint of gla_recurrent_fwd: backpropagation through time.   (U.21)
+
+    Returns dq, dk, dv, dalpha, dstate.
     """
     q, k, v, alpha, states, read = res
     xp = namespace(dout, q)
@@ -106,17 +107,11 @@ def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
 
 
 def gla_chunked_fwd(
-    q: Array,
-    k: Array,
-    v: Array,
-    alpha: Array,
-    state: Array | None = None,
-    chunk: int | None = None,
-    *,
-    read: str,
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   o = (sum_c q_c k_c^T * G^c) v + (q
-    * G_0) S_0, by chunks   (U.22)
+    q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None,
+    chunk: int | None = None, *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)
+    o = (sum_c q_c k_c^T * G^c) v + (q * G_0) S_0, by chunks   (U.22)
 
     ``chunk`` None is one chunk. Raises ValueError as ``gla_recurrent_fwd`` does, if ``chunk`` is
     below 1, or if an alpha is not positive.
