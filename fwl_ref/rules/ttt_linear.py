@@ -69,7 +69,9 @@ def ttt_linear_loss(
     state: TTTLinearState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None,
     *, eps: float = EPS,
 ) -> Array:  # fmt: skip
-    """TTTLinearState,(B,K),(B,E),(E),(E)->(B)   l = |f(k) - v|^2, f(x) = x + LN(xW + b)   (W.13)"""
+    """TTTLinearState,(B,K),(B,E),(E),(E)->(B)
+    l = |f(k) - v|^2, f(x) = x + LN(x W + b)   (W.13)
+    """
     return inner_loss(k, layer(k, *state), v, gain, bias, eps=eps)
 
 

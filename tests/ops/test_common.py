@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fwl_ref.ops.common import anticausal_product, before, causal_product, chunk_slices, masked
-from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd, linear_attention_recurrent_fwd
-from fwl_ref.ops.masked_attention import masked_attention_fwd
+from fwl_ref.ops.linear_attention import (
+    linear_attention_chunked_bwd,
+    linear_attention_chunked_fwd,
+    linear_attention_recurrent_bwd,
+    linear_attention_recurrent_fwd,
+)
+from fwl_ref.ops.masked_attention import (
+    masked_attention_bwd,
+    masked_attention_chunked_bwd,
+    masked_attention_chunked_fwd,
+    masked_attention_fwd,
+    masked_attention_recurrent_bwd,
+    masked_attention_recurrent_fwd,
+)
 from tests.strategies import chunks, generator, seeds
 from tests.tolerances import assert_bitwise, assert_close
 
@@ -82,3 +97,81 @@ def test_values_whose_sum_overflows_are_finite_values(dtype: str, size: float, w
     for out in found:
         assert np.all(np.isfinite(out))
         assert_bitwise(out, expected)
+
+
+T, S = 6, 3  # tokens, and the one that is spoilt
+KEEP = np.asarray(0.9)
+SLOT = np.full((T, 1, 1), 0.9), np.ones((T, 1)), np.ones((T, 1))  # the same decay as one slot
+MASK = np.asarray([[0.9 ** (t - s - 1) if s < t else 0.0 for s in range(T)] for t in range(T)])
+
+
+def with_two_outputs(fwd: Callable, bwd: Callable, *rest: Any) -> tuple[Callable, Callable]:
+    """A form with a state as a function of q, k, v with one output."""
+
+    def one_fwd(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple:
+        (out, _), res = fwd(q, k, v, *rest)
+        return out, res
+
+    return one_fwd, lambda dout, res: bwd(dout, None, res)[:3]
+
+
+RECURRENT = {
+    "linear": with_two_outputs(linear_attention_recurrent_fwd, linear_attention_recurrent_bwd, KEEP),
+    "slots": with_two_outputs(masked_attention_recurrent_fwd, masked_attention_recurrent_bwd, *SLOT),
+}
+FORMS = {
+    **RECURRENT,
+    "linear, parallel": with_two_outputs(linear_attention_chunked_fwd, linear_attention_chunked_bwd, KEEP, None, None),
+    "linear, chunks": with_two_outputs(linear_attention_chunked_fwd, linear_attention_chunked_bwd, KEEP, None, 2),
+    "slots, one chunk": with_two_outputs(masked_attention_chunked_fwd, masked_attention_chunked_bwd, *SLOT, None, None),
+    "slots, chunks": with_two_outputs(masked_attention_chunked_fwd, masked_attention_chunked_bwd, *SLOT, None, 2),
+    "mask": (lambda q, k, v: masked_attention_fwd(q, k, v, MASK), masked_attention_bwd),
+}
+
+
+def spoilt(a: np.ndarray, bad: float) -> np.ndarray:
+    """One entry of token S."""
+    a = a.copy()
+    a[0, S, 1] = bad
+    return a
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_spoils_the_same_entries_and_none_before(name: str, bad: float) -> None:
+    """What is not finite in k_S or v_S leaves o_{<=S} and dq_{<=S} as they are, to the bit, and later
+    outputs are finite where those of the recurrent form are. (L.1) to (L.6), (O.14) to (O.19)
+    """
+    (fwd, bwd), (by_token, _) = FORMS[name], RECURRENT["linear"]
+    draw = generator(8)
+    q, k, v, dout = draw(1, T, 3), draw(1, T, 3), draw(1, T, 2), draw(1, T, 2)
+    out, res = fwd(q, k, v)
+    dq = bwd(dout, res)[0]
+    for case in ((q, spoilt(k, bad), v), (q, k, spoilt(v, bad))):
+        with np.errstate(all="ignore"):
+            found, found_res = fwd(*case)
+            found_dq = bwd(dout, found_res)[0]
+            expected, _ = by_token(*case)
+        assert_bitwise(found[:, : S + 1], out[:, : S + 1])
+        assert_bitwise(found_dq[:, : S + 1], dq[:, : S + 1])
+        assert np.array_equal(np.isfinite(found), np.isfinite(expected))
+        assert not np.any(np.all(np.isfinite(found[:, S + 1 :]), axis=-1))
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", FORMS)
+def test_no_backward_pass_lets_a_token_spoil_what_was_written_after_it(name: str, bad: float) -> None:
+    """What is not finite in dout_S or q_S leaves dk_{>=S}, dv_{>=S} and every other dq as they are, to
+    the bit. (L.2), (L.4), (L.6), (O.15), (O.17), (O.19)
+    """
+    fwd, bwd = FORMS[name]
+    draw = generator(9)
+    q, k, v, dout = draw(1, T, 3), draw(1, T, 3), draw(1, T, 2), draw(1, T, 2)
+    dq, dk, dv = bwd(dout, fwd(q, k, v)[1])
+    others = np.arange(T) != S
+    with np.errstate(all="ignore"):
+        both = bwd(spoilt(dout, bad), fwd(q, k, v)[1]), bwd(dout, fwd(spoilt(q, bad), k, v)[1])
+    for found_dq, found_dk, found_dv in both:
+        assert_bitwise(found_dq[:, others], dq[:, others])
+        assert_bitwise(found_dk[:, S:], dk[:, S:])
+        assert_bitwise(found_dv[:, S:], dv[:, S:])
