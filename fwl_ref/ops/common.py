@@ -71,5 +71,5 @@ def anticausal_product(scores: Array, v: Array, own: bool = False) -> Array:
 
 def screened(v: Array) -> tuple[Array, Array]:
     """v with 0 for every entry that is not finite, and where those entries are"""
-    bad = ~namespace(v).isfinite(v)
-    return masked(v, ~bad), bad
+    finite = namespace(v).isfinite(v)
+    return masked(v, finite), ~finite
