@@ -34,15 +34,11 @@ class Optimizer(NamedTuple):
     name: str
     keep: Callable[[int], Sequence[Sequence[float]]]  # (N,N) what token t leaves of the slots
     write: Callable[[int], Sequence[float]]  # (N,) into which slots the gradient of token t goes
-    read: Callable[
-        [int], Sequence[float]
-    ]  # (N,) of which slots the displacement that token t reads is made
-    formula: Callable[[int, int], float] | None = (
-        None  # M_ts for s < t as derived on paper; nothing but closed_form uses it
-    )
-    divisor: Tree | None = (
-        None  # FastParameters: every entry of every gradient is divided by it; None = 1
-    )
+    read: Callable[[int], Sequence[float]]  # (N,) of which slots token t's displacement is made
+    # M_ts for s < t as derived on paper; nothing but closed_form uses it
+    formula: Callable[[int, int], float] | None = None
+    # FastParameters: every entry of every gradient is divided by it; None = 1
+    divisor: Tree | None = None
 
 
 class OptimizerState(NamedTuple):
@@ -53,7 +49,7 @@ class OptimizerState(NamedTuple):
 
 
 # The rows of the dictionary
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def sgd() -> Optimizer:
@@ -73,7 +69,8 @@ def schedule(rates: Sequence[float]) -> Optimizer:
     def rate(t: int) -> tuple[float]:
         if t >= len(rates):
             raise ValueError(
-                f"the schedule ends after {len(rates)} tokens, but token {t} writes too: give a step size for every token"
+                f"the schedule ends after {len(rates)} tokens, but token {t} writes too: "
+                "give a step size for every token"
             )
         return (rates[t],)
 
@@ -101,15 +98,17 @@ def momentum(mu: float) -> Optimizer:
 
 
 def momentum_with_decay(mu: float, rate: float) -> Optimizer:
-    """v <- mu v + g,  theta <- theta - eta v + rate (theta_0 - theta). Slots: displacement,
-    velocity.   (O.9)
+    """v <- mu v + g,  theta <- theta - eta v + rate (theta_0 - theta)   (O.9)
+
+    Slots: displacement, velocity.
     """
     _check_fraction("the momentum", mu)
     _check_fraction("the decay rate", rate)
     a = 1.0 - rate
 
     def formula(t: int, s: int) -> float:
-        return (a ** (t - s) - mu ** (t - s)) / (a - mu) if a != mu else (t - s) * a ** (t - s - 1)
+        # a sum of numbers >= 0: the quotient of differences loses all digits where a is near mu
+        return math.fsum(a**i * mu ** (t - s - 1 - i) for i in range(t - s))
 
     # displacement <- a displacement + (mu v + g),  v <- mu v + g
     return Optimizer(
@@ -122,8 +121,9 @@ def momentum_with_decay(mu: float, rate: float) -> Optimizer:
 
 
 def averaging() -> Optimizer:
-    """SGD, read at the mean of its iterates theta_0, ..., theta_t. Slots: sum of the displacements
-    up to now, displacement.   (O.10)
+    """SGD, read at the mean of its iterates theta_0, ..., theta_t   (O.10)
+
+    Slots: sum of the displacements up to now, displacement.
     """
     # displacement <- displacement + g,  sum <- sum + displacement + g
     return Optimizer(
@@ -136,16 +136,14 @@ def averaging() -> Optimizer:
 
 
 def sliding_window(window: int) -> Optimizer:
-    """theta = theta_0 - eta (the last ``window`` gradients): older ones are taken back exactly.
-    Slots: those gradients.   (O.11)
+    """theta = theta_0 - eta (the last ``window`` gradients)   (O.11)
 
-    A queue costs ``window`` slots and no exact form with a state has fewer, since each gradient
-    must be known when it leaves.
+    Slots: those gradients; older ones are taken back exactly. A queue costs ``window`` slots and no
+    exact form with a state has fewer, since each gradient must be known when it leaves.
     """
     _check_count("a sliding window", window, "token")
-    shift = tuple(
-        _unit(i - 1, window) for i in range(window)
-    )  # slot i takes what slot i - 1 held; slot 0 takes the new gradient
+    # slot i takes what slot i - 1 held; slot 0 takes the new gradient
+    shift = tuple(_unit(i - 1, window) for i in range(window))
     first, every = _unit(0, window), (1.0,) * window
     return Optimizer(
         "sliding window",
@@ -157,8 +155,9 @@ def sliding_window(window: int) -> Optimizer:
 
 
 def segments(length: int) -> Optimizer:
-    """One step per segment of ``length`` tokens, with the sum of its gradients. Slots:
-    displacement, gradients of this segment.   (O.12)
+    """One step per segment of ``length`` tokens, with the sum of its gradients   (O.12)
+
+    Slots: displacement, gradients of this segment.
     """
     _check_count("a segment", length, "token")
 
@@ -175,11 +174,10 @@ def segments(length: int) -> Optimizer:
 
 
 def any_mask(mask: Array) -> Optimizer:
-    """theta_t = theta_0 - eta sum_{s<t} mask[t,s] g_s for a strictly causal mask (T,T). Slots:
-    every gradient, T of them.   (O.13)
+    """theta_t = theta_0 - eta sum_{s<t} mask[t,s] g_s for a strictly causal mask (T,T)   (O.13)
 
-    Raises ValueError naming the first entry on or above the diagonal that is not 0. For short
-    texts: it keeps T matrices per parameter.
+    Slots: every gradient, T of them, so it is for short texts. Raises ValueError naming the first
+    entry on or above the diagonal that is not 0.
     """
     mask = to_numpy(mask)
     check_strict(mask)
@@ -190,7 +188,8 @@ def any_mask(mask: Array) -> Optimizer:
     def row(t: int) -> int:
         if t >= length:
             raise ValueError(
-                f"the mask has {length} rows, but token {t} takes part too: give a row and a column for every token"
+                f"the mask has {length} rows, but token {t} takes part too: "
+                "give a row and a column for every token"
             )
         return t
 
@@ -204,11 +203,10 @@ def any_mask(mask: Array) -> Optimizer:
 
 
 def preconditioned(optimizer: Optimizer, divisor: Tree) -> Optimizer:
-    """``optimizer`` on g / divisor, entry by entry: with sgd() and divisor = sqrt(MS) + eps, the
-    RMS rule without its decay   (O.20)
+    """``optimizer`` on g / divisor, entry by entry   (O.20)
 
-    ``divisor`` has the fast parameters' type and shapes. Raises ValueError unless all of it is
-    finite and > 0.
+    With sgd() and divisor = sqrt(MS) + eps that is the RMS rule without its decay. ``divisor`` has
+    the fast parameters' type and shapes. Raises ValueError unless all of it is finite and > 0.
     """
     for name, leaf in named_leaves(divisor):
         _check_divisor(leaf, f"the divisor of {name}")
@@ -227,9 +225,7 @@ def slots(optimizer: Optimizer) -> int:
 def system(
     optimizer: Optimizer, start: int, length: int, like: Array
 ) -> tuple[Array, Array, Array]:
-    """(T,N,N),(T,N),(T,N)   keep, write, read of the tokens start, start + 1, ..., as arrays like
-    ``like``   (O.2)
-    """
+    """(T,N,N),(T,N),(T,N)   keep, write, read of the tokens from ``start`` on   (O.2)"""
     xp, n, tokens = namespace(like), slots(optimizer), range(start, start + length)
 
     def table(f: Callable, *shape: int) -> Array:
@@ -240,20 +236,15 @@ def system(
 
 
 def mask(optimizer: Optimizer, length: int) -> Array:
-    """(T,T)   M on the host, by running the slots on unit impulses: token s writes the unit vector
-    e_s and nothing else   (O.1), (O.3)
-    """
+    """(T,T)   M on the host, by running the slots on unit impulses   (O.1), (O.3)"""
     one, impulses = host.ones((1, length, 1)), host.eye(length)[None, :, :]
-    (out, _), _ = masked_attention_recurrent_fwd(
-        one, one, impulses, *system(optimizer, 0, length, one)
-    )
+    tables = system(optimizer, 0, length, one)
+    (out, _), _ = masked_attention_recurrent_fwd(one, one, impulses, *tables)
     return out[0, :, :]
 
 
 def closed_form(optimizer: Optimizer, length: int) -> Array:
-    """(T,T)   M on the host, by the formula derived on paper, which knows nothing of slots   (O.5)
-    to (O.13)
-    """
+    """(T,T)   M on the host, by the formula derived on paper   (O.5) to (O.13)"""
     if optimizer.formula is None:
         raise ValueError(f"{optimizer.name} has no formula: mask() runs its slots instead")
     entries = [
@@ -280,14 +271,13 @@ def read_slots(optimizer: Optimizer, state: OptimizerState) -> Tree:
     """(B,N,...)->(B,...)   (theta_0 - theta_t) / eta, leaf by leaf   (O.2)"""
     read = optimizer.read(state.token)
     sums = tree_map(lambda held: sum(c * held[:, n, ...] for n, c in enumerate(read)), state.slots)
-    return (
-        sums if optimizer.divisor is None else tree_map(lambda s, r: s / r, sums, optimizer.divisor)
-    )
+    if optimizer.divisor is None:
+        return sums
+    return tree_map(lambda s, r: s / r, sums, optimizer.divisor)
 
 
 def preconditioned_heads(divisor: Array) -> tuple[Array, Array]:
-    """(D,F)->(R,D),(R,F)   rows u_r and w_r with 1 / divisor = sum_r u_r^T w_r, R = rank(1 /
-    divisor)   (O.21)
+    """(D,F)->(R,D),(R,F)   u_r and w_r with 1 / divisor = sum_r u_r^T w_r, R = its rank   (O.21)
 
     Dividing a sum of outer products entry by entry is a sum over R heads, (sum_s x_s^T d_s) /
     divisor = sum_r sum_s (x_s u_r)^T (d_s w_r); a divisor that is itself an outer product a^T b
@@ -296,16 +286,15 @@ def preconditioned_heads(divisor: Array) -> tuple[Array, Array]:
     xp = namespace(divisor)
     _check_divisor(divisor, "the divisor")
     left, sizes, right = xp.linalg.svd(1 / divisor, full_matrices=False)  # (D,r), (r,), (r,F)
-    noise = max(divisor.shape) * float(
-        xp.finfo(divisor.dtype).eps
-    )  # below it a singular value is rounding
+    # below it a singular value is rounding
+    noise = max(divisor.shape) * float(xp.finfo(divisor.dtype).eps)
     on_host = to_numpy(sizes)  # the number of heads is a shape, so the host must know it
     rank = int(host.sum(on_host > noise * on_host[0]))
     return xp.matrix_transpose(left[:, :rank]), sizes[:rank, None] * right[:rank, :]
 
 
 # Errors
-# -----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _unit(i: int, n: int) -> tuple[float, ...]:
@@ -326,6 +315,6 @@ def _check_divisor(divisor: Array, what: str) -> None:
     if is_host(divisor) and not (host.all(host.isfinite(divisor)) and host.all(divisor > 0)):
         bad = host.argwhere(~(host.isfinite(divisor) & (divisor > 0)))[0]
         raise ValueError(
-            f"{what} must be finite and > 0, got {divisor[tuple(bad)]} at index {tuple(int(i) for i in bad)}: "
-            "a gradient that was never seen needs an epsilon"
+            f"{what} must be finite and > 0, got {divisor[tuple(bad)]} at index "
+            f"{tuple(int(i) for i in bad)}: a gradient that was never seen needs an epsilon"
         )

@@ -4,6 +4,8 @@ need, what they refuse.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,9 +78,24 @@ def test_momentum_with_decay_is_a_geometric_sum(mu: float, rate: float, length: 
         for s in range(t):
             expected[t, s] = sum(a**i * mu ** (t - s - 1 - i) for i in range(t - s))
     assert_close(mask(momentum_with_decay(mu, rate), length), expected)
-    apart = abs(a - mu)
-    if apart == 0 or apart > 1e-3:  # close together the quotient of differences loses digits; the slots do not
-        assert_close(closed_form(momentum_with_decay(mu, rate), length), expected)
+    assert_close(closed_form(momentum_with_decay(mu, rate), length), expected)
+
+
+# mu against 1 - rate, from equal over the next float to far apart; and heavy ball with mu up to 1
+NEARLY_EQUAL = [(0.3, 0.7), (0.25, 0.75), *((0.3 + 10.0**-n, 0.7) for n in range(1, 17)), (np.nextafter(0.25, 1), 0.75)]
+NEARLY_ONE = [(1.0, 0.0), *((1 - 10.0**-n, 0.0) for n in range(1, 17)), (np.nextafter(1.0, 0), 0.0), (1.0, 1e-12), (0.0, 1.0)]
+
+
+@pytest.mark.parametrize(("mu", "rate"), [*NEARLY_EQUAL, *NEARLY_ONE])
+def test_the_closed_form_has_all_digits_where_the_two_rates_are_nearly_equal(mu: float, rate: float) -> None:
+    """M_ts is sum_{i+j=t-s-1} a^i mu^j in exact fractions, to rounding, however near a = 1 - rate
+    is to mu: the quotient of (O.9) is 0 / 0 to rounding there.
+    """
+    length, a, b = 24, 1 - Fraction(rate), Fraction(float(mu))
+    exact = [float(sum(a**i * b ** (n - 1 - i) for i in range(n))) for n in range(length)]
+    expected = np.asarray([[exact[max(t - s, 0)] for s in range(length)] for t in range(length)])
+    for found in (closed_form(momentum_with_decay(mu, rate), length), mask(momentum_with_decay(mu, rate), length)):
+        assert np.all(np.abs(found - expected) <= 2 * length * np.finfo(float).eps * expected)
 
 
 @every_row

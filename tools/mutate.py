@@ -45,6 +45,7 @@ LAWS, RULES, MASKS = (["tests/ops/test_laws.py", THEOREMS[-1]], ["tests/rules"],
 CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "tree": ["tests/test_tree.py"],
     "gradcheck": ["tests/test_gradcheck.py"],
+    "ops.common": ["tests/ops/test_common.py", *LAWS],
     "ops.dense": LAWS,
     "ops.squared_relu": LAWS,
     "ops.gelu": LAWS,

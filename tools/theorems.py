@@ -157,8 +157,8 @@ def rules_page() -> str:
     running them.
     """
     from fwl_ref.tree import leaves
-    from tests.rules.table_a import RULES, Shape
-    from tests.rules.table_b import RULES as MORE
+    from tests.rules import one_matrix, several_arrays
+    from tests.rules.table import Shape
     from tests.tolerances import relative_error
 
     rows = [
@@ -173,7 +173,7 @@ def rules_page() -> str:
         "|:--|:--|:--|:--|:--|--:|--:|",
     ]
     families: dict[str, list] = {}
-    for rule in [*RULES, *MORE]:
+    for rule in [*one_matrix.RULES, *several_arrays.RULES]:
         families.setdefault(rule.name.split(",")[0], []).append(rule)
     for name, members in families.items():
         module = importlib.import_module(f"fwl_ref.rules.{name}")
@@ -200,8 +200,8 @@ def rules_page() -> str:
 
 
 def formula(f: Callable) -> str:
-    """What stands between the shapes and the label of a docstring's first line."""
-    found = SIGNATURE.match(f.__doc__.split("\n")[0])
+    """What stands between the shapes and the label of a docstring's first paragraph."""
+    found = SIGNATURE.match(" ".join(f.__doc__.split("\n\n")[0].split()))
     return f"`{found[1]}`".replace("|", "\\|") if found else ""
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..backend import Array, host, namespace, to_numpy
 from ..checks import check_segment
 from ..dynamic_evaluation import FAST_ONLY, Descent, update
-from ..ops.linear_attention import chunk_slices
+from ..ops.common import chunk_slices
 from ..slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from ..tree import tree_map
 from .data import Batch, Document, windows

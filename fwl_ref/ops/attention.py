@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from .common import chunk_slices
 
-BLOCK = (
-    128  # queries per block: 128 x 512 float32 scores of a few heads fit in a second-level cache
-)
+BLOCK = 128  # queries: 128 x 512 float32 scores of a few heads fit in a second-level cache
 
 
 class AttentionResidual(NamedTuple):
@@ -30,9 +29,7 @@ class AttentionResidual(NamedTuple):
 def attention_fwd(
     q: Array, k: Array, v: Array, window: int | None = None
 ) -> tuple[Array, AttentionResidual]:
-    """(B,H,T,K),(B,H,S,K),(B,H,S,K)->(B,H,T,K)   o_t = sum_s p_ts v_s,  p_t = softmax(q_t . k_s /
-    sqrt K)   (A.1)
-    """
+    """(B,H,T,K),(B,H,S,K),(B,H,S,K)->(B,H,T,K)   o = softmax(q k^T / sqrt K) v, causal   (A.1)"""
     xp = namespace(q, k, v)
     if q.shape[2] == 0:  # no rows, and with no keys either there is no largest score
         return q, AttentionResidual(q, k, v, q, q[..., :1], window)
@@ -64,35 +61,29 @@ def attention_bwd(dout: Array, res: AttentionResidual) -> tuple[Array, Array, Ar
         # forward: out = p v
         dv[:, :, cols, :] += xp.matmul(xp.matrix_transpose(p), do)  # (B,H,C,K)
         dp = xp.matmul(do, xp.matrix_transpose(v[:, :, cols, :]))  # (B,H,R,C)
-        # forward: p = softmax(scores); its Jacobian diag(p) - p p^T is symmetric, and p . dp = out
-        # . dout
+        # forward: p = softmax(scores); Jacobian diag(p) - p p^T, symmetric; p . dp = out . dout
         dp -= xp.sum(do * out[:, :, rows, :], axis=-1, keepdims=True)
         dp *= p  # becomes dscores
         # forward: scores = q k^T / sqrt(K)
         dqs.append(xp.matmul(dp, k[:, :, cols, :]) * scale)  # (B,H,R,K)
-        dk[:, :, cols, :] += xp.matmul(
-            xp.matrix_transpose(dp), q[:, :, rows, :] * scale
-        )  # (B,H,C,K)
+        scaled = q[:, :, rows, :] * scale  # (B,H,R,K)
+        dk[:, :, cols, :] += xp.matmul(xp.matrix_transpose(dp), scaled)  # (B,H,C,K)
     return xp.concat(dqs, axis=2), dk, dv
 
 
 def _blocks(length: int, keys: int, window: int | None) -> Iterator[tuple[slice, slice]]:
-    """Query rows and the key columns that any of them may see: blocks above the diagonal are never
-    formed.
-    """
+    """Query rows and the key columns that any of them may see: never those above the diagonal."""
     past = keys - length
-    for start in range(0, max(length, 1), BLOCK):
-        stop = min(start + BLOCK, length)
-        first = 0 if window is None else max(0, past + start - window + 1)
-        yield slice(start, stop), slice(first, past + stop)
+    for rows in chunk_slices(length, BLOCK):
+        first = 0 if window is None else max(0, past + rows.start - window + 1)
+        yield rows, slice(first, past + rows.stop)
 
 
 def _scores(q: Array, k: Array, rows: slice, cols: slice, window: int | None) -> Array:
     """(B,H,R,C) q . k / sqrt(K), minus infinity where the query may not look"""
     xp = namespace(q, k)
-    scores = xp.matmul(
-        q[:, :, rows, :] * q.shape[-1] ** -0.5, xp.matrix_transpose(k[:, :, cols, :])
-    )  # (B,H,R,C)
+    scaled = q[:, :, rows, :] * q.shape[-1] ** -0.5  # (B,H,R,K)
+    scores = xp.matmul(scaled, xp.matrix_transpose(k[:, :, cols, :]))  # (B,H,R,C)
     past = k.shape[2] - q.shape[2]
     t = xp.arange(past + rows.start, past + rows.stop, device=q.device)[:, None]  # (R,1)
     s = xp.arange(cols.start, cols.stop, device=q.device)[None, :]  # (1,C)

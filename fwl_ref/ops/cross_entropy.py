@@ -13,18 +13,21 @@ from ..backend import Array, namespace
 
 class CrossEntropyResidual(NamedTuple):
     p: Array  # (...,V) softmax of the logits
-    hit: Array  # (...,V) bool, one-hot labels: no scatter, so every backend and every order of threads agrees
+    hit: Array  # (...,V) bool, one-hot labels: without a scatter every order of threads agrees
 
 
 def cross_entropy_fwd(logits: Array, labels: Array) -> tuple[Array, CrossEntropyResidual]:
-    """(...,V),(...)->(...)   l = log sum exp(logits) - logits[y]   (C.1)"""
+    """(...,V),(...)->(...)   l = log sum exp(logits) - logits[y]   (C.1)
+
+    Labels may have any integer dtype, also one that cannot count to V.
+    """
     xp = namespace(logits)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)  # (...,V)
     p = xp.exp(shifted)  # (...,V)
     total = xp.sum(p, axis=-1, keepdims=True)  # (...,1)
     p /= total
-    index = xp.arange(logits.shape[-1], dtype=labels.dtype, device=labels.device)  # (V,)
-    hit = index == labels[..., None]  # (...,V)
+    index = xp.arange(logits.shape[-1], dtype=xp.int64, device=labels.device)  # (V,)
+    hit = index == xp.astype(labels, xp.int64)[..., None]  # (...,V)
     picked = xp.sum(xp.where(hit, shifted, xp.zeros_like(shifted)), axis=-1)  # (...)
     return xp.log(total[..., 0]) - picked, CrossEntropyResidual(p, hit)
 

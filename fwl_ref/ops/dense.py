@@ -25,9 +25,7 @@ def dense_fwd(x: Array, w: Array, b: Array) -> tuple[Array, DenseResidual]:
 
 
 def dense_dx(dy: Array, res: DenseResidual) -> Array:
-    """The input half of the adjoint, dx = dy w^T: all that the slow backward pass ever
-    forms.   (D.2)
-    """
+    """The input half of the adjoint, dx = dy w^T: all that the slow pass ever forms.   (D.2)"""
     xp = namespace(dy, res.w)
     dx = xp.matmul(_flat(dy), xp.matrix_transpose(res.w))  # (N,D)
     return xp.reshape(dx, res.x.shape)  # (...,D)
@@ -46,9 +44,7 @@ def dense_bwd(dy: Array, res: DenseResidual) -> tuple[Array, Array, Array]:
 def dense_bwd_bwd(
     g_dx: Array, g_dw: Array | None, g_db: Array | None, dy: Array, res: DenseResidual
 ):
-    """Adjoint of dense_bwd as a function of (dy, x, w, b); ``None`` stands for a gradient that is
-    zero everywhere.   (D.3)
-    """
+    """Adjoint of dense_bwd as a function of (dy, x, w, b); ``None`` = zero everywhere.   (D.3)"""
     xp = namespace(g_dx, dy)
     # backward: dx = dy w^T
     g_dy = xp.reshape(xp.matmul(_flat(g_dx), res.w), dy.shape)  # (...,F)

@@ -10,13 +10,17 @@ from ..backend import Array, namespace
 
 
 class EmbeddingResidual(NamedTuple):
-    tokens: Array  # (...) integers
+    tokens: Array  # (...) int64
     vocabulary: int
 
 
 def embedding_fwd(table: Array, tokens: Array) -> tuple[Array, EmbeddingResidual]:
-    """(V,D),(...)->(...,D)   y = table[token]   (E.1)"""
+    """(V,D),(...)->(...,D)   y = table[token]   (E.1)
+
+    Tokens may have any integer dtype, also one that cannot count to V.
+    """
     xp = namespace(table)
+    tokens = xp.astype(tokens, xp.int64)  # (...)
     y = xp.take(table, xp.reshape(tokens, (-1,)), axis=0)  # (N,D)
     return xp.reshape(y, (*tokens.shape, table.shape[1])), EmbeddingResidual(tokens, table.shape[0])
 
@@ -25,8 +29,7 @@ def embedding_bwd(dy: Array, res: EmbeddingResidual) -> Array:
     """Adjoint of embedding_fwd with respect to the table.   (E.2)"""
     xp = namespace(dy)
     # forward: y = onehot(token) table
-    index = xp.arange(res.vocabulary, dtype=res.tokens.dtype, device=res.tokens.device)  # (V,)
+    index = xp.arange(res.vocabulary, dtype=xp.int64, device=res.tokens.device)  # (V,)
     onehot = index[:, None] == xp.reshape(res.tokens, (1, -1))  # (V,N)
-    return xp.matmul(
-        xp.astype(onehot, dy.dtype), xp.reshape(dy, (onehot.shape[1], dy.shape[-1]))
-    )  # (V,D)
+    rows = xp.reshape(dy, (onehot.shape[1], dy.shape[-1]))  # (N,D)
+    return xp.matmul(xp.astype(onehot, dy.dtype), rows)  # (V,D)

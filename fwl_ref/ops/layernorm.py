@@ -69,9 +69,7 @@ def layernorm_bwd_bwd(
 
 
 def _jacobian(v: Array, res: LayerNormResidual) -> Array:
-    """(...,D)->(...,D)   L(v) = rstd (v - mean v - n mean(n v)), symmetric in the sense <u, L(v)> =
-    <L(u), v>
-    """
+    """(...,D)->(...,D)   L(v) = rstd (v - mean v - n mean(n v)), <u, L(v)> = <L(u), v>"""
     return res.rstd * (v - _mean(v) - res.n * _mean(res.n * v))
 
 

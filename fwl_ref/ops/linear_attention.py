@@ -11,10 +11,9 @@ attention. The state S has one row per key channel.
     recurrent    the definition, one token at a time: what one checks against
 
 An exclusive cumulative sum is the case q = k = 1. It is *not* computed as cumsum(v) - v, which
-leaks v_t into token t by rounding. Neither does a future that is not finite reach the past: scores
-are masked by ``where``, not by a product with 0, and values that are not finite are taken out of
-the product and spoil exactly the tokens after them. The backward pass of ``o = (q k^T * M) v`` is
-three more linear attentions, two of them anti-causal.
+leaks v_t into token t by rounding. Neither does a future that is not finite reach the past
+(``ops/common.py``). The backward pass of ``o = (q k^T * M) v`` is three more linear attentions, two
+of them anti-causal.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from .common import anticausal_product, before, causal_product, chunk_slices, masked
 
 
 class LinearAttentionResidual(NamedTuple):
@@ -33,13 +33,10 @@ class LinearAttentionResidual(NamedTuple):
 
 
 class Decay(NamedTuple):
-    """Powers of ``keep`` over one chunk of L tokens, and their derivatives with respect to
-    ``keep``.
-    """
+    """Powers of ``keep`` over one chunk of L tokens, or their derivatives by ``keep``."""
 
     read: Array  # (L,1) keep^i: what is left of the incoming state when token i reads
     mask: Array  # (L,L) keep^(i-j-1) for j < i, else 0
-    past: Array  # (L,L) bool, j < i
     write: Array  # (L,1) keep^(L-1-j): what is left of token j's write at the end
     whole: Array  # () keep^L
 
@@ -48,9 +45,8 @@ def linear_attention_fwd(q: Array, k: Array, v: Array, keep: Array, state: Array
     """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   parallel form   (L.1)"""
     xp = namespace(q, k, v, keep, state)
     decay = _decay(keep, q.shape[1])
-    scores = _masked(xp.matmul(q, xp.matrix_transpose(k)), decay)  # (B,T,T)
-    finite, spoilt = _screened(v)  # (B,T,E), (B,T,1)
-    out = xp.matmul(scores, finite) + spoilt  # (B,T,E)
+    scores = _faded(xp.matmul(q, xp.matrix_transpose(k)), decay)  # (B,T,T)
+    out = causal_product(scores, v)  # (B,T,E)
     state_out = xp.matmul(xp.matrix_transpose(k * decay.write), v)  # (B,K,E)
     if state is not None:
         out += xp.matmul(q * decay.read, state)  # (B,T,E)
@@ -59,18 +55,18 @@ def linear_attention_fwd(q: Array, k: Array, v: Array, keep: Array, state: Array
 
 
 def linear_attention_bwd(dout: Array, dstate_out: Array | None, res: LinearAttentionResidual):
-    """Adjoint of linear_attention_fwd; ``dstate_out`` None if nobody used the final state.   (L.2)"""
+    """Adjoint of linear_attention_fwd; ``dstate_out`` None: no final state was used.   (L.2)"""
     xp = namespace(dout, res.q)
     q, k, v, keep, state = res
     decay, slope = _decay(keep, q.shape[1]), _decay_slope(keep, q.shape[1])
     # forward: out = (q k^T * mask) v
     scores = xp.matmul(q, xp.matrix_transpose(k))  # (B,T,T)
     dmasked = xp.matmul(dout, xp.matrix_transpose(v))  # (B,T,T)
-    dkeep = xp.sum(_masked(scores * dmasked, slope))  # ()
-    scores, dmasked = _masked(scores, decay), _masked(dmasked, decay)
-    dq = xp.matmul(dmasked, k)  # (B,T,K)
-    dk = xp.matmul(xp.matrix_transpose(dmasked), q)  # (B,T,K)
-    dv = xp.matmul(xp.matrix_transpose(scores), dout)  # (B,T,E)
+    dkeep = xp.sum(_faded(scores * dmasked, slope))  # ()
+    scores, dmasked = _faded(scores, decay), _faded(dmasked, decay)
+    dq = causal_product(dmasked, k)  # (B,T,K)
+    dk = anticausal_product(dmasked, q)  # (B,T,K)
+    dv = anticausal_product(scores, dout)  # (B,T,E)
     dstate = None
     if state is not None:
         # forward: out += keep^i q state
@@ -94,17 +90,16 @@ def linear_attention_bwd(dout: Array, dstate_out: Array | None, res: LinearAtten
 def linear_attention_chunked_fwd(
     q: Array, k: Array, v: Array, keep: Array, state: Array | None = None, chunk: int | None = None
 ):
-    """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   the parallel form on chunks of any
-    size   (L.3)
+    """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)
+    the parallel form on chunks of any size   (L.3)
 
     ``chunk`` None is one chunk. Raises ValueError if ``chunk`` is below 1.
     """
     xp = namespace(q, k, v, keep, state)
     outs, residuals = [], []
     for part in chunk_slices(q.shape[1], chunk):
-        (out, state), res = linear_attention_fwd(
-            q[:, part, :], k[:, part, :], v[:, part, :], keep, state
-        )
+        tokens = q[:, part, :], k[:, part, :], v[:, part, :]
+        (out, state), res = linear_attention_fwd(*tokens, keep, state)
         outs.append(out)  # (B,S,E)
         residuals.append(res)
     return (xp.concat(outs, axis=1), state), tuple(residuals)
@@ -113,9 +108,7 @@ def linear_attention_chunked_fwd(
 def linear_attention_chunked_bwd(
     dout: Array, dstate_out: Array | None, res: tuple[LinearAttentionResidual, ...]
 ):
-    """Adjoint of linear_attention_chunked_fwd: the chunks in reverse, the state's gradient carried
-    between them.   (L.4)
-    """
+    """Adjoint of linear_attention_chunked_fwd: the chunks in reverse, and so the state.   (L.4)"""
     xp = namespace(dout)
     dqs, dks, dvs, dkeep, stop, dstate = [], [], [], 0, dout.shape[1], dstate_out
     for part in reversed(res):
@@ -126,19 +119,14 @@ def linear_attention_chunked_bwd(
         dvs.append(dv)
         dkeep = dkeep + dkeep_part
         stop = start
-    return (
-        xp.concat(dqs[::-1], axis=1),
-        xp.concat(dks[::-1], axis=1),
-        xp.concat(dvs[::-1], axis=1),
-        dkeep,
-        dstate,
-    )
+    dq, dk, dv = (xp.concat(parts[::-1], axis=1) for parts in (dqs, dks, dvs))
+    return dq, dk, dv, dkeep, dstate
 
 
 def linear_attention_recurrent_fwd(
     q: Array, k: Array, v: Array, keep: Array, state: Array | None = None
 ):
-    """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   the definition, token by token   (L.5)"""
+    """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   the definition   (L.5)"""
     xp = namespace(q, k, v, keep, state)
     start = state
     if state is None:
@@ -178,34 +166,9 @@ def linear_attention_recurrent_bwd(
     return dq, dk, dv, dkeep, None if start is None else dstate
 
 
-def chunk_slices(length: int, chunk: int | None) -> list[slice]:
-    """Consecutive slices of at most ``chunk`` tokens; always at least one, so that T = 0 works."""
-    if chunk is None:
-        return [slice(0, length)]
-    if chunk < 1:
-        raise ValueError(
-            f"the chunk size must be at least 1 token (or None for one chunk), got {chunk}"
-        )
-    return [slice(start, min(start + chunk, length)) for start in range(0, max(length, 1), chunk)]
-
-
-def _masked(scores: Array, decay: Decay) -> Array:
-    """(B,L,L)->(B,L,L)   scores times the mask, and 0 at and above the diagonal even where the
-    score is not finite
-    """
-    xp = namespace(scores, decay.mask)
-    return xp.where(decay.past, scores * decay.mask, xp.zeros_like(scores))
-
-
-def _screened(v: Array) -> tuple[Array, Array]:
-    """(B,T,E)->(B,T,E),(B,T,1)   v with 0 for tokens that are not finite, and what they leave: 0 up
-    to the first one, then not a number
-    """
-    xp = namespace(v)
-    total = xp.sum(v, axis=-1, keepdims=True)  # (B,T,1) finite if all entries are
-    hole = total - total  # (B,T,1) 0 or not a number
-    finite = xp.where(hole == 0, v, xp.zeros_like(v))  # (B,T,E)
-    return finite, xp.cumulative_sum(hole, axis=1, include_initial=True)[:, :-1, :]
+def _faded(scores: Array, decay: Decay) -> Array:
+    """(B,L,L)->(B,L,L)   scores times the mask, and 0 on and above the diagonal"""
+    return masked(scores * decay.mask, before(scores.shape[1], scores))
 
 
 def _decay(keep: Array, length: int) -> Decay:
@@ -231,6 +194,4 @@ def _arrange(power: Array, length: int) -> Decay:
     index = xp.reshape(xp.where(gap >= 0, gap, xp.zeros_like(gap)), (-1,))  # (L*L,)
     spread = xp.reshape(xp.take(power, index, axis=0), (length, length))  # (L,L)
     mask = xp.where(gap >= 0, spread, xp.zeros_like(spread))
-    return Decay(
-        power[:length, None], mask, gap >= 0, xp.flip(power[:length])[:, None], power[length]
-    )
+    return Decay(power[:length, None], mask, xp.flip(power[:length])[:, None], power[length])

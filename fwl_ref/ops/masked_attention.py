@@ -1,8 +1,9 @@
 """Linear attention with any strictly causal mask; chunked and recurrent where the mask comes from a
 few memory slots.
 
-    o_t = sum_{s<t} M_ts (q_t . k_s) v_s                                            any mask M: parallel form only
-    o_t = q_t (read_t . S_t)        S_{t+1} = keep_t S_t + write_t (k_t^T v_t)      N slots: three forms
+    any mask M, parallel form only     o_t = sum_{s<t} M_ts (q_t . k_s) v_s
+    N slots, three forms               o_t = q_t (read_t . S_t)
+                                       S_{t+1} = keep_t S_t + write_t (k_t^T v_t)
 
 A slot is a memory matrix (K,E) and S_t a stack of N of them. ``keep_t`` (N,N) says what token t
 leaves of the slots, ``write_t`` (N,) into which slots it writes, ``read_t`` (N,) which slots it
@@ -14,8 +15,8 @@ so N slots are linear attention with a mask whose blocks below the diagonal have
 slot with a constant ``keep`` is ``linear_attention``. In shapes, N is the number of slots and L the
 length of a chunk.
 
-Mask and slots are data: they have no gradient. As in linear attention, scores are masked by
-``where``, and values that are not finite spoil the tokens after them and no others.
+Mask and slots are data: they have no gradient. As in linear attention, what is not finite reaches
+the tokens after it and no others (``ops/common.py``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, is_host, namespace
+from .common import anticausal_product, before, causal_product, chunk_slices, masked
 
 
 class MaskedAttentionResidual(NamedTuple):
@@ -33,9 +35,7 @@ class MaskedAttentionResidual(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What a chunk of L tokens does to the slots, as numbers: it answers unit impulses in the
-    incoming slots and in each write.
-    """
+    """What a chunk of L tokens makes of a unit impulse in each incoming slot and each write."""
 
     read: Array  # (L,N) what token i reads of incoming slot n
     mask: Array  # (L,L) what token i reads of token j's write; 0 for j >= i
@@ -66,9 +66,8 @@ def masked_attention_fwd(q: Array, k: Array, v: Array, mask: Array):
     """
     xp = namespace(q, k, v, mask)
     check_strict(mask)
-    scores = _masked(xp.matmul(q, xp.matrix_transpose(k)), mask)  # (B,T,T)
-    finite, spoilt = _screened(v)  # (B,T,E), (B,T,1)
-    return xp.matmul(scores, finite) + spoilt, MaskedAttentionResidual(q, k, v, mask)
+    scores = _scored(xp.matmul(q, xp.matrix_transpose(k)), mask)  # (B,T,T)
+    return causal_product(scores, v), MaskedAttentionResidual(q, k, v, mask)
 
 
 def masked_attention_bwd(dout: Array, res: MaskedAttentionResidual):
@@ -76,11 +75,11 @@ def masked_attention_bwd(dout: Array, res: MaskedAttentionResidual):
     xp = namespace(dout, res.q)
     q, k, v, mask = res
     # forward: out = (q k^T * mask) v
-    scores = _masked(xp.matmul(q, xp.matrix_transpose(k)), mask)  # (B,T,T)
-    dscores = _masked(xp.matmul(dout, xp.matrix_transpose(v)), mask)  # (B,T,T)
-    dq = xp.matmul(dscores, k)  # (B,T,K)
-    dk = xp.matmul(xp.matrix_transpose(dscores), q)  # (B,T,K)
-    dv = xp.matmul(xp.matrix_transpose(scores), dout)  # (B,T,E)
+    scores = _scored(xp.matmul(q, xp.matrix_transpose(k)), mask)  # (B,T,T)
+    dscores = _scored(xp.matmul(dout, xp.matrix_transpose(v)), mask)  # (B,T,T)
+    dq = causal_product(dscores, k)  # (B,T,K)
+    dk = anticausal_product(dscores, q)  # (B,T,K)
+    dv = anticausal_product(scores, dout)  # (B,T,E)
     return dq, dk, dv
 
 
@@ -94,25 +93,23 @@ def masked_attention_chunked_fwd(
     state: Array | None = None,
     chunk: int | None = None,
 ):
-    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)   N slots, in chunks
-    of any size   (O.16)
+    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)
+    N slots, in chunks of any size   (O.16)
 
     ``chunk`` None is one chunk: the parallel form with a state. Raises ValueError if ``chunk`` is
     below 1.
     """
     xp = namespace(q, k, v, keep, write, read, state)
     outs, residuals = [], []
-    for part in _slices(q.shape[1], chunk):
+    for part in chunk_slices(q.shape[1], chunk):
+        tokens = q[:, part, :], k[:, part, :], v[:, part, :]
         response = _respond(keep[part, :, :], write[part, :], read[part, :])
-        out, masked = masked_attention_fwd(
-            q[:, part, :], k[:, part, :], v[:, part, :], response.mask
-        )  # (B,L,E)
-        residuals.append(ChunkResidual(masked, state, response))
-        new = xp.matmul(
-            xp.matrix_transpose(_spread(masked.k, response.write)), masked.v
-        )  # (B,NK,E)
+        out, within = masked_attention_fwd(*tokens, response.mask)  # (B,L,E)
+        residuals.append(ChunkResidual(within, state, response))
+        kept = _spread(within.k, response.write)  # (B,L,NK)
+        new = xp.matmul(xp.matrix_transpose(kept), within.v)  # (B,NK,E)
         if state is not None:
-            out += xp.matmul(_spread(masked.q, response.read), _flat(state))  # (B,L,E)
+            out += xp.matmul(_spread(within.q, response.read), _flat(state))  # (B,L,E)
             new += _flat(_mix(response.whole, state))  # (B,NK,E)
         state = xp.reshape(new, (q.shape[0], read.shape[1], q.shape[2], v.shape[2]))  # (B,N,K,E)
         outs.append(out)
@@ -122,33 +119,29 @@ def masked_attention_chunked_fwd(
 def masked_attention_chunked_bwd(
     dout: Array, dstate_out: Array | None, res: tuple[ChunkResidual, ...]
 ):
-    """Adjoint of masked_attention_chunked_fwd with respect to q, k, v and the state: the chunks in
-    reverse.   (O.17)
+    """Adjoint of masked_attention_chunked_fwd: dq, dk, dv, dstate; the chunks in reverse.   (O.17)
 
     ``dstate_out`` None if nobody used the final slots.
     """
     xp = namespace(dout)
     dqs, dks, dvs, stop = [], [], [], dout.shape[1]
-    for masked, state, response in reversed(res):
-        start = stop - masked.q.shape[1]
+    for within, state, response in reversed(res):
+        start = stop - within.q.shape[1]
         part, dstate = dout[:, start:stop, :], None  # (B,L,E)
         # forward: out = (q k^T * mask) v
-        dq, dk, dv = masked_attention_bwd(part, masked)
+        dq, dk, dv = masked_attention_bwd(part, within)
         if state is not None:
             # forward: out += sum_n read_n q state_n
-            dq += _gather(
-                xp.matmul(part, xp.matrix_transpose(_flat(state))), response.read
-            )  # (B,L,K)
-            dflat = xp.matmul(
-                xp.matrix_transpose(_spread(masked.q, response.read)), part
-            )  # (B,NK,E)
+            dasked = xp.matmul(part, xp.matrix_transpose(_flat(state)))  # (B,L,NK)
+            dq += _gather(dasked, response.read)  # (B,L,K)
+            asked = _spread(within.q, response.read)  # (B,L,NK)
+            dflat = xp.matmul(xp.matrix_transpose(asked), part)  # (B,NK,E)
             dstate = xp.reshape(dflat, state.shape)  # (B,N,K,E)
         if dstate_out is not None:
             # forward: state_out_n = sum_j write_jn k_j v_j^T
-            dk += _gather(
-                xp.matmul(masked.v, xp.matrix_transpose(_flat(dstate_out))), response.write
-            )  # (B,L,K)
-            dv += xp.matmul(_spread(masked.k, response.write), _flat(dstate_out))  # (B,L,E)
+            dkept = xp.matmul(within.v, xp.matrix_transpose(_flat(dstate_out)))  # (B,L,NK)
+            dk += _gather(dkept, response.write)  # (B,L,K)
+            dv += xp.matmul(_spread(within.k, response.write), _flat(dstate_out))  # (B,L,E)
             if state is not None:
                 # forward: state_out += whole state
                 dstate += _mix(xp.matrix_transpose(response.whole), dstate_out)
@@ -156,56 +149,34 @@ def masked_attention_chunked_bwd(
         dks.append(dk)
         dvs.append(dv)
         stop, dstate_out = start, dstate
-    return (
-        xp.concat(dqs[::-1], axis=1),
-        xp.concat(dks[::-1], axis=1),
-        xp.concat(dvs[::-1], axis=1),
-        dstate_out,
-    )
+    dq, dk, dv = (xp.concat(parts[::-1], axis=1) for parts in (dqs, dks, dvs))
+    return dq, dk, dv, dstate_out
 
 
 def masked_attention_recurrent_fwd(
     q: Array, k: Array, v: Array, keep: Array, write: Array, read: Array, state: Array | None = None
 ):
-    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)   the definition,
-    token by token   (O.18)
+    """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)
+    the definition, token by token   (O.18)
     """
     xp = namespace(q, k, v, keep, write, read, state)
-    start = state
-    if state is None:
-        state = xp.zeros(
-            (q.shape[0], read.shape[1], q.shape[2], v.shape[2]), dtype=q.dtype, device=q.device
-        )
-    outs = [xp.zeros_like(v[:, :0, :])]
+    res = RecurrentResidual(q, k, v, keep, write, read, state)
+    state, outs = _start(res), [xp.zeros_like(v[:, :0, :])]
     for t in range(q.shape[1]):
-        outs.append(
-            xp.matmul(q[:, t : t + 1, :], _mix(read[t : t + 1, :], state)[:, 0, :, :])
-        )  # (B,1,E) read, then write
-        outer = xp.matmul(k[:, t, :, None], v[:, t, None, :])  # (B,K,E)
-        state = (
-            _mix(keep[t, :, :], state) + write[t, :, None, None] * outer[:, None, :, :]
-        )  # (B,N,K,E)
-    return (xp.concat(outs, axis=1), state), RecurrentResidual(q, k, v, keep, write, read, start)
+        seen = _mix(read[t : t + 1, :], state)[:, 0, :, :]  # (B,K,E) read, then write
+        outs.append(xp.matmul(q[:, t : t + 1, :], seen))  # (B,1,E)
+        state = _written(state, t, res)
+    return (xp.concat(outs, axis=1), state), res
 
 
 def masked_attention_recurrent_bwd(dout: Array, dstate_out: Array | None, res: RecurrentResidual):
-    """Adjoint of masked_attention_recurrent_fwd with respect to q, k, v and the state:
-    backpropagation through time.   (O.19)
-    """
+    """Adjoint of masked_attention_recurrent_fwd: dq, dk, dv, dstate; through time.   (O.19)"""
     xp = namespace(dout, res.q)
     q, k, v, keep, write, read, start = res
-    state = start
-    if state is None:
-        state = xp.zeros(
-            (q.shape[0], read.shape[1], q.shape[2], v.shape[2]), dtype=q.dtype, device=q.device
-        )
-    states = []
+    state, states = _start(res), []
     for t in range(q.shape[1]):
         states.append(state)
-        outer = xp.matmul(k[:, t, :, None], v[:, t, None, :])  # (B,K,E)
-        state = (
-            _mix(keep[t, :, :], state) + write[t, :, None, None] * outer[:, None, :, :]
-        )  # (B,N,K,E)
+        state = _written(state, t, res)
     dstate = xp.zeros_like(state) if dstate_out is None else dstate_out  # (B,N,K,E)
     dqs, dks, dvs = [q[:, :0, :]], [k[:, :0, :]], [v[:, :0, :]]
     for t in reversed(range(q.shape[1])):
@@ -224,10 +195,10 @@ def masked_attention_recurrent_bwd(dout: Array, dstate_out: Array | None, res: R
 
 
 def check_strict(mask: Array) -> None:
-    """A token reads what was written before it. Raises ValueError naming the first entry on or
-    above the diagonal that is not 0.
+    """Raises ValueError naming the first entry on or above the diagonal that is not 0.
 
-    Looks at host arrays only; on a device such entries count as 0.
+    A token reads what was written before it. Looks at host arrays only; on a device such entries
+    count as 0.
     """
     if mask.ndim != 2 or mask.shape[0] != mask.shape[1]:
         raise ValueError(
@@ -239,50 +210,49 @@ def check_strict(mask: Array) -> None:
     t, s = xp.nonzero(xp.triu(mask != 0))
     if t.shape[0]:
         raise ValueError(
-            f"a mask must be strictly causal, 0 on and above the diagonal, got M[{int(t[0])},{int(s[0])}] = {mask[t[0], s[0]]}: token "
-            f"{int(t[0])} would read what token {int(s[0])} writes with its own label; shift the mask down by one row, or cut it with tril"
+            "a mask must be strictly causal, 0 on and above the diagonal, got "
+            f"M[{int(t[0])},{int(s[0])}] = {mask[t[0], s[0]]}: token {int(t[0])} would read what "
+            f"token {int(s[0])} writes with its own label; shift the mask down by one row, or cut "
+            "it with tril"
         )
 
 
-def _masked(scores: Array, mask: Array) -> Array:
-    """(B,L,L),(L,L)->(B,L,L)   scores times the mask, and 0 on and above the diagonal whatever
-    stands there
+def _scored(scores: Array, mask: Array) -> Array:
+    """(B,L,L),(L,L)->(B,L,L)
+    scores times the mask, and 0 on and above the diagonal whatever stands there
     """
-    xp = namespace(scores, mask)
-    i = xp.arange(mask.shape[0], device=mask.device)  # (L,)
-    return xp.where(i[None, :] < i[:, None], scores * mask, xp.zeros_like(scores))
+    return masked(scores * mask, before(mask.shape[0], mask))
 
 
-def _screened(v: Array) -> tuple[Array, Array]:
-    """(B,T,E)->(B,T,E),(B,T,1)   v with 0 for tokens that are not finite, and what they leave: 0 up
-    to the first one, then not a number
-    """
-    xp = namespace(v)
-    total = xp.sum(v, axis=-1, keepdims=True)  # (B,T,1) finite if all entries are
-    hole = total - total  # (B,T,1) 0 or not a number
-    finite = xp.where(hole == 0, v, xp.zeros_like(v))  # (B,T,E)
-    return finite, xp.cumulative_sum(hole, axis=1, include_initial=True)[:, :-1, :]
+def _start(res: RecurrentResidual) -> Array:
+    """(B,N,K,E)   the slots that come in; None = empty"""
+    if res.state is not None:
+        return res.state
+    shape = (res.q.shape[0], res.read.shape[1], res.q.shape[2], res.v.shape[2])
+    return namespace(res.q).zeros(shape, dtype=res.q.dtype, device=res.q.device)
+
+
+def _written(state: Array, t: int, res: RecurrentResidual) -> Array:
+    """(B,N,K,E)->(B,N,K,E)   the slots after token t"""
+    outer = res.k[:, t, :, None] * res.v[:, t, None, :]  # (B,K,E)
+    return _mix(res.keep[t, :, :], state) + res.write[t, :, None, None] * outer[:, None, :, :]
 
 
 def _respond(keep: Array, write: Array, read: Array) -> Response:
-    """(L,N,N),(L,N),(L,N)->Response   run the slots on unit impulses: N incoming slots, then L
-    writes   (O.16)
+    """(L,N,N),(L,N),(L,N)->Response
+    run the slots on unit impulses: N incoming slots, then L writes   (O.16)
     """
     xp = namespace(keep, write, read)
     length, slots = read.shape
     impulse = xp.eye(slots + length, dtype=read.dtype, device=read.device)  # (N+L,N+L)
-    now, impulse = (
-        impulse[:slots, :],
-        impulse[slots:, :],
-    )  # (N,N+L) the slots, one column per impulse; (L,N+L)
+    now, impulse = impulse[:slots, :], impulse[slots:, :]  # (N,N+L) the slots, (L,N+L)
     rows = [now[:0, :]]
     for i in range(length):
         rows.append(xp.matmul(read[i : i + 1, :], now))  # (1,N+L) read, then write
         now = xp.matmul(keep[i, :, :], now) + write[i, :, None] * impulse[i, None, :]  # (N,N+L)
     seen = xp.concat(rows, axis=0)  # (L,N+L)
-    return Response(
-        seen[:, :slots], seen[:, slots:], xp.matrix_transpose(now[:, slots:]), now[:, :slots]
-    )
+    write = xp.matrix_transpose(now[:, slots:])  # (L,N)
+    return Response(seen[:, :slots], seen[:, slots:], write, now[:, :slots])
 
 
 def _mix(weights: Array, state: Array) -> Array:
@@ -294,9 +264,7 @@ def _mix(weights: Array, state: Array) -> Array:
 
 
 def _spread(a: Array, weights: Array) -> Array:
-    """(B,L,K),(L,N)->(B,L,NK)   one copy of a per slot: N slots with K keys are one memory with NK
-    keys
-    """
+    """(B,L,K),(L,N)->(B,L,NK)   a copy of a per slot: N slots of K keys are one of NK keys"""
     xp = namespace(a, weights)
     copies = weights[:, :, None] * a[:, :, None, :]  # (B,L,N,K)
     return xp.reshape(copies, (*a.shape[:2], weights.shape[1] * a.shape[2]))
@@ -315,14 +283,3 @@ def _flat(state: Array) -> Array:
     xp = namespace(state)
     batch, slots, width, values = state.shape
     return xp.reshape(state, (batch, slots * width, values))
-
-
-def _slices(length: int, chunk: int | None) -> list[slice]:
-    """Consecutive slices of at most ``chunk`` tokens; always at least one, so that T = 0 works."""
-    if chunk is None:
-        return [slice(0, length)]
-    if chunk < 1:
-        raise ValueError(
-            f"the chunk size must be at least 1 token (or None for one chunk), got {chunk}"
-        )
-    return [slice(start, min(start + chunk, length)) for start in range(0, max(length, 1), chunk)]

@@ -19,9 +19,8 @@ class SquaredReluResidual(NamedTuple):
 def squared_relu_fwd(x: Array) -> tuple[Array, SquaredReluResidual]:
     """(...)->(...)   y = relu(x)^2   (R.1)"""
     xp = namespace(x)
-    r = xp.where(
-        x < 0, xp.zeros_like(x), x
-    )  # (...) not x > 0: that would turn "not a number" into 0
+    # not x > 0, which would turn "not a number" into 0
+    r = xp.where(x < 0, xp.zeros_like(x), x)  # (...)
     return r * r, SquaredReluResidual(r)
 
 

@@ -64,10 +64,10 @@ def decay_gradient(S: Array, k: Array, v: Array, gamma: Array) -> Array:
 
 
 def decay_recurrent_fwd(
-    q: Array, k: Array, v: Array, gamma: Array, state: Array | None = None, *, read: str
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = gamma_t S_t + k_t^T
-    v_t   (U.15)
+    q: Array, k: Array, v: Array, gamma: Array, state: Array | None = None, *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
+    S_{t+1} = gamma_t S_t + k_t^T v_t   (U.15)
 
     ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
     memory. Raises ValueError for another read or shapes that do not fit.
@@ -85,8 +85,9 @@ def decay_recurrent_fwd(
 
 
 def decay_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DecayResidual):
-    """Adjoint of decay_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dgamma,
-    dstate.   (U.16)
+    """Adjoint of decay_recurrent_fwd: backpropagation through time.   (U.16)
+
+    Returns dq, dk, dv, dgamma, dstate.
     """
     q, k, v, gamma, states, read = res
     xp = namespace(dout, q)
@@ -104,17 +105,11 @@ def decay_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DecayResidua
 
 
 def decay_chunked_fwd(
-    q: Array,
-    k: Array,
-    v: Array,
-    gamma: Array,
-    state: Array | None = None,
-    chunk: int | None = None,
-    *,
-    read: str,
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   o = (q k^T * G) v + G_0 q S_0, chunk
-    after chunk   (U.17)
+    q: Array, k: Array, v: Array, gamma: Array, state: Array | None = None,
+    chunk: int | None = None, *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
+    o = (q k^T * G) v + G_0 q S_0, chunk after chunk   (U.17)
 
     ``chunk`` None is one chunk. Raises ValueError as ``decay_recurrent_fwd`` does, if ``chunk`` is
     below 1, or if a gamma is not positive.

@@ -2,7 +2,8 @@
 
     loss       l(S) = 1/2 |k S - v|^2
     gradient   dl = <k S - v, k dS>,  so  dl/dS = k^T (k S - v)
-    update     S_{t+1} = S_t - beta_t k_t^T (k_t S_t - v_t) = (I - beta_t k_t^T k_t) S_t + beta_t k_t^T v_t
+    update     S_{t+1} = S_t - beta_t k_t^T (k_t S_t - v_t)
+                       = (I - beta_t k_t^T k_t) S_t + beta_t k_t^T v_t
 
 Exactly online gradient descent with step size beta on least squares (LMS, Widrow and Hoff); with
 beta = 1 / |k|^2 the pair is stored without error. State: S (B,K,E).
@@ -29,13 +30,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from ..ops.common import masked
 from .common import (
     apply,
     check_rule,
     chunks_bwd,
     chunks_fwd,
     each,
-    masked,
     outer,
     past,
     reads,
@@ -83,10 +84,10 @@ def delta_gradient_bwd(dg: Array, S: Array, k: Array, v: Array) -> tuple[Array, 
 
 
 def delta_recurrent_fwd(
-    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = S_t - beta_t k_t^T (k_t
-    S_t - v_t)   (U.25)
+    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
+    S_{t+1} = S_t - beta_t k_t^T (k_t S_t - v_t)   (U.25)
 
     ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
     memory. Raises ValueError for another read or shapes that do not fit.
@@ -104,8 +105,9 @@ def delta_recurrent_fwd(
 
 
 def delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidual):
-    """Adjoint of delta_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dbeta,
-    dstate.   (U.26)
+    """Adjoint of delta_recurrent_fwd: backpropagation through time.   (U.26)
+
+    Returns dq, dk, dv, dbeta, dstate.
     """
     q, k, v, beta, states, read = res
     xp = namespace(dout, q)
@@ -118,9 +120,8 @@ def delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidua
         # forward: S' = S - beta g
         dbetas.append(-xp.sum(dS * delta_gradient(*token), axis=(1, 2)))  # (B,)
         # forward: g = k^T (k S - v)
-        through, dk, dv = delta_gradient_bwd(
-            -each(beta[:, t]) * dS, *token
-        )  # (B,K,E), (B,K), (B,E)
+        dg = -each(beta[:, t]) * dS  # (B,K,E)
+        through, dk, dv = delta_gradient_bwd(dg, *token)  # (B,K,E), (B,K), (B,E)
         dS = dS + through + dread[:, t, ...]
         dks.append(dk)
         dvs.append(dv)
@@ -128,10 +129,11 @@ def delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidua
 
 
 def delta_chunked_fwd(
-    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, chunk: int | None = None, *, read: str
+    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, chunk: int | None = None,
+    *, read: str,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   u = (I + A)^{-1} beta (v - k S_0),
-    then linear attention with u   (U.27)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
+    u = (I + A)^{-1} beta (v - k S_0), then linear attention with u   (U.27)
 
     ``chunk`` None is one chunk. Raises ValueError as ``delta_recurrent_fwd`` does, and if ``chunk``
     is below 1.
@@ -177,8 +179,8 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidual):
 
 
 def _errors(k: Array, v: Array, beta: Array, state: Array) -> tuple[Array, Array, Array]:
-    """(B,L,K),(B,L,E),(B,L),(B,K,E)->(B,L,L),(B,L,L),(B,L,E)   k k^T, A, and what is written: u_t =
-    beta_t (v_t - k_t S_t)
+    """(B,L,K),(B,L,E),(B,L),(B,K,E)->(B,L,L),(B,L,L),(B,L,E)
+    k k^T, A, and what is written: u_t = beta_t (v_t - k_t S_t)
     """
     xp = namespace(k, v, beta, state)
     gram = xp.matmul(k, xp.matrix_transpose(k))  # (B,L,L)

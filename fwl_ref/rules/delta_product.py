@@ -1,7 +1,7 @@
 """DeltaProduct: N steps of the delta rule per token, on N pairs of key and value.
 
     loss       l(S) = 1/2 |k S - v|^2 of one pair           gradient   k^T (k S - v)
-    update     S <- S - beta_tn k_tn^T (k_tn S - v_tn)  for n = 0 .. N-1, starting from S_t and ending with S_{t+1}
+    update     S <- S - beta_tn k_tn^T (k_tn S - v_tn)  for n = 0 .. N-1, from S_t to S_{t+1}
 
 Exactly N steps of online gradient descent per token. One token multiplies the state by a product of
 N matrices I - beta k^T k: one of them shrinks or reflects, two can rotate. N = 1 is the delta rule.
@@ -33,9 +33,8 @@ from .delta import (
 class DeltaProductResidual(NamedTuple):
     steps: int  # N
     read: str
-    delta: (
-        DeltaResidual | tuple[DeltaResidual, ...]
-    )  # steps as tokens: k (B,TN,K), v (B,TN,E), beta (B,TN); recurrent: all TN + 1 states
+    # steps as tokens: k (B,TN,K), v (B,TN,E), beta (B,TN); recurrent: all TN + 1 states
+    delta: DeltaResidual | tuple[DeltaResidual, ...]
 
 
 def delta_product_loss(S: Array, k: Array, v: Array) -> Array:
@@ -49,10 +48,10 @@ def delta_product_gradient(S: Array, k: Array, v: Array) -> Array:
 
 
 def delta_product_recurrent_fwd(
-    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str
-):
-    """(B,T,K),(B,T,N,K),(B,T,N,E),(B,T,N),(B,K,E)->(B,T,E),(B,K,E)   S <- S - beta_tn k_tn^T (k_tn
-    S - v_tn), n = 0 .. N-1   (U.35)
+    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,N,K),(B,T,N,E),(B,T,N),(B,K,E)->(B,T,E),(B,K,E)
+    S <- S - beta_tn k_tn^T (k_tn S - v_tn), n = 0 .. N-1   (U.35)
 
     ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
     memory. Raises ValueError for another read, shapes that do not fit, or N = 0.
@@ -63,19 +62,18 @@ def delta_product_recurrent_fwd(
     for t in range(q.shape[1]):
         for n in range(steps):
             S = states[-1]
-            states.append(
-                S - each(beta[:, t, n]) * delta_product_gradient(S, k[:, t, n, :], v[:, t, n, :])
-            )  # (B,K,E)
+            g = delta_product_gradient(S, k[:, t, n, :], v[:, t, n, :])  # (B,K,E)
+            states.append(S - each(beta[:, t, n]) * g)
     states = xp.stack(states, axis=1)  # (B,TN+1,K,E)
     out = reads(q, states[:, ::steps, ...], read)  # (B,T,E)
-    return (out, states[:, -1, ...]), DeltaProductResidual(
-        steps, read, DeltaResidual(q, _flat(k), _flat(v), _flat(beta), states, read)
-    )
+    res = DeltaResidual(q, _flat(k), _flat(v), _flat(beta), states, read)
+    return (out, states[:, -1, ...]), DeltaProductResidual(steps, read, res)
 
 
 def delta_product_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaProductResidual):
-    """Adjoint of delta_product_recurrent_fwd: backpropagation through time. Returns dq, dk, dv,
-    dbeta, dstate.   (U.36)
+    """Adjoint of delta_product_recurrent_fwd: backpropagation through time.   (U.36)
+
+    Returns dq, dk, dv, dbeta, dstate.
     """
     steps, read, (q, k, v, beta, states, _) = res
     xp = namespace(dout, q)
@@ -88,34 +86,23 @@ def delta_product_recurrent_bwd(dout: Array, dstate_out: Array | None, res: Delt
         # forward: S' = S - beta g
         dbetas.append(-xp.sum(dS * delta_product_gradient(*token), axis=(1, 2)))  # (B,)
         # forward: g = k^T (k S - v)
-        through, dk, dv = delta_gradient_bwd(
-            -each(beta[:, i]) * dS, *token
-        )  # (B,K,E), (B,K), (B,E)
+        dg = -each(beta[:, i]) * dS  # (B,K,E)
+        through, dk, dv = delta_gradient_bwd(dg, *token)  # (B,K,E), (B,K), (B,E)
         dS = dS + through
         if i % steps == 0:
             dS = dS + dread[:, i // steps, ...]
         dks.append(dk)
         dvs.append(dv)
-    dk, dv, dbeta = (
-        stack(dks[::-1], k),
-        stack(dvs[::-1], v),
-        stack(dbetas[::-1], beta),
-    )  # (B,TN,K), (B,TN,E), (B,TN)
-    return dq, *(_unflat(a, steps) for a in (dk, dv, dbeta)), dS
+    rows = stack(dks[::-1], k), stack(dvs[::-1], v), stack(dbetas[::-1], beta)  # (B,TN,...)
+    return dq, *(_unflat(a, steps) for a in rows), dS
 
 
 def delta_product_chunked_fwd(
-    q: Array,
-    k: Array,
-    v: Array,
-    beta: Array,
-    state: Array | None = None,
-    chunk: int | None = None,
-    *,
-    read: str,
-):
-    """(B,T,K),(B,T,N,K),(B,T,N,E),(B,T,N),(B,K,E)->(B,T,E),(B,K,E)   the delta rule on N T tokens,
-    every N-th one read   (U.37)
+    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, chunk: int | None = None,
+    *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,N,K),(B,T,N,E),(B,T,N),(B,K,E)->(B,T,E),(B,K,E)
+    the delta rule on N T tokens, every N-th one read   (U.37)
 
     ``chunk`` (in tokens) None is one chunk. Raises ValueError as ``delta_product_recurrent_fwd``
     does, and if ``chunk`` is below 1.
@@ -123,9 +110,8 @@ def delta_product_chunked_fwd(
     namespace(q, k, v, beta, state)
     steps = _check(q, k, v, beta, state, read)
     chunk = chunk * steps if chunk and chunk > 0 else chunk
-    (out, state), delta = delta_chunked_fwd(
-        _spread(q, steps, read), _flat(k), _flat(v), _flat(beta), state, chunk, read=read
-    )  # (B,TN,E)
+    tokens = _spread(q, steps, read), _flat(k), _flat(v), _flat(beta)  # (B,TN,...)
+    (out, state), delta = delta_chunked_fwd(*tokens, state, chunk, read=read)  # (B,TN,E), (B,K,E)
     return (_every(out, steps, read), state), DeltaProductResidual(steps, read, delta)
 
 
@@ -159,14 +145,14 @@ def _unflat(a: Array, steps: int) -> Array:
 
 
 def _spread(a: Array, steps: int, read: str) -> Array:
-    """(B,T,K)->(B,TN,K)   each token's row at the step where it reads, its first if strict, its
-    last if inclusive; 0 at the others
+    """(B,T,K)->(B,TN,K)   each token's row at the step where it reads; 0 at the others
+
+    That is its first step if the read is strict, its last if inclusive.
     """
     xp = namespace(a)
     row = a[:, :, None, :]  # (B,T,1,K)
-    rest = xp.zeros(
-        (*a.shape[:2], steps - 1, a.shape[2]), dtype=a.dtype, device=a.device
-    )  # (B,T,N-1,K)
+    shape = (*a.shape[:2], steps - 1, a.shape[2])
+    rest = xp.zeros(shape, dtype=a.dtype, device=a.device)  # (B,T,N-1,K)
     return _flat(xp.concat([row, rest] if read == "strict" else [rest, row], axis=2))
 
 

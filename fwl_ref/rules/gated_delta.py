@@ -3,7 +3,8 @@
     decay      S'_t = alpha_t S_t
     loss       l(S') = 1/2 |k S' - v|^2
     gradient   dl/dS' = k^T (k S' - v)
-    update     S_{t+1} = S'_t - beta_t k_t^T (k_t S'_t - v_t) = alpha_t (I - beta_t k_t^T k_t) S_t + beta_t k_t^T v_t
+    update     S_{t+1} = S'_t - beta_t k_t^T (k_t S'_t - v_t)
+                       = alpha_t (I - beta_t k_t^T k_t) S_t + beta_t k_t^T v_t
 
 Exactly decoupled weight decay towards 0 followed by online gradient descent, both with rates per
 token; the gradient is taken at the faded memory. alpha = 1 is the delta rule; with orthonormal
@@ -28,6 +29,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from ..ops.common import masked
 from .common import (
     check_positive,
     check_rule,
@@ -36,7 +38,6 @@ from .common import (
     each,
     fades,
     fades_bwd,
-    masked,
     past,
     read_from_bwd,
     reads,
@@ -62,31 +63,25 @@ class GatedDeltaResidual(NamedTuple):
 
 
 def gated_delta_loss(S: Array, k: Array, v: Array) -> Array:
-    """(B,K,E),(B,K),(B,E)->(B)   the delta rule's l = 1/2 |k S' - v|^2, of the faded memory S' =
-    alpha S   (U.29)
+    """(B,K,E),(B,K),(B,E)->(B)
+    the delta rule's l = 1/2 |k S' - v|^2, of the faded memory S' = alpha S   (U.29)
     """
     return delta_loss(S, k, v)
 
 
 def gated_delta_gradient(S: Array, k: Array, v: Array) -> Array:
-    """(B,K,E),(B,K),(B,E)->(B,K,E)   the delta rule's k^T (k S' - v), at the faded memory S' =
-    alpha S   (U.29)
+    """(B,K,E),(B,K),(B,E)->(B,K,E)
+    the delta rule's k^T (k S' - v), at the faded memory S' = alpha S   (U.29)
     """
     return delta_gradient(S, k, v)
 
 
 def gated_delta_recurrent_fwd(
-    q: Array,
-    k: Array,
-    v: Array,
-    alpha: Array,
-    beta: Array,
-    state: Array | None = None,
-    *,
+    q: Array, k: Array, v: Array, alpha: Array, beta: Array, state: Array | None = None, *,
     read: str,
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = S' - beta_t k_t^T
-    (k_t S' - v_t), S' = alpha_t S_t   (U.30)
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,K,E)->(B,T,E),(B,K,E)
+    S_{t+1} = S' - beta_t k_t^T (k_t S' - v_t), S' = alpha_t S_t   (U.30)
 
     ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
     memory. Raises ValueError for another read or shapes that do not fit.
@@ -104,18 +99,17 @@ def gated_delta_recurrent_fwd(
     states = [start_state(state, k, v)]
     for t in range(q.shape[1]):
         S = each(alpha[:, t]) * states[t]
-        states.append(
-            S - each(beta[:, t]) * gated_delta_gradient(S, k[:, t, :], v[:, t, :])
-        )  # (B,K,E)
+        g = gated_delta_gradient(S, k[:, t, :], v[:, t, :])  # (B,K,E)
+        states.append(S - each(beta[:, t]) * g)
     states = xp.stack(states, axis=1)  # (B,T+1,K,E)
-    return (reads(q, states, read), states[:, -1, ...]), GatedDeltaResidual(
-        q, k, v, alpha, beta, states, read
-    )
+    res = GatedDeltaResidual(q, k, v, alpha, beta, states, read)
+    return (reads(q, states, read), states[:, -1, ...]), res
 
 
 def gated_delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GatedDeltaResidual):
-    """Adjoint of gated_delta_recurrent_fwd: backpropagation through time. Returns dq, dk, dv,
-    dalpha, dbeta, dstate.   (U.31)
+    """Adjoint of gated_delta_recurrent_fwd: backpropagation through time.   (U.31)
+
+    Returns dq, dk, dv, dalpha, dbeta, dstate.
     """
     q, k, v, alpha, beta, states, read = res
     xp = namespace(dout, q)
@@ -128,30 +122,24 @@ def gated_delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GatedD
         # forward: S_{t+1} = S' - beta g
         dbetas.append(-xp.sum(dS * gated_delta_gradient(*token), axis=(1, 2)))  # (B,)
         # forward: g = k^T (k S' - v)
-        through, dk, dv = delta_gradient_bwd(
-            -each(beta[:, t]) * dS, *token
-        )  # (B,K,E), (B,K), (B,E)
+        dg = -each(beta[:, t]) * dS  # (B,K,E)
+        through, dk, dv = delta_gradient_bwd(dg, *token)  # (B,K,E), (B,K), (B,E)
         dS = dS + through
         # forward: S' = alpha S
         dalphas.append(xp.sum(dS * states[:, t, ...], axis=(1, 2)))  # (B,)
         dS = each(alpha[:, t]) * dS + dread[:, t, ...]
         dks.append(dk)
         dvs.append(dv)
-    return (
-        dq,
-        stack(dks[::-1], k),
-        stack(dvs[::-1], v),
-        stack(dalphas[::-1], alpha),
-        stack(dbetas[::-1], beta),
-        dS,
-    )
+    rates = stack(dalphas[::-1], alpha), stack(dbetas[::-1], beta)  # (B,T)
+    return dq, stack(dks[::-1], k), stack(dvs[::-1], v), *rates, dS
 
 
 def gated_delta_chunked_fwd(
-    q: Array, k: Array, v: Array, alpha: Array, beta: Array, state: Array | None = None, chunk: int | None = None, *, read: str
+    q: Array, k: Array, v: Array, alpha: Array, beta: Array, state: Array | None = None,
+    chunk: int | None = None, *, read: str,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,K,E)->(B,T,E),(B,K,E)   u = (I + A)^{-1} beta (v - G k
-    S_0), then faded sums   (U.32)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,K,E)->(B,T,E),(B,K,E)
+    u = (I + A)^{-1} beta (v - G k S_0), then faded sums   (U.32)
 
     ``chunk`` None is one chunk. Raises ValueError as ``gated_delta_recurrent_fwd`` does, if
     ``chunk`` is below 1, or if an alpha is not positive.
@@ -209,9 +197,8 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: GatedDeltaResidual):
     dbeta += xp.sum(da * after[:, :, 1:] * gram, axis=-1)
     dk += xp.matmul(dgram, k) + xp.matmul(xp.matrix_transpose(dgram), k)
     # forward: after = the rows t + 1 of fade
-    dafter = xp.concat(
-        [-xp.sum(dv * recalled, axis=-1, keepdims=True), beta[:, :, None] * da * gram], axis=-1
-    )  # (B,L,L+1)
+    dfirst = -xp.sum(dv * recalled, axis=-1, keepdims=True)  # (B,L,1)
+    dafter = xp.concat([dfirst, beta[:, :, None] * da * gram], axis=-1)  # (B,L,L+1)
     dalpha = fades_bwd(dfade + read_from_bwd(dafter, "inclusive"), fade, alpha)  # (B,L)
     return dq, dk, dv, dalpha, dbeta, dstate
 
@@ -219,14 +206,12 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: GatedDeltaResidual):
 def _errors(
     k: Array, v: Array, fade: Array, beta: Array, state: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """k k^T (B,L,L), k S_0 (B,L,E), A (B,L,L), and what is written: u_t = beta_t (v_t - k_t S'_t)
-    (B,L,E)
+    """k k^T (B,L,L), k S_0 (B,L,E), A (B,L,L), and what is written, (B,L,E)
+
+    That is u_t = beta_t (v_t - k_t S'_t).
     """
     xp = namespace(k, v, fade, beta, state)
-    gram, recalled, after = (
-        xp.matmul(k, xp.matrix_transpose(k)),
-        xp.matmul(k, state),
-        fade[:, 1:, :],
-    )  # (B,L,L), (B,L,E), (B,L,L+1)
+    gram, recalled = xp.matmul(k, xp.matrix_transpose(k)), xp.matmul(k, state)  # (B,L,L), (B,L,E)
+    after = fade[:, 1:, :]  # (B,L,L+1)
     a = masked(beta[:, :, None] * after[:, :, 1:] * gram, past(k, "strict"))  # (B,L,L)
     return gram, recalled, a, solve(a, beta[:, :, None] * (v - after[:, :, :1] * recalled))

@@ -1,7 +1,8 @@
 """Gated linear attention (GLA): SGD with a weight decay of its own for every key channel.
 
-    loss       l(S) = -<v, k S> + 1/2 sum_c (1 - alpha_c) |S_c|^2        S_c: the row of S that belongs to channel c of the key
-    gradient   dl = -<v, k dS> + sum_c (1 - alpha_c) <S_c, dS_c>,  so  dl/dS = -k^T v + Diag(1 - alpha) S
+    loss       l(S) = -<v, k S> + 1/2 sum_c (1 - alpha_c) |S_c|^2      S_c: row of key channel c
+    gradient   dl = -<v, k dS> + sum_c (1 - alpha_c) <S_c, dS_c>,
+               so  dl/dS = -k^T v + Diag(1 - alpha) S
     update     S_{t+1} = S_t - dl/dS = Diag(alpha_t) S_t + k_t^T v_t
 
 Exactly online gradient descent with step size 1 and a diagonal regulariser. alpha (B,T,K) is a
@@ -23,6 +24,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from ..ops.common import anticausal_product, causal_product, masked
 from .common import (
     apply,
     check_positive,
@@ -31,7 +33,6 @@ from .common import (
     chunks_fwd,
     fades,
     fades_bwd,
-    masked,
     outer,
     past,
     read_from,
@@ -55,9 +56,8 @@ class GLAResidual(NamedTuple):
 def gla_loss(S: Array, k: Array, v: Array, alpha: Array) -> Array:
     """(B,K,E),(B,K),(B,E),(B,K)->(B)   l = -<v, k S> + 1/2 sum_c (1 - alpha_c) |S_c|^2   (U.19)"""
     xp = namespace(S, k, v, alpha)
-    return 0.5 * xp.sum((1 - alpha) * xp.sum(S * S, axis=2), axis=1) - xp.sum(
-        apply(k, S) * v, axis=-1
-    )  # (B,)
+    pull = 0.5 * xp.sum((1 - alpha) * xp.sum(S * S, axis=2), axis=1)  # (B,)
+    return pull - xp.sum(apply(k, S) * v, axis=-1)
 
 
 def gla_gradient(S: Array, k: Array, v: Array, alpha: Array) -> Array:
@@ -66,10 +66,10 @@ def gla_gradient(S: Array, k: Array, v: Array, alpha: Array) -> Array:
 
 
 def gla_recurrent_fwd(
-    q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, *, read: str
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = Diag(alpha_t) S_t +
-    k_t^T v_t   (U.20)
+    q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)
+    S_{t+1} = Diag(alpha_t) S_t + k_t^T v_t   (U.20)
 
     ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
     memory. Raises ValueError for another read or shapes that do not fit.
@@ -87,8 +87,9 @@ def gla_recurrent_fwd(
 
 
 def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
-    """Adjoint of gla_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dalpha,
-    dstate.   (U.21)
+    """Adjoint of gla_recurrent_fwd: backpropagation through time.   (U.21)
+
+    Returns dq, dk, dv, dalpha, dstate.
     """
     q, k, v, alpha, states, read = res
     xp = namespace(dout, q)
@@ -106,17 +107,11 @@ def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
 
 
 def gla_chunked_fwd(
-    q: Array,
-    k: Array,
-    v: Array,
-    alpha: Array,
-    state: Array | None = None,
-    chunk: int | None = None,
-    *,
-    read: str,
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)   o = (sum_c q_c k_c^T * G^c) v + (q
-    * G_0) S_0, by chunks   (U.22)
+    q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None,
+    chunk: int | None = None, *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)
+    o = (sum_c q_c k_c^T * G^c) v + (q * G_0) S_0, by chunks   (U.22)
 
     ``chunk`` None is one chunk. Raises ValueError as ``gla_recurrent_fwd`` does, if ``chunk`` is
     below 1, or if an alpha is not positive.
@@ -139,56 +134,43 @@ def gla_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[GLAResidua
 def _chunk_fwd(q: Array, k: Array, v: Array, alpha: Array, state: Array, read: str):
     xp, fade = namespace(q, k, v, alpha, state), _channel_fades(alpha)  # (B,L+1,L+1,K)
     seen, last = read_from(fade, read), fade[:, -1, ...]  # (B,L,L+1,K), (B,L+1,K)
-    out = xp.matmul(_scores(q, k, seen, read), v) + xp.matmul(
-        q * seen[:, :, 0, :], state
-    )  # (B,L,E)
-    state_out = (
-        xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), v) + last[:, 0, :, None] * state
-    )  # (B,K,E)
+    out = causal_product(_scores(q, k, seen, read), v, read == "inclusive")  # (B,L,E)
+    out += xp.matmul(q * seen[:, :, 0, :], state)
+    state_out = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), v)  # (B,K,E)
+    state_out += last[:, 0, :, None] * state
     return (out, state_out), GLAResidual(q, k, v, alpha, state[:, None, ...], read)
 
 
 def _chunk_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
     q, k, v, alpha, states, read = res
-    xp, state, fade = (
-        namespace(dout, q),
-        states[:, 0, ...],
-        _channel_fades(alpha),
-    )  # (B,K,E), (B,L+1,L+1,K)
+    xp, state, fade = namespace(dout, q), states[:, 0, ...], _channel_fades(alpha)  # (B,L+1,L+1,K)
     dstate_out = xp.zeros_like(state) if dstate_out is None else dstate_out  # (B,K,E)
     seen, last = read_from(fade, read), fade[:, -1, ...]  # (B,L,L+1,K), (B,L+1,K)
     # forward: out = scores v
-    dv = xp.matmul(xp.matrix_transpose(_scores(q, k, seen, read)), dout)  # (B,L,E)
-    dscores = masked(xp.matmul(dout, xp.matrix_transpose(v)), past(q, read))[..., None]  # (B,L,L,1)
+    dv = anticausal_product(_scores(q, k, seen, read), dout, read == "inclusive")  # (B,L,E)
+    dscores, order = xp.matmul(dout, xp.matrix_transpose(v))[..., None], past(q, read)[..., None]
     # forward: scores_ij = sum_c q_ic k_jc seen_ijc
     rows, columns = q[:, :, None, :], k[:, None, :, :]  # (B,L,1,K), (B,1,L,K)
-    dq = xp.sum(dscores * columns * seen[:, :, 1:, :], axis=2)  # (B,L,K)
-    dk = xp.sum(dscores * rows * seen[:, :, 1:, :], axis=1)  # (B,L,K)
+    dq = xp.sum(masked(dscores * columns * seen[:, :, 1:, :], order), axis=2)  # (B,L,K)
+    dk = xp.sum(masked(dscores * rows * seen[:, :, 1:, :], order), axis=1)  # (B,L,K)
     # forward: out += (q * seen_0) state
     pulled = xp.matmul(dout, xp.matrix_transpose(state))  # (B,L,K)
     dq += seen[:, :, 0, :] * pulled
     dstate = xp.matmul(xp.matrix_transpose(q * seen[:, :, 0, :]), dout)  # (B,K,E)
-    dseen = xp.concat(
-        [(q * pulled)[:, :, None, :], dscores * rows * columns], axis=2
-    )  # (B,L,L+1,K)
+    dwrites = masked(dscores * rows * columns, order)  # (B,L,L,K)
+    dseen = xp.concat([(q * pulled)[:, :, None, :], dwrites], axis=2)  # (B,L,L+1,K)
     # forward: state_out = (k * last)^T v
     pulled = xp.matmul(v, xp.matrix_transpose(dstate_out))  # (B,L,K)
     dk += last[:, 1:, :] * pulled
     dv += xp.matmul(k * last[:, 1:, :], dstate_out)  # (B,L,E)
     # forward: state_out += Diag(last_0) state
     dstate += last[:, 0, :, None] * dstate_out
-    dlast = xp.concat(
-        [xp.sum(state * dstate_out, axis=2)[:, None, :], k * pulled], axis=1
-    )  # (B,L+1,K)
+    dlast = xp.concat([xp.sum(state * dstate_out, axis=2)[:, None, :], k * pulled], axis=1)
+    dlast = xp.concat([xp.zeros_like(dseen), dlast[:, None, ...]], axis=1)  # (B,L+1,L+1,K)
     # forward: fade = fades(alpha), channel by channel
-    dfade = read_from_bwd(dseen, read) + xp.concat(
-        [xp.zeros_like(dseen), dlast[:, None, ...]], axis=1
-    )  # (B,L+1,L+1,K)
-    dalpha = fades_bwd(
-        xp.permute_dims(dfade, (0, 3, 1, 2)),
-        xp.permute_dims(fade, (0, 3, 1, 2)),
-        xp.matrix_transpose(alpha),
-    )  # (B,K,L)
+    dfade = read_from_bwd(dseen, read) + dlast  # (B,L+1,L+1,K)
+    tables = (xp.permute_dims(a, (0, 3, 1, 2)) for a in (dfade, fade))  # (B,K,L+1,L+1)
+    dalpha = fades_bwd(*tables, xp.matrix_transpose(alpha))  # (B,K,L)
     return dq, dk, dv, xp.matrix_transpose(dalpha), dstate
 
 
@@ -201,6 +183,5 @@ def _channel_fades(alpha: Array) -> Array:
 def _scores(q: Array, k: Array, seen: Array, read: str) -> Array:
     """(B,L,K),(B,L,K),(B,L,L+1,K)->(B,L,L)   sum_c q_ic k_jc G^c_{i,j+1}"""
     xp = namespace(q, k, seen)
-    return masked(
-        xp.sum(q[:, :, None, :] * k[:, None, :, :] * seen[:, :, 1:, :], axis=-1), past(q, read)
-    )
+    terms = q[:, :, None, :] * k[:, None, :, :] * seen[:, :, 1:, :]  # (B,L,L,K)
+    return masked(xp.sum(terms, axis=-1), past(q, read))

@@ -1,5 +1,4 @@
-"""Linear attention: one step of SGD per token on how little the memory's answer points towards the
-value.
+"""Linear attention: a step of SGD per token, to let the memory's answer point towards the value.
 
     loss       l(S) = -<v, k S>
     gradient   dl = -<v, k dS>,  so  dl/dS = -k^T v
@@ -73,8 +72,9 @@ def linear_recurrent_fwd(q: Array, k: Array, v: Array, state: Array | None = Non
 
 
 def linear_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LinearResidual):
-    """Adjoint of linear_recurrent_fwd: backpropagation through time. Returns dq, dk, dv,
-    dstate.   (U.11)
+    """Adjoint of linear_recurrent_fwd: backpropagation through time.   (U.11)
+
+    Returns dq, dk, dv, dstate.
     """
     q, k, v, states, read = res
     xp = namespace(dout, q)
@@ -91,10 +91,11 @@ def linear_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LinearResid
 
 
 def linear_chunked_fwd(
-    q: Array, k: Array, v: Array, state: Array | None = None, chunk: int | None = None, *, read: str
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,K,E)->(B,T,E),(B,K,E)   o = (q k^T * mask) v + q S_0, chunk after
-    chunk   (U.12)
+    q: Array, k: Array, v: Array, state: Array | None = None, chunk: int | None = None, *,
+    read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,K,E)->(B,T,E),(B,K,E)
+    o = (q k^T * mask) v + q S_0, chunk after chunk   (U.12)
 
     ``chunk`` None is one chunk. Raises ValueError as ``linear_recurrent_fwd`` does, and if
     ``chunk`` is below 1.

@@ -1,7 +1,8 @@
 """Longhorn: an implicit step of the delta rule, with the gradient taken where the step ends.
 
     loss       l(S) = 1/2 |k S - v|^2                     gradient   k^T (k S - v)
-    update     S_{t+1} = argmin_S |S - S_t|^2 + beta_t |k_t S - v_t|^2,   that is   S_{t+1} = S_t - beta_t dl/dS (S_{t+1})
+    update     S_{t+1} = argmin_S |S - S_t|^2 + beta_t |k_t S - v_t|^2,
+               that is   S_{t+1} = S_t - beta_t dl/dS (S_{t+1})
 
 Exactly the proximal point method on the delta rule's loss. The implicit equation can be solved by
 hand: multiply it by k to find k S_{t+1} - v = (k S_t - v) / (1 + beta |k|^2), and put that back:
@@ -51,8 +52,8 @@ def longhorn_gradient(S: Array, k: Array, v: Array) -> Array:
 
 
 def longhorn_rate(k: Array, beta: Array) -> Array:
-    """(...,K),(...)->(...)   beta' = beta / (1 + beta |k|^2): the explicit step that the implicit
-    one amounts to   (U.40)
+    """(...,K),(...)->(...)
+    beta' = beta / (1 + beta |k|^2): the explicit step that the implicit one amounts to   (U.40)
     """
     return beta / (1 + beta * namespace(k, beta).sum(k * k, axis=-1))
 
@@ -68,10 +69,10 @@ def longhorn_rate_bwd(drate: Array, k: Array, beta: Array) -> tuple[Array, Array
 
 
 def longhorn_recurrent_fwd(
-    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = S_t - beta'_t k_t^T (k_t
-    S_t - v_t)   (U.40)
+    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
+    S_{t+1} = S_t - beta'_t k_t^T (k_t S_t - v_t)   (U.40)
 
     ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
     memory. Raises ValueError for another read or shapes that do not fit.
@@ -83,34 +84,27 @@ def longhorn_recurrent_fwd(
     rate, states = longhorn_rate(k, beta), [start_state(state, k, v)]  # (B,T)
     for t in range(q.shape[1]):
         S = states[t]
-        states.append(
-            S - each(rate[:, t]) * longhorn_gradient(S, k[:, t, :], v[:, t, :])
-        )  # (B,K,E)
+        g = longhorn_gradient(S, k[:, t, :], v[:, t, :])  # (B,K,E)
+        states.append(S - each(rate[:, t]) * g)
     states = xp.stack(states, axis=1)  # (B,T+1,K,E)
-    return (reads(q, states, read), states[:, -1, ...]), LonghornResidual(
-        k, beta, DeltaResidual(q, k, v, rate, states, read)
-    )
+    delta = DeltaResidual(q, k, v, rate, states, read)
+    return (reads(q, states, read), states[:, -1, ...]), LonghornResidual(k, beta, delta)
 
 
 def longhorn_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LonghornResidual):
-    """Adjoint of longhorn_recurrent_fwd: the delta rule's through time, then beta'. Returns dq, dk,
-    dv, dbeta, dstate.   (U.41)
+    """Adjoint of longhorn_recurrent_fwd: the delta rule's through time, then beta'.   (U.41)
+
+    Returns dq, dk, dv, dbeta, dstate.
     """
     return _through_rate(delta_recurrent_bwd(dout, dstate_out, res.delta), res)
 
 
 def longhorn_chunked_fwd(
-    q: Array,
-    k: Array,
-    v: Array,
-    beta: Array,
-    state: Array | None = None,
-    chunk: int | None = None,
-    *,
-    read: str,
-):
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)   the delta rule's chunks with the
-    rates beta'   (U.42)
+    q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, chunk: int | None = None,
+    *, read: str,
+):  # fmt: skip
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
+    the delta rule's chunks with the rates beta'   (U.42)
 
     ``chunk`` None is one chunk. Raises ValueError as ``longhorn_recurrent_fwd`` does, and if
     ``chunk`` is below 1.
@@ -119,9 +113,8 @@ def longhorn_chunked_fwd(
     check_rule(
         read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), beta=(beta, "BT"), state=(state, "BKE")
     )
-    out, delta = delta_chunked_fwd(
-        q, k, v, longhorn_rate(k, beta), state, chunk, read=read
-    )  # (B,T,E), (B,K,E)
+    rate = longhorn_rate(k, beta)  # (B,T)
+    out, delta = delta_chunked_fwd(q, k, v, rate, state, chunk, read=read)  # (B,T,E), (B,K,E)
     return out, LonghornResidual(k, beta, delta)
 
 

@@ -1,8 +1,9 @@
-"""MesaNet: the memory is the exact minimiser of a ridge regression of all values so far on all keys
-so far.
+"""MesaNet: the memory is the minimiser of a ridge regression of all past values on all past keys.
 
-    loss       L_t(S) = 1/2 sum_{s<t} zeta_ts |k_s S - v_s|^2 + 1/2 sum_c ridge_c |S_c|^2        S_c: the row of channel c of the key
-    gradient   dL/dS = (H + Lambda) S - G,    H = sum zeta k^T k,  G = sum zeta k^T v,  Lambda = Diag(ridge)
+    loss       L_t(S) = 1/2 sum_{s<t} zeta_ts |k_s S - v_s|^2 + 1/2 sum_c ridge_c |S_c|^2
+               (S_c: the row of key channel c)
+    gradient   dL/dS = (H + Lambda) S - G,
+               H = sum zeta k^T k,  G = sum zeta k^T v,  Lambda = Diag(ridge)
     update     S_t = argmin L_t = (H_t + Lambda)^{-1} G_t
 
 Exactly recursive least squares: one Newton step, from wherever one starts, ends at the minimum of a
@@ -30,6 +31,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, is_host, namespace
+from ..ops.common import causal_product, masked
 from .common import (
     apply,
     check_positive,
@@ -39,7 +41,6 @@ from .common import (
     each,
     fades,
     fades_bwd,
-    masked,
     outer,
     past,
     read_from,
@@ -86,13 +87,12 @@ class MesaChunkResidual(NamedTuple):
 
 
 def mesa_loss(S: Array, state: MesaState, ridge: Array) -> Array:
-    """(B,K,E),MesaState,(K)->(B)   L = 1/2 <S, (H + Lambda) S> - <S, G>, without the constant 1/2
-    sum zeta |v|^2   (W.24)
+    """(B,K,E),MesaState,(K)->(B)
+    L = 1/2 <S, (H + Lambda) S> - <S, G>, without the constant 1/2 sum zeta |v|^2   (W.24)
     """
     xp = namespace(S, *state, ridge)
-    return xp.sum(
-        S * (0.5 * (xp.matmul(state.H, S) + ridge[:, None] * S) - state.G), axis=(1, 2)
-    )  # (B,)
+    half = 0.5 * (xp.matmul(state.H, S) + ridge[:, None] * S)  # (B,K,E)
+    return xp.sum(S * (half - state.G), axis=(1, 2))  # (B,)
 
 
 def mesa_gradient(S: Array, state: MesaState, ridge: Array) -> Array:
@@ -102,8 +102,8 @@ def mesa_gradient(S: Array, state: MesaState, ridge: Array) -> Array:
 
 
 def mesa_minimum(state: MesaState, ridge: Array) -> Array:
-    """MesaState,(K)->(B,K,E)   S = (H + Lambda)^{-1} G: one Newton step on the loss, here from S =
-    0   (W.25)
+    """MesaState,(K)->(B,K,E)
+    S = (H + Lambda)^{-1} G: one Newton step on the loss, here from S = 0   (W.25)
     """
     xp = namespace(*state, ridge)
     S = xp.zeros_like(state.G)
@@ -113,23 +113,21 @@ def mesa_minimum(state: MesaState, ridge: Array) -> Array:
 def mesa_minimum_bwd(
     dS: Array, S: Array, state: MesaState, ridge: Array
 ) -> tuple[MesaState, Array]:
-    """Adjoint of mesa_minimum: dstate and dridge; the adjoint of a solve is a solve with the
-    transpose.   (W.27)
-    """
+    """Adjoint of mesa_minimum, dstate and dridge: a solve with the transpose.   (W.27)"""
     xp = namespace(dS, S, *state, ridge)
     # forward: S = A^{-1} G,  A = H + Lambda
     dG = xp.linalg.solve(xp.matrix_transpose(_matrix(state.H, ridge)), dS)  # (B,K,E)
     dA = -xp.matmul(dG, xp.matrix_transpose(S))  # (B,K,K)
-    return MesaState(dG, dA), xp.sum(
-        xp.sum(dA * xp.eye(ridge.shape[0], dtype=S.dtype, device=S.device), axis=-1), axis=0
-    )  # (K,)
+    diagonal = dA * xp.eye(ridge.shape[0], dtype=S.dtype, device=S.device)  # (B,K,K)
+    return MesaState(dG, dA), xp.sum(xp.sum(diagonal, axis=-1), axis=0)  # (K,)
 
 
 def mesa_recurrent_fwd(
-    q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array, state: MesaState | None = None, *, read: str
+    q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array,
+    state: MesaState | None = None, *, read: str,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState   o_t = q_t S, S =
-    argmin of the loss   (W.26)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState
+    o_t = q_t S, S = argmin of the loss   (W.26)
 
     ``read`` "strict": S minimises the loss of the tokens before t; "inclusive": that of t too.
     ``state`` None: no past. Raises ValueError for another read, shapes that do not fit, or a ridge
@@ -143,27 +141,24 @@ def mesa_recurrent_fwd(
         H = kept * H + written * outer(k[:, t, :], k[:, t, :])  # (B,K,K)
         states.append(MesaState(G, H))
         minima.append(mesa_minimum(states[t + 1], ridge))
-    stacked = MesaState(
-        *(xp.stack(list(parts), axis=1) for parts in zip(*states, strict=True))
-    )  # (B,T+1,...)
-    minima = xp.stack(minima, axis=1)  # (B,T+1,K,E)
-    return (reads(q, minima, read), states[-1]), MesaResidual(
-        q, k, v, keep, weight, ridge, stacked, minima, read
-    )
+    parts = (xp.stack(list(part), axis=1) for part in zip(*states, strict=True))
+    stacked, minima = MesaState(*parts), xp.stack(minima, axis=1)  # (B,T+1,...)
+    res = MesaResidual(q, k, v, keep, weight, ridge, stacked, minima, read)
+    return (reads(q, minima, read), states[-1]), res
 
 
 def mesa_recurrent_bwd(dout: Array, dstate_out: MesaState | None, res: MesaResidual):
-    """Adjoint of mesa_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dkeep,
-    dweight, dridge, dstate.   (W.27)
+    """Adjoint of mesa_recurrent_fwd: backpropagation through time.   (W.27)
+
+    Returns dq, dk, dv, dkeep, dweight, dridge, dstate.
     """
     q, k, v, keep, weight, ridge, states, minima, read = res
     xp = namespace(dout, q)
     # forward: out = reads(q, minima)
     dq, dread = reads_bwd(dout, q, minima, read)  # (B,T,K), (B,T+1,K,E)
     # forward: minimum of the last state
-    (dG, dH), dridge = mesa_minimum_bwd(
-        dread[:, -1, ...], minima[:, -1, ...], MesaState(*(a[:, -1, ...] for a in states)), ridge
-    )
+    last = MesaState(*(a[:, -1, ...] for a in states))
+    (dG, dH), dridge = mesa_minimum_bwd(dread[:, -1, ...], minima[:, -1, ...], last, ridge)
     if dstate_out is not None:
         dG, dH = dG + dstate_out.G, dH + dstate_out.H  # (B,K,E), (B,K,K)
     dks, dvs, dkeeps, dweights = [], [], [], []
@@ -173,9 +168,8 @@ def mesa_recurrent_bwd(dout: Array, dstate_out: MesaState | None, res: MesaResid
         dkeeps.append(xp.sum(dG * state.G, axis=(1, 2)) + xp.sum(dH * state.H, axis=(1, 2)))  # (B,)
         dvalue, dkey = apply(key, dG), apply(key, dH)  # (B,E), (B,K)
         dweights.append(xp.sum(dvalue * value, axis=-1) + xp.sum(dkey * key, axis=-1))  # (B,)
-        dkey = (
-            apply(value, xp.matrix_transpose(dG)) + dkey + apply(key, xp.matrix_transpose(dH))
-        )  # (B,K)
+        dkey = apply(value, xp.matrix_transpose(dG)) + dkey  # (B,K)
+        dkey = dkey + apply(key, xp.matrix_transpose(dH))
         dks.append(weight[:, t, None] * dkey)
         dvs.append(weight[:, t, None] * dvalue)
         dG, dH = each(keep[:, t]) * dG, each(keep[:, t]) * dH
@@ -190,11 +184,11 @@ def mesa_recurrent_bwd(dout: Array, dstate_out: MesaState | None, res: MesaResid
 
 
 def mesa_chunked_fwd(
-    q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array, state: MesaState | None = None, chunk: int | None = None,
-    *, read: str, iterations: int = 30,
+    q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array,
+    state: MesaState | None = None, chunk: int | None = None, *, read: str, iterations: int = 30,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState   o_t = x_t G, x_t (H +
-    Lambda) = q_t   (W.28)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState
+    o_t = x_t G, x_t (H + Lambda) = q_t   (W.28)
 
     ``chunk`` None is one chunk. ``iterations`` of conjugate gradients: K and a few more for
     rounding; ``error`` in each chunk's residual says what they left. Raises ValueError as
@@ -214,25 +208,20 @@ def mesa_chunked_fwd(
 
 
 def mesa_chunked_bwd(dout: Array, dstate_out: MesaState | None, res: tuple[MesaChunkResidual, ...]):
-    """Adjoint of mesa_chunked_fwd, if the iterations sufficed. Returns dq, dk, dv, dkeep, dweight,
-    dridge, dstate.   (W.29)
+    """Adjoint of mesa_chunked_fwd, if the iterations sufficed.   (W.29)
+
+    Returns dq, dk, dv, dkeep, dweight, dridge, dstate.
     """
     *dtokens, dridge, dstate = chunks_bwd(_chunk_bwd, dout, dstate_out, res)
     return *dtokens, namespace(dout).sum(dridge, axis=(0, 1)), dstate
 
 
 def conjugate_gradients(
-    q: Array,
-    k: Array,
-    weight: Array,
-    ridge: Array,
-    fade: Array,
-    H: Array,
-    read: str,
+    q: Array, k: Array, weight: Array, ridge: Array, fade: Array, H: Array, read: str,
     iterations: int,
-):
-    """(B,L,K),(B,L,K),(B,L),(K),(B,L+1,L+1),(B,K,K)->(B,L,K),(B,L)   x_t (H_t + Lambda) = q_t, and
-    what is left, |q_t - x_t (...)|   (W.28)
+):  # fmt: skip
+    """(B,L,K),(B,L,K),(B,L),(K),(B,L+1,L+1),(B,K,K)->(B,L,K),(B,L)
+    x_t (H_t + Lambda) = q_t, and what is left, |q_t - x_t (...)|   (W.28)
 
     H is the matrix before the chunk. Each token has a system of its own; the products of all of
     them are one linear attention. A token whose residual is down to rounding stands still.
@@ -242,41 +231,42 @@ def conjugate_gradients(
 
     def product(x: Array) -> Array:
         """x_t (H_t + Lambda) = fade_t0 x_t H_0 + sum_s zeta_ts (x_t . k_s) k_s + x_t Lambda"""
-        scores = zeta * xp.matmul(x, xp.matrix_transpose(k))  # (B,L,L)
-        return seen[:, :, :1] * xp.matmul(x, H) + xp.matmul(scores, k) + ridge * x  # (B,L,K)
+        scores = masked(zeta * xp.matmul(x, xp.matrix_transpose(k)), past(q, read))  # (B,L,L)
+        written = causal_product(scores, k, read == "inclusive")  # (B,L,K)
+        return seen[:, :, :1] * xp.matmul(x, H) + written + ridge * x  # (B,L,K)
 
+    # x is linear in q: at unit size no square overflows
+    size = xp.max(xp.abs(q), axis=-1, keepdims=True)  # (B,L,1)
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    q = q / size  # (B,L,K)
     x, residual, direction = xp.zeros_like(q), q, q  # (B,L,K)
     squared = xp.sum(q * q, axis=-1, keepdims=True)  # (B,L,1)
     rounding = float(xp.finfo(q.dtype).eps) ** 2 * squared  # (B,L,1)
     for _ in range(iterations):
         moving, along = squared > rounding, product(direction)  # (B,L,1), (B,L,K)
         curvature = xp.sum(direction * along, axis=-1, keepdims=True)  # (B,L,1)
-        length = xp.where(moving, squared, xp.zeros_like(squared)) / xp.where(
-            moving, curvature, xp.ones_like(curvature)
-        )  # (B,L,1)
+        length = masked(squared, moving) / xp.where(moving, curvature, xp.ones_like(curvature))
         x = x + length * direction
         residual = residual - length * along
         before, squared = squared, xp.sum(residual * residual, axis=-1, keepdims=True)  # (B,L,1)
-        direction = residual + squared / xp.where(moving, before, xp.ones_like(before)) * direction
+        turn = masked(squared, moving) / xp.where(moving, before, xp.ones_like(before))  # (B,L,1)
+        direction = residual + turn * direction
     left = q - product(x)  # (B,L,K)
-    return x, xp.sqrt(xp.sum(left * left, axis=-1))
+    return size * x, size[:, :, 0] * xp.sqrt(xp.sum(left * left, axis=-1))
 
 
 def _chunk_fwd(
-    q: Array, k: Array, v: Array, keep: Array, weight: Array, state: MesaState, ridge: Array, read: str, iterations: int
+    q: Array, k: Array, v: Array, keep: Array, weight: Array, state: MesaState, ridge: Array,
+    read: str, iterations: int,
 ):  # fmt: skip
     xp, fade, share = namespace(q), fades(keep), weight[:, :, None]  # (B,L+1,L+1), (B,L,1)
-    x, error = conjugate_gradients(
-        q, k, weight, ridge, fade, state.H, read, iterations
-    )  # (B,L,K), (B,L)
+    x, error = conjugate_gradients(q, k, weight, ridge, fade, state.H, read, iterations)
     out, G = sums(x, k, share * v, fade, state.G, read)  # (B,L,E), (B,K,E)
     last = fade[:, -1, :, None]  # (B,L+1,1)
-    H = (
-        xp.matmul(xp.matrix_transpose(k * last[:, 1:, :] * share), k) + last[:, :1, :] * state.H
-    )  # (B,K,K)
-    return (out, MesaState(G, H)), MesaChunkResidual(
-        q, k, v, keep, weight, ridge, state, x, error, read, iterations
-    )
+    H = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :] * share), k)  # (B,K,K)
+    after = MesaState(G, H + last[:, :1, :] * state.H)
+    res = MesaChunkResidual(q, k, v, keep, weight, ridge, state, x, error, read, iterations)
+    return (out, after), res
 
 
 def _chunk_bwd(dout: Array, dstate_out: MesaState | None, res: MesaChunkResidual):
@@ -287,8 +277,7 @@ def _chunk_bwd(dout: Array, dstate_out: MesaState | None, res: MesaChunkResidual
     dx, dk, du, dfade, dG = sums_bwd(dout, dG_out, x, k, share * v, fade, G, read)
     dv = share * du  # (B,L,E)
     dweight = xp.sum(du * v, axis=-1)  # (B,L)
-    # forward: x (H_t + Lambda) = q, so q's gradient solves the same system and the matrix has -x^T
-    # dq
+    # forward: x (H_t + Lambda) = q, so dq solves the same system, and the matrix gets -x^T dq
     dq, _ = conjugate_gradients(dx, k, weight, ridge, fade, H, read, iterations)  # (B,L,K)
     dridge = -dq * x  # (B,L,K) per token
     # forward: x H_t, H_out = sums(x, k, weight k, fade, H)
@@ -300,15 +289,9 @@ def _chunk_bwd(dout: Array, dstate_out: MesaState | None, res: MesaChunkResidual
 
 
 def _checked(
-    q: Array,
-    k: Array,
-    v: Array,
-    keep: Array,
-    weight: Array,
-    ridge: Array,
-    state: MesaState | None,
+    q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array, state: MesaState | None,
     read: str,
-):
+):  # fmt: skip
     """The namespace and the state that comes in."""
     G, H = state or (None, None)
     xp = namespace(q, k, v, keep, weight, ridge, G, H)

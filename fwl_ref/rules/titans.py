@@ -12,7 +12,8 @@ theta is half of this one.)
 A write w_j = -theta_j k_j^T e_j, e_j = k_j M_j - v_j, reaches M_i through every U on the way: rates
 alone decide how much of it, C_ij. So
 
-    M_i = a_i M_0 + c_i U_0 + sum_{j<i} C_ij w_j        and        (I + A) u = theta (v - a k M_0 - c k U_0),   w_j = k_j^T u_j
+    M_i = a_i M_0 + c_i U_0 + sum_{j<i} C_ij w_j,    w_j = k_j^T u_j
+    (I + A) u = theta (v - a k M_0 - c k U_0)
 
 with A_ts = theta_t C_ts (k_t . k_s) strictly lower triangular: the delta rule's WY form with the
 heavy ball's impulse response as its mask. The chunked form is therefore exact, gradients taken at
@@ -33,12 +34,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from ..ops.common import anticausal_product, before, causal_product, masked
 from .common import (
     check_rule,
     chunks_bwd,
     chunks_fwd,
     each,
-    masked,
     past,
     read_from,
     read_from_bwd,
@@ -68,22 +69,19 @@ class TitansResidual(NamedTuple):
     momentum: Array  # (B,T)
     decay: Array  # (B,T)
     step: Array  # (B,T)
-    states: (
-        TitansState  # (B,T+1,K,E) all states of the recurrent form; (B,1,K,E) the first of a chunk
-    )
+    states: TitansState  # (B,T+1,K,E) all of the recurrent form; (B,1,K,E) the first of a chunk
     read: str
     stale: bool
 
 
 class _Responses(NamedTuple):
-    """What the rates of a chunk of L tokens decide. Row i: the state before token i. Column 0: the
-    first state; column j+1: token j.
+    """What the rates of a chunk of L tokens decide.
+
+    Row i: the state before token i. Column 0: the first state; column j+1: token j.
     """
 
     keeps: Array  # (B,L+1,L+1) products of 1 - alpha between two states
-    momenta: (
-        Array  # (B,L+1,L+1) products of eta; also: how much of U_0 and of every write is in U_i
-    )
+    momenta: Array  # (B,L+1,L+1) products of eta: how much of U_0 and of every write is in U_i
     through: Array  # (B,L+1,L+1) how much of U_0 and of every write is in M_i
     fade: Array  # (B,L+1,L+1) the same, but column 0 says how much of M_0 is in M_i
 
@@ -99,10 +97,11 @@ def titans_gradient(M: Array, k: Array, v: Array) -> Array:
 
 
 def titans_recurrent_fwd(
-    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState | None = None, *, read: str
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
+    state: TitansState | None = None, *, read: str,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState   M' = (1 - alpha)
-    M + eta U - theta dl/dM   (W.2)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
+    M' = (1 - alpha) M + eta U - theta dl/dM   (W.2)
 
     ``read`` "strict": o_t = q_t M_t; "inclusive": o_t = q_t M_{t+1}. ``state`` None is an empty
     memory at rest. Raises ValueError for another read or shapes that do not fit.
@@ -111,9 +110,8 @@ def titans_recurrent_fwd(
     memories, updates = [start.M], [start.U]
     for t in range(q.shape[1]):
         M, U = memories[t], updates[t]
-        updates.append(
-            each(momentum[:, t]) * U - each(step[:, t]) * titans_gradient(M, k[:, t, :], v[:, t, :])
-        )  # (B,K,E)
+        g = titans_gradient(M, k[:, t, :], v[:, t, :])  # (B,K,E)
+        updates.append(each(momentum[:, t]) * U - each(step[:, t]) * g)
         memories.append((1 - each(decay[:, t])) * M + updates[t + 1])  # (B,K,E)
     states = TitansState(xp.stack(memories, axis=1), xp.stack(updates, axis=1))  # (B,T+1,K,E)
     res = TitansResidual(q, k, v, momentum, decay, step, states, read, False)
@@ -121,8 +119,9 @@ def titans_recurrent_fwd(
 
 
 def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual):
-    """Adjoint of titans_recurrent_fwd: backpropagation through time. Returns dq, dk, dv, dmomentum,
-    ddecay, dstep, dstate.   (W.3)
+    """Adjoint of titans_recurrent_fwd: backpropagation through time.   (W.3)
+
+    Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
     """
     q, k, v, momentum, decay, step, states, read, _ = res
     xp = namespace(dout, q)
@@ -156,11 +155,11 @@ def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: Titan
 
 
 def titans_chunked_fwd(
-    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState | None = None, chunk: int | None = None,
-    *, read: str,
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
+    state: TitansState | None = None, chunk: int | None = None, *, read: str,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState   the same
-    function by chunks   (W.5)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
+    the same function by chunks   (W.5)
 
     u = (I + A)^{-1} theta (v - a k M_0 - c k U_0), then sums of u with the coefficients of (W.4).
     ``chunk`` None is one chunk. Raises ValueError as ``titans_recurrent_fwd`` does, and if
@@ -178,16 +177,19 @@ def titans_chunked_fwd(
 def titans_chunked_bwd(
     dout: Array, dstate_out: TitansState | None, res: tuple[TitansResidual, ...]
 ):
-    """Adjoint of titans_chunked_fwd. Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.   (W.6)"""
+    """Adjoint of titans_chunked_fwd.   (W.6)
+
+    Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
+    """
     return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
 
 
 def titans_stale_fwd(
-    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState | None = None, chunk: int | None = None,
-    *, read: str,
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
+    state: TitansState | None = None, chunk: int | None = None, *, read: str,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState   u = theta (v - k
-    M_0): not titans_recurrent_fwd   (W.7)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
+    u = theta (v - k M_0): not titans_recurrent_fwd   (W.7)
 
     The gradients of a chunk are taken at its first memory, so the chunk size is part of the
     function; with chunks of one token it is ``titans_recurrent_fwd``.
@@ -202,20 +204,17 @@ def titans_stale_fwd(
 
 
 def titans_stale_bwd(dout: Array, dstate_out: TitansState | None, res: tuple[TitansResidual, ...]):
-    """Adjoint of titans_stale_fwd. Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.   (W.8)"""
+    """Adjoint of titans_stale_fwd.   (W.8)
+
+    Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
+    """
     return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
 
 
 def _checked(
-    q: Array,
-    k: Array,
-    v: Array,
-    momentum: Array,
-    decay: Array,
-    step: Array,
-    state: TitansState | None,
-    read: str,
-):
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
+    state: TitansState | None, read: str,
+):  # fmt: skip
     """The namespace and the state that comes in."""
     M, U = state or (None, None)
     xp = namespace(q, k, v, momentum, decay, step, M, U)
@@ -226,16 +225,9 @@ def _checked(
 
 
 def _chunk_fwd(
-    q: Array,
-    k: Array,
-    v: Array,
-    momentum: Array,
-    decay: Array,
-    step: Array,
-    state: TitansState,
-    read: str,
-    stale: bool,
-):
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState,
+    read: str, stale: bool,
+):  # fmt: skip
     xp, (M, U) = namespace(q), state
     table = _responses(momentum, decay)
     _, _, u = _errors(k, v, step, state, table, stale)  # (B,L,E)
@@ -248,9 +240,8 @@ def _chunk_fwd(
     last = table.momenta[:, -1, :, None]  # (B,L+1,1)
     U_out = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), u) + last[:, :1, :] * U  # (B,K,E)
     states = TitansState(M[:, None, ...], U[:, None, ...])  # (B,1,K,E)
-    return (out, TitansState(M_out, U_out)), TitansResidual(
-        q, k, v, momentum, decay, step, states, read, stale
-    )
+    res = TitansResidual(q, k, v, momentum, decay, step, states, read, stale)
+    return (out, TitansState(M_out, U_out)), res
 
 
 def _chunk_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual):
@@ -269,48 +260,45 @@ def _chunk_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual)
     dread = xp.sum(q * pulled, axis=-1, keepdims=True)  # (B,L,1)
     # forward: M_out += from_U_L U
     dU += from_U[:, -1:, :] * dM_out
-    dfrom_U = read_from_bwd(dread, read) + _at_end(
-        xp.sum(dM_out * U, axis=(1, 2))[:, None, None], from_U
-    )  # (B,L+1,1)
+    dlast = xp.sum(dM_out * U, axis=(1, 2))[:, None, None]  # (B,1,1)
+    dfrom_U = read_from_bwd(dread, read) + _at_end(dlast, from_U)  # (B,L+1,1)
     # forward: U_out = (momenta_L k)^T u + momenta_L0 U
     last = table.momenta[:, -1, :, None]  # (B,L+1,1)
     pulled = xp.matmul(u, xp.matrix_transpose(dU_out))  # (B,L,K)
     dk += last[:, 1:, :] * pulled
     du += last[:, 1:, :] * xp.matmul(k, dU_out)
     dU += last[:, :1, :] * dU_out
-    dlast = xp.concat(
-        [xp.sum(U * dU_out, axis=(1, 2))[:, None], xp.sum(k * pulled, axis=-1)], axis=-1
-    )  # (B,L+1)
+    dfirst = xp.sum(U * dU_out, axis=(1, 2))[:, None]  # (B,1)
+    dlast = xp.concat([dfirst, xp.sum(k * pulled, axis=-1)], axis=-1)  # (B,L+1)
     dmomenta = _at_end(dlast[:, None, :], table.momenta)  # (B,L+1,L+1)
     # forward: u = (I + A)^{-1} r
-    from_M, before, seen = _seen_by_keys(table, stale)  # (B,L,1), (B,L,1), (B,L,L)
+    from_M, from_U_then, seen = _seen_by_keys(table, stale)  # (B,L,1), (B,L,1), (B,L,L)
     da, dr = solve_bwd(du, a, u)  # (B,L,L), (B,L,E)
-    # forward: r = theta (v - from_M k M - before k U)
+    # forward: r = theta (v - from_M k M - from_U_then k U)
     dv = step[:, :, None] * dr  # (B,L,E)
     kM, kU = xp.matmul(k, M), xp.matmul(k, U)  # (B,L,E)
-    dstep = xp.sum(dr * (v - from_M * kM - before * kU), axis=-1)  # (B,L)
-    dk -= from_M * xp.matmul(dv, xp.matrix_transpose(M)) + before * xp.matmul(
-        dv, xp.matrix_transpose(U)
-    )
+    dstep = xp.sum(dr * (v - from_M * kM - from_U_then * kU), axis=-1)  # (B,L)
+    dk -= from_M * xp.matmul(dv, xp.matrix_transpose(M))
+    dk -= from_U_then * xp.matmul(dv, xp.matrix_transpose(U))
     dM -= xp.matmul(xp.matrix_transpose(from_M * k), dv)
-    dU -= xp.matmul(xp.matrix_transpose(before * k), dv)
+    dU -= xp.matmul(xp.matrix_transpose(from_U_then * k), dv)
     # forward: A = theta (k k^T * seen) below the diagonal
     dstep += xp.sum(da * gram * seen, axis=-1)
     da = step[:, :, None] * da
     dgram = da * seen  # (B,L,L)
     dk += xp.matmul(dgram, k) + xp.matmul(xp.matrix_transpose(dgram), k)
     if not stale:
-        # forward: from_M, before, seen = the rows of fade and through before each token
-        dfrom_M, dbefore = (-xp.sum(dv * kS, axis=-1, keepdims=True) for kS in (kM, kU))  # (B,L,1)
-        dfrom_U += read_from_bwd(dbefore, "strict")
+        # forward: from_M, from_U_then, seen = the rows of fade and through before each token
+        dfrom_M, dthen = (-xp.sum(dv * kS, axis=-1, keepdims=True) for kS in (kM, kU))  # (B,L,1)
+        dfrom_U += read_from_bwd(dthen, "strict")
         dfade += read_from_bwd(xp.concat([dfrom_M, da * gram], axis=-1), "strict")
     dmomentum, ddecay = _responses_bwd(dfade, dfrom_U, dmomenta, table, momentum, decay)
     return dq, dk, dv, dmomentum, ddecay, dstep, TitansState(dM, dU)
 
 
 def _errors(
-    k: Array, v: Array, step: Array, state: TitansState, table: _Responses, stale: bool
-) -> tuple[Array, Array, Array]:
+    k: Array, v: Array, step: Array, state: TitansState, table: _Responses, stale: bool,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """k k^T (B,L,L), A (B,L,L), and what is written, u_t = theta_t (v_t - k_t M_t) (B,L,E)"""
     xp, (M, U) = namespace(k, v, step), state
     from_M, from_U, seen = _seen_by_keys(table, stale)  # (B,L,1), (B,L,1), (B,L,L)
@@ -321,8 +309,9 @@ def _errors(
 
 
 def _seen_by_keys(table: _Responses, stale: bool) -> tuple[Array, Array, Array]:
-    """How much of M_0 (B,L,1), U_0 (B,L,1) and the writes (B,L,L) is in the memory that each
-    gradient is taken at; stale: M_0 alone
+    """How much of M_0 (B,L,1), U_0 (B,L,1) and the writes (B,L,L) each gradient is taken at
+
+    Stale: M_0 alone.
     """
     from_M, from_U, seen = table.fade[:, :-1, :1], table.through[:, :-1, :1], table.fade[:, :-1, 1:]
     if stale:
@@ -332,44 +321,45 @@ def _seen_by_keys(table: _Responses, stale: bool) -> tuple[Array, Array, Array]:
 
 
 def _responses(momentum: Array, decay: Array) -> _Responses:
-    """(B,L),(B,L)->...   U is a faded sum of writes, M a faded sum of U_1, ..., U_i: two triangular
-    matrices and their product
+    """(B,L),(B,L)->...   U is a faded sum of writes, M a faded sum of U_1, ..., U_i
+
+    Two triangular matrices and their product.
     """
     xp = namespace(momentum, decay)
     keeps, momenta = _products(1 - decay), _products(momentum)  # (B,L+1,L+1)
-    through = xp.matmul(keeps[:, :, 1:], momenta[:, 1:, :])  # (B,L+1,L+1)
-    return _Responses(
-        keeps, momenta, through, xp.concat([keeps[:, :, :1], through[:, :, 1:]], axis=-1)
-    )
+    through = causal_product(keeps[:, 1:, 1:], momenta[:, 1:, :], own=True)  # (B,L,L+1)
+    through = xp.concat([xp.zeros_like(keeps[:, :1, :]), through], axis=1)  # (B,L+1,L+1)
+    fade = xp.concat([keeps[:, :, :1], through[:, :, 1:]], axis=-1)  # (B,L+1,L+1)
+    return _Responses(keeps, momenta, through, fade)
 
 
 def _responses_bwd(
-    dfade: Array, dfrom_U: Array, dmomenta: Array, table: _Responses, momentum: Array, decay: Array
-) -> tuple[Array, Array]:
+    dfade: Array, dfrom_U: Array, dmomenta: Array, table: _Responses, momentum: Array, decay: Array,
+) -> tuple[Array, Array]:  # fmt: skip
     """Adjoint of _responses: dmomentum, ddecay."""
     xp = namespace(dfade)
     # forward: fade = [keeps_0, through_1, ...],  from_U = through_0
     dthrough = xp.concat([dfrom_U, dfade[:, :, 1:]], axis=-1)  # (B,L+1,L+1)
-    # forward: through = keeps[:, 1:] momenta[1:, :]
+    # forward: through[1:, :] = keeps[1:, 1:] momenta[1:, :], and row 0 is 0
     dkeeps = xp.matmul(dthrough, xp.matrix_transpose(table.momenta[:, 1:, :]))  # (B,L+1,L)
     dkeeps = xp.concat([dfade[:, :, :1], dkeeps], axis=-1)  # (B,L+1,L+1)
-    into = xp.matmul(xp.matrix_transpose(table.keeps[:, :, 1:]), dthrough)  # (B,L,L+1)
+    into = anticausal_product(table.keeps[:, 1:, 1:], dthrough[:, 1:, :], own=True)  # (B,L,L+1)
     dmomenta = dmomenta + read_from_bwd(into, "inclusive")
-    return _products_bwd(dmomenta, table.momenta, momentum), -_products_bwd(
-        dkeeps, table.keeps, 1 - decay
-    )
+    dmomentum = _products_bwd(dmomenta, table.momenta, momentum)  # (B,L)
+    return dmomentum, -_products_bwd(dkeeps, table.keeps, 1 - decay)
 
 
 def _products(rate: Array) -> Array:
-    """(B,L)->(B,L+1,L+1)   P_ij = product of rate_r over j <= r < i, for j <= i, else 0; any rate,
-    0 too
+    """(B,L)->(B,L+1,L+1)
+    P_ij = product of rate_r over j <= r < i, for j <= i, else 0; any rate, 0 too
 
     Row i is rate_{i-1} times row i - 1, plus the unit row i: so P is the inverse of I - (rate below
     the diagonal).
     """
     xp, size = namespace(rate), rate.shape[1] + 1
     unit = xp.eye(size, dtype=rate.dtype, device=rate.device)[None, :, :]  # (1,L+1,L+1)
-    return solve(-_below(rate), xp.broadcast_to(unit, (rate.shape[0], size, size)))
+    products = solve(-_below(rate), xp.broadcast_to(unit, (rate.shape[0], size, size)))
+    return masked(products, before(size, rate, own=True))
 
 
 def _products_bwd(dproducts: Array, products: Array, rate: Array) -> Array:
@@ -386,9 +376,7 @@ def _below(rate: Array) -> Array:
     """(B,L)->(B,L+1,L+1)   the rates on the first diagonal below the main one"""
     xp = namespace(rate)
     one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=rate.device)  # (L+1,L+1)
-    first = xp.zeros(
-        (rate.shape[0], 1), dtype=rate.dtype, device=rate.device
-    )  # (B,1) nothing is above row 0
+    first = xp.zeros((rate.shape[0], 1), dtype=rate.dtype, device=rate.device)  # (B,1) of row 0
     return xp.concat([first, rate], axis=1)[:, :, None] * one
 
 

@@ -1,10 +1,13 @@
 """Test-time training: what TTT-Linear and TTT-MLP share. No rule of its own; the rules differ in
 the network that makes z of its input.
 
-    prediction   f(x) = x + LN(z; gain, bias)        without gain and bias  f(x) = z: neither LayerNorm nor residual
+    prediction   f(x) = x + LN(z; gain, bias)
+                 without gain and bias  f(x) = z: neither LayerNorm nor residual
     loss         l = |f(k) - v|^2
-    gradient     dz = LN^T(2 (f(k) - v)),  LN^T the adjoint of LayerNorm in its input; from there the network's own backward pass
-    update       state_{t+1} = state_t - step_t gradient_t, at the state that the token's mini-batch began with
+    gradient     dz = LN^T(2 (f(k) - v)),  LN^T the adjoint of LayerNorm in its input;
+                 from there the network's own backward pass
+    update       state_{t+1} = state_t - step_t gradient_t,
+                 the gradient at the state that the token's mini-batch began with
     read         f(q) with the network before (strict) or after (inclusive) the update
 
 Token by token this is one loop for every network (``recurrent_fwd``). By whole mini-batches each
@@ -33,9 +36,7 @@ EPS = 1e-6  # LayerNorm's
 
 
 class Network(NamedTuple):
-    """What a rule brings: f and the gradient of the inner loss for one token (B,...), and the
-    adjoints of both.
-    """
+    """What a rule brings: f and the gradient of the inner loss of one token, and the adjoints."""
 
     gradient: Callable  # state, k, v, *norm -> gradient, shaped as a state
     gradient_bwd: Callable  # g_gradient, state, k, v, *norm -> g_state, g_k, g_v, *g_norm
@@ -61,8 +62,8 @@ class InnerGradientResidual(NamedTuple):
 
 
 def predict_fwd(
-    x: Array, z: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS
-):
+    x: Array, z: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS,
+):  # fmt: skip
     """(...,E),(...,E),(...,E),(...,E)->(...,E)   f = x + LN(z; gain, bias), or f = z   (W.9)"""
     namespace(x, z, gain, bias)
     if gain is None:
@@ -72,36 +73,27 @@ def predict_fwd(
 
 
 def predict_bwd(g_f: Array, norm: LayerNormResidual | None) -> tuple[Array, ...]:
-    """Adjoint of predict_fwd: g_x (None if x does not enter), g_z, and with LayerNorm g_gain,
-    g_bias.   (W.10)
+    """Adjoint of predict_fwd.   (W.10)
+
+    Returns g_x (None if x does not enter), g_z, and with LayerNorm g_gain, g_bias.
     """
     # forward: f = x + LN(z; gain, bias)
     return (None, g_f) if norm is None else (g_f, *layernorm_bwd(g_f, norm))
 
 
 def inner_loss(
-    k: Array,
-    z: Array,
-    v: Array,
-    gain: Array | None = None,
-    bias: Array | None = None,
-    *,
+    k: Array, z: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *,
     eps: float = EPS,
-) -> Array:
+) -> Array:  # fmt: skip
     """(...,E),(...,E),(...,E),(...,E),(...,E)->(...)   l = |f(k) - v|^2   (W.11)"""
     f, _ = predict_fwd(k, z, gain, bias, eps=eps)  # (...,E)
     return namespace(f, v).sum((f - v) * (f - v), axis=-1)  # (...)
 
 
 def inner_gradient(
-    k: Array,
-    z: Array,
-    v: Array,
-    gain: Array | None = None,
-    bias: Array | None = None,
-    *,
+    k: Array, z: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *,
     eps: float = EPS,
-):
+):  # fmt: skip
     """(...,E),(...,E),(...,E),(...,E),(...,E)->(...,E)   dz = LN^T(2 (f(k) - v))   (W.11)"""
     f, norm = predict_fwd(k, z, gain, bias, eps=eps)  # (...,E)
     df = 2 * (f - v)  # (...,E)
@@ -109,8 +101,9 @@ def inner_gradient(
 
 
 def inner_gradient_bwd(g_dz: Array, res: InnerGradientResidual) -> tuple[Array, ...]:
-    """Adjoint of inner_gradient: g_k (None if k does not enter), g_z, g_v, and with LayerNorm
-    g_gain, g_bias.   (W.12)
+    """Adjoint of inner_gradient.   (W.12)
+
+    Returns g_k (None if k does not enter), g_z, g_v, and with LayerNorm g_gain, g_bias.
     """
     df, norm = res
     xp = namespace(g_dz, df)
@@ -126,8 +119,8 @@ def inner_gradient_bwd(g_dz: Array, res: InnerGradientResidual) -> tuple[Array, 
 
 
 def layer(x: Array, W: Array, b: Array | None) -> Array:
-    """(B,...,K),(B,K,E),(B,E)->(B,...,E)   y = x W + b, every sequence its own W and b; x is one
-    token (B,K) or many (B,S,K)
+    """(B,...,K),(B,K,E),(B,E)->(B,...,E)
+    y = x W + b, every sequence its own W and b; x is one token (B,K) or many (B,S,K)
     """
     xp, rows = namespace(x, W, b), _rows(x)
     y = xp.matmul(rows, W)  # (B,S,E)
@@ -145,8 +138,8 @@ def layer_bwd(g_y: Array, x: Array, W: Array, b: Array | None) -> tuple[Array, A
 
 
 def layer_gradient(x: Array, dy: Array, b: Array | None) -> tuple[Array, Array | None]:
-    """(B,K),(B,E),(B,E)->(B,K,E),(B,E)   dl/dW = x^T dy, dl/db = dy for one token; of b only
-    whether there is one
+    """(B,K),(B,E),(B,E)->(B,K,E),(B,E)
+    dl/dW = x^T dy, dl/db = dy for one token; of b only whether there is one
     """
     return outer(x, dy), None if b is None else dy
 
@@ -159,45 +152,35 @@ def layer_gradient_bwd(g_W: Array, g_b: Array | None, x: Array, dy: Array) -> tu
 
 
 def dual_layer(
-    q: Array, k: Array, u: Array, W: Array, b: Array | None, read: str
-) -> tuple[Array, Array, Array | None]:
-    """(B,S,K),(B,S,K),(B,S,E),(B,K,E),(B,E)->(B,S,E),(B,K,E),(B,E)   y_t = q_t W + b + sum_s (q_t .
-    k_s + 1) u_s   (W.16)
+    q: Array, k: Array, u: Array, W: Array, b: Array | None, read: str,
+) -> tuple[Array, Array, Array | None]:  # fmt: skip
+    """(B,S,K),(B,S,K),(B,S,E),(B,K,E),(B,E)->(B,S,E),(B,K,E),(B,E)
+    y_t = q_t W + b + sum_s (q_t . k_s + 1) u_s   (W.16)
 
     A layer that every token has changed, W by k_s^T u_s and b by u_s, and that is never formed:
     linear attention with a constant channel for the bias. Returns y, and W and b after the last
     token.
     """
-    y, S = sums(
-        _with_one(q, b), _with_one(k, b), u, unfaded(q.shape[1], q), _packed(W, b), read
-    )  # (B,S,E), (B,K+1,E)
+    nothing_fades = unfaded(q.shape[1], q)
+    y, S = sums(_with_one(q, b), _with_one(k, b), u, nothing_fades, _packed(W, b), read)
     return y, *_unpacked(S, b)
 
 
 def dual_layer_bwd(
-    g_y: Array,
-    g_after: tuple | None,
-    q: Array,
-    k: Array,
-    u: Array,
-    W: Array,
-    b: Array | None,
+    g_y: Array, g_after: tuple | None, q: Array, k: Array, u: Array, W: Array, b: Array | None,
     read: str,
-) -> tuple:
-    """Adjoint of dual_layer: g_q, g_k, g_u, g_W, g_b. ``g_after``: the gradients of W and b after
-    the last token, None for 0.   (W.17)
+) -> tuple:  # fmt: skip
+    """Adjoint of dual_layer: g_q, g_k, g_u, g_W, g_b.   (W.17)
+
+    ``g_after``: the gradients of W and b after the last token, None for 0.
     """
     g_S, width = None if g_after is None else _packed(*g_after), q.shape[2]  # (B,K+1,E)
     # forward: y, S = sums([q, 1], [k, 1], u)
     g_q, g_k, g_u, _, g_S = sums_bwd(
         g_y, g_S, _with_one(q, b), _with_one(k, b), u, unfaded(q.shape[1], q), _packed(W, b), read
     )
-    return (
-        g_q[:, :, :width],
-        g_k[:, :, :width],
-        g_u,
-        *_unpacked(g_S, b),
-    )  # the channel of ones is nobody's input
+    # the channel of ones is nobody's input
+    return g_q[:, :, :width], g_k[:, :, :width], g_u, *_unpacked(g_S, b)
 
 
 def descend(state: Tree, rate: Array, gradient: Tree) -> Tree:
@@ -215,11 +198,11 @@ def descend_bwd(g_state: Tree, rate: Array, gradient: Tree) -> tuple[Array, Tree
 
 
 def recurrent_fwd(
-    network: Network, q: Array, k: Array, v: Array, step: Array, norm: tuple[Array, ...], state: Tree,
-    *, minibatch: int, read: str, eps: float,
+    network: Network, q: Array, k: Array, v: Array, step: Array, norm: tuple[Array, ...],
+    state: Tree, *, minibatch: int, read: str, eps: float,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T,E)...,state->(B,T,E),state   state_{t+1} = state_t -
-    step_t dl_t/dstate   (W.14), (W.20)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T,E)...,state->(B,T,E),state
+    state_{t+1} = state_t - step_t dl_t/dstate   (W.14), (W.20)
     """
     states, outs = [state], []
     for t in range(q.shape[1]):
@@ -228,13 +211,11 @@ def recurrent_fwd(
         norm_t = [p[:, t, :] for p in norm]  # (B,E)
         gradient = network.gradient(first, k[:, t, :], v[:, t, :], *norm_t, eps=eps)
         states.append(descend(states[t], step[:, t], gradient))
-        out, _ = network.read_fwd(
-            states[t] if read == "strict" else states[t + 1], q[:, t, :], *norm_t, eps=eps
-        )  # (B,E)
+        seen = states[t] if read == "strict" else states[t + 1]
+        out, _ = network.read_fwd(seen, q[:, t, :], *norm_t, eps=eps)  # (B,E)
         outs.append(out)
-    return (stack(outs, v), states[-1]), TTTResidual(
-        q, k, v, step, norm, tuple(states), minibatch, read, eps
-    )
+    res = TTTResidual(q, k, v, step, norm, tuple(states), minibatch, read, eps)
+    return (stack(outs, v), states[-1]), res
 
 
 def recurrent_bwd(
@@ -250,24 +231,18 @@ def recurrent_bwd(
     g_state = zeros_like(states[-1]) if g_state_out is None else g_state_out
     g_first, g_qs, g_ks, g_vs, g_steps, g_norms = zeros_like(states[-1]), [], [], [], [], []
     for t in reversed(range(q.shape[1])):
-        norm_t, seen, first = (
-            [p[:, t, :] for p in norm],
-            states[t] if read == "strict" else states[t + 1],
-            states[t - t % minibatch],
-        )
+        norm_t, first = [p[:, t, :] for p in norm], states[t - t % minibatch]
+        seen = states[t] if read == "strict" else states[t + 1]
         token = first, k[:, t, :], v[:, t, :], *norm_t
         # forward: out = f(q) with the state that is read
         _, head = network.read_fwd(seen, q[:, t, :], *norm_t, eps=eps)
-        g_seen, g_q, *g_norm_read = network.read_bwd(
-            g_out[:, t, :], seen, q[:, t, :], head
-        )  # (B,K)
+        g_seen, g_q, *g_norm_read = network.read_bwd(g_out[:, t, :], seen, q[:, t, :], head)
         g_qs.append(g_q)
         if read == "inclusive":
             g_state = add(g_state, g_seen)
         # forward: state' = state - step * gradient
-        g_step, g_gradient = descend_bwd(
-            g_state, step[:, t], network.gradient(*token, eps=eps)
-        )  # (B,)
+        gradient = network.gradient(*token, eps=eps)
+        g_step, g_gradient = descend_bwd(g_state, step[:, t], gradient)  # (B,)
         g_steps.append(g_step)
         # forward: gradient = network.gradient(first, k, v)
         g_moved, g_k, g_v, *g_norm = network.gradient_bwd(g_gradient, *token, eps=eps)
@@ -283,28 +258,22 @@ def recurrent_bwd(
     tokens = (
         stack(rows[::-1], like) for rows, like in ((g_qs, q), (g_ks, k), (g_vs, v), (g_steps, step))
     )
-    g_norm = tuple(
-        stack([rows[i] for rows in g_norms[::-1]], p) for i, p in enumerate(norm)
-    )  # (B,T,E)
+    columns = ([rows[i] for rows in g_norms[::-1]] for i in range(len(norm)))
+    g_norm = tuple(stack(rows, p) for rows, p in zip(columns, norm, strict=True))  # (B,T,E)
     return *tokens, *per_token_bwd(g_norm), g_state
 
 
 def check_ttt(
-    read: str,
-    minibatch: int,
-    q: Array,
-    k: Array,
-    v: Array,
-    step: Array,
-    gain: Array | None,
+    read: str, minibatch: int, q: Array, k: Array, v: Array, step: Array, gain: Array | None,
     bias: Array | None,
-) -> None:
+) -> None:  # fmt: skip
     """What both rules rely on, beside the shapes of their states."""
     if minibatch < 1:
         raise ValueError(f"a mini-batch must hold at least 1 token, got {minibatch}")
     if (gain is None) != (bias is None):
         raise ValueError(
-            "LayerNorm needs a gain and a bias, got only one of them: pass both, or None for both to do without LayerNorm"
+            "LayerNorm needs a gain and a bias, got only one of them: pass both, or None for both "
+            "to do without LayerNorm"
         )
     width = "K" if gain is None else "E"  # x + LN(z): the network's input is as wide as its output
     tokens = {"q": (q, f"BT{width}"), "k": (k, f"BT{width}"), "v": (v, "BTE"), "step": (step, "BT")}
@@ -312,14 +281,12 @@ def check_ttt(
 
 
 def per_token(gain: Array | None, bias: Array | None, v: Array) -> tuple[Array, ...]:
-    """(E),(E),(B,T,E)->(B,T,E),(B,T,E)   a copy of gain and bias for every token; () if there are
-    none
+    """(E),(E),(B,T,E)->(B,T,E),(B,T,E)
+    a copy of gain and bias for every token; () if there are none
     """
-    return (
-        ()
-        if gain is None
-        else tuple(namespace(p, v).broadcast_to(p, v.shape) for p in (gain, bias))
-    )
+    if gain is None:
+        return ()
+    return tuple(namespace(p, v).broadcast_to(p, v.shape) for p in (gain, bias))
 
 
 def per_token_bwd(g_norm: tuple[Array, ...]) -> tuple[Array | None, Array | None]:
@@ -345,11 +312,9 @@ def _unpacked(S: Array, b: Array | None) -> tuple[Array, Array | None]:
 def _with_one(x: Array, b: Array | None) -> Array:
     """(B,S,K)->(B,S,K+1)   the input of a packed layer"""
     xp = namespace(x)
-    return (
-        x
-        if b is None
-        else xp.concat([x, xp.ones((*x.shape[:2], 1), dtype=x.dtype, device=x.device)], axis=2)
-    )
+    if b is None:
+        return x
+    return xp.concat([x, xp.ones((*x.shape[:2], 1), dtype=x.dtype, device=x.device)], axis=2)
 
 
 def _broad(rate: Array, like: Array) -> Array:

@@ -1,10 +1,10 @@
-"""TTT-Linear: the hidden state is a linear map, trained by mini-batch gradient descent on the
-sequence that it reads.
+"""TTT-Linear: the hidden state is a linear map, trained by gradient descent while it reads.
 
     network    z = x W + b,    f(x) = x + LN(z; gain, bias)
     loss       l(W, b) = |f(k) - v|^2
     gradient   dl = <dz, k dW + db>,  so  dl/dW = k^T dz,  dl/db = dz,    dz = LN^T(2 (f(k) - v))
-    update     (W, b)_{t+1} = (W, b)_t - step_t dl_t/d(W, b), at the (W, b) that the token's mini-batch began with
+    update     (W, b)_{t+1} = (W, b)_t - step_t dl_t/d(W, b),
+               the gradient at the (W, b) that the token's mini-batch began with
 
 Exactly gradient descent on gradients that are stale within a mini-batch; they are applied token by
 token, so an inclusive read (the paper's) sees its own. The size of the mini-batch is part of the
@@ -66,45 +66,29 @@ class TTTLinearState(NamedTuple):
 
 
 def ttt_linear_loss(
-    state: TTTLinearState,
-    k: Array,
-    v: Array,
-    gain: Array | None = None,
-    bias: Array | None = None,
-    *,
-    eps: float = EPS,
-) -> Array:
-    """TTTLinearState,(B,K),(B,E),(E),(E)->(B)   l = |f(k) - v|^2, f(x) = x + LN(x W + b)   (W.13)"""
+    state: TTTLinearState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None,
+    *, eps: float = EPS,
+) -> Array:  # fmt: skip
+    """TTTLinearState,(B,K),(B,E),(E),(E)->(B)
+    l = |f(k) - v|^2, f(x) = x + LN(x W + b)   (W.13)
+    """
     return inner_loss(k, layer(k, *state), v, gain, bias, eps=eps)
 
 
 def ttt_linear_gradient(
-    state: TTTLinearState,
-    k: Array,
-    v: Array,
-    gain: Array | None = None,
-    bias: Array | None = None,
-    *,
-    eps: float = EPS,
-) -> TTTLinearState:
+    state: TTTLinearState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None,
+    *, eps: float = EPS,
+) -> TTTLinearState:  # fmt: skip
     """TTTLinearState,(B,K),(B,E),(E),(E)->TTTLinearState   dl/dW = k^T dz, dl/db = dz   (W.13)"""
     dz, _ = inner_gradient(k, layer(k, *state), v, gain, bias, eps=eps)  # (B,E)
     return TTTLinearState(*layer_gradient(k, dz, state.b))
 
 
 def ttt_linear_gradient_bwd(
-    g: TTTLinearState,
-    state: TTTLinearState,
-    k: Array,
-    v: Array,
-    gain: Array | None = None,
-    bias: Array | None = None,
-    *,
-    eps: float = EPS,
-) -> tuple:
-    """Adjoint of ttt_linear_gradient: g_state, g_k, g_v, and with LayerNorm g_gain,
-    g_bias.   (W.15)
-    """
+    g: TTTLinearState, state: TTTLinearState, k: Array, v: Array, gain: Array | None = None,
+    bias: Array | None = None, *, eps: float = EPS,
+) -> tuple:  # fmt: skip
+    """Adjoint of ttt_linear_gradient: g_state, g_k, g_v, with LayerNorm g_gain, g_bias.   (W.15)"""
     dz, res = inner_gradient(k, layer(k, *state), v, gain, bias, eps=eps)  # (B,E)
     # backward: dW = k^T dz,  db = dz
     g_k, g_dz = layer_gradient_bwd(*g, k, dz)  # (B,K), (B,E)
@@ -117,11 +101,11 @@ def ttt_linear_gradient_bwd(
 
 
 def ttt_linear_recurrent_fwd(
-    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTLinearState | None = None,
-    *, minibatch: int, read: str, eps: float = EPS,
+    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
+    state: TTTLinearState | None = None, *, minibatch: int, read: str, eps: float = EPS,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState   S_{t+1} = S_t
-    - step_t dl_t/dS   (W.14)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState
+    S_{t+1} = S_t - step_t dl_t/dS   (W.14)
 
     ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch.
     ``read`` "strict": f(q_t) with S_t; "inclusive": with S_{t+1}. ``gain`` and ``bias`` None: no
@@ -144,11 +128,11 @@ def ttt_linear_recurrent_bwd(g_out: Array, g_state_out: TTTLinearState | None, r
 
 
 def ttt_linear_dual_fwd(
-    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTLinearState | None = None,
-    *, minibatch: int, read: str, eps: float = EPS,
+    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
+    state: TTTLinearState | None = None, *, minibatch: int, read: str, eps: float = EPS,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState   by whole
-    mini-batches   (W.16)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState
+    by whole mini-batches   (W.16)
 
     z_t = q_t W + b - sum_s step_s (q_t . k_s + 1) dz_s, then f: the same function as
     ``ttt_linear_recurrent_fwd``, with the same errors.
@@ -165,8 +149,9 @@ def ttt_linear_dual_fwd(
 def ttt_linear_dual_bwd(
     g_out: Array, g_state_out: TTTLinearState | None, res: tuple[TTTResidual, ...]
 ):
-    """Adjoint of ttt_linear_dual_fwd. Returns g_q, g_k, g_v, g_step, g_gain, g_bias,
-    g_state.   (W.17)
+    """Adjoint of ttt_linear_dual_fwd.   (W.17)
+
+    Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.
     """
     g_q, g_k, g_v, g_step, *g_norm, g_state = chunks_bwd(_batch_bwd, g_out, g_state_out, res)
     return g_q, g_k, g_v, g_step, *per_token_bwd(tuple(g_norm)), g_state
@@ -192,8 +177,8 @@ _NETWORK = Network(ttt_linear_gradient, ttt_linear_gradient_bwd, _read_fwd, _rea
 
 
 def _batch_fwd(
-    q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float
-):
+    q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float,
+):  # fmt: skip
     *norm, state = norm_and_state
     # write: dz_s at the first state, for all tokens at once
     dz, _ = inner_gradient(k, layer(k, *state), v, *norm, eps=eps)  # (B,S,E)
@@ -201,9 +186,8 @@ def _batch_fwd(
     # read: z_t = q_t W + b + sum_s (q_t . k_s + 1) u_s
     z, *after = dual_layer(q, k, u, *state, read)  # (B,S,E)
     out, _ = predict_fwd(q, z, *norm, eps=eps)  # (B,S,E)
-    return (out, TTTLinearState(*after)), TTTResidual(
-        q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps
-    )
+    res = TTTResidual(q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps)
+    return (out, TTTLinearState(*after)), res
 
 
 def _batch_bwd(g_out: Array, g_state_out: TTTLinearState | None, res: TTTResidual):
@@ -232,8 +216,8 @@ def _batch_bwd(g_out: Array, g_state_out: TTTLinearState | None, res: TTTResidua
 
 
 def _checked(
-    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTLinearState | None,
-    minibatch: int, read: str,
+    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
+    state: TTTLinearState | None, minibatch: int, read: str,
 ) -> tuple[tuple[Array, ...], TTTLinearState]:  # fmt: skip
     """Gain and bias per token, and the state that comes in."""
     namespace(q, k, v, step, gain, bias, *(state or ()))

@@ -1,10 +1,11 @@
-"""TTT-MLP: the hidden state is a two-layer network, trained by mini-batch gradient descent on the
-sequence that it reads.
+"""TTT-MLP: the hidden state is a two-layer network, trained by gradient descent while it reads.
 
     network    h = x W1 + b1,   a = gelu(h),   z = a W2 + b2,    f(x) = x + LN(z; gain, bias)
     loss       l(W1, b1, W2, b2) = |f(k) - v|^2
-    gradient   dz = LN^T(2 (f(k) - v)),   dh = gelu'(h) (dz W2^T);   dl/dW1 = k^T dh, dl/db1 = dh, dl/dW2 = a^T dz, dl/db2 = dz
-    update     state_{t+1} = state_t - step_t dl_t/dstate, at the state that the token's mini-batch began with
+    gradient   dz = LN^T(2 (f(k) - v)),   dh = gelu'(h) (dz W2^T);
+               dl/dW1 = k^T dh, dl/db1 = dh, dl/dW2 = a^T dz, dl/db2 = dz
+    update     state_{t+1} = state_t - step_t dl_t/dstate,
+               the gradient at the state that the token's mini-batch began with
 
 Exactly gradient descent on gradients that are stale within a mini-batch, with an inclusive read in
 the paper. This is the fast weight block (``fwl.py``) with another loss: there the next token's
@@ -75,48 +76,32 @@ class SlowResidual(NamedTuple):
 
 
 def ttt_mlp_loss(
-    state: TTTMLPState,
-    k: Array,
-    v: Array,
-    gain: Array | None = None,
-    bias: Array | None = None,
-    *,
+    state: TTTMLPState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *,
     eps: float = EPS,
-) -> Array:
-    """TTTMLPState,(B,K),(B,E),(E),(E)->(B)   l = |f(k) - v|^2, f(x) = x + LN(gelu(x W1 + b1) W2 +
-    b2)   (W.18)
+) -> Array:  # fmt: skip
+    """TTTMLPState,(B,K),(B,E),(E),(E)->(B)
+    l = |f(k) - v|^2, f(x) = x + LN(gelu(x W1 + b1) W2 + b2)   (W.18)
     """
     a, _ = gelu_fwd(layer(k, state.W1, state.b1))  # (B,F)
     return inner_loss(k, layer(a, state.W2, state.b2), v, gain, bias, eps=eps)
 
 
 def ttt_mlp_gradient(
-    state: TTTMLPState,
-    k: Array,
-    v: Array,
-    gain: Array | None = None,
-    bias: Array | None = None,
-    *,
+    state: TTTMLPState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *,
     eps: float = EPS,
-) -> TTTMLPState:
-    """TTTMLPState,(B,K),(B,E),(E),(E)->TTTMLPState   dl/dW1 = k^T dh, dl/db1 = dh, dl/dW2 = a^T dz,
-    dl/db2 = dz   (W.18)
+) -> TTTMLPState:  # fmt: skip
+    """TTTMLPState,(B,K),(B,E),(E),(E)->TTTMLPState
+    dl/dW1 = k^T dh, dl/db1 = dh, dl/dW2 = a^T dz, dl/db2 = dz   (W.18)
     """
     (dh, a, dz), _ = slow_fwd(state, k, v, gain, bias, eps=eps)  # (B,F), (B,F), (B,E)
     return TTTMLPState(*layer_gradient(k, dh, state.b1), *layer_gradient(a, dz, state.b2))
 
 
 def ttt_mlp_gradient_bwd(
-    g: TTTMLPState,
-    state: TTTMLPState,
-    k: Array,
-    v: Array,
-    gain: Array | None = None,
-    bias: Array | None = None,
-    *,
-    eps: float = EPS,
-) -> tuple:
-    """Adjoint of ttt_mlp_gradient: g_state, g_k, g_v, and with LayerNorm g_gain, g_bias.   (W.21)"""
+    g: TTTMLPState, state: TTTMLPState, k: Array, v: Array, gain: Array | None = None,
+    bias: Array | None = None, *, eps: float = EPS,
+) -> tuple:  # fmt: skip
+    """Adjoint of ttt_mlp_gradient: g_state, g_k, g_v, with LayerNorm g_gain, g_bias.   (W.21)"""
     (dh, a, dz), res = slow_fwd(state, k, v, gain, bias, eps=eps)  # (B,F), (B,F), (B,E)
     # backward: dW1 = k^T dh, db1 = dh: an outer product is bilinear
     g_k, g_dh = layer_gradient_bwd(g.W1, g.b1, k, dh)  # (B,K), (B,F)
@@ -127,16 +112,11 @@ def ttt_mlp_gradient_bwd(
 
 
 def slow_fwd(
-    state: TTTMLPState,
-    k: Array,
-    v: Array,
-    gain: Array | None = None,
-    bias: Array | None = None,
-    *,
+    state: TTTMLPState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *,
     eps: float = EPS,
-):
-    """TTTMLPState,(B,...,K),(B,...,E)->(B,...,F),(B,...,F),(B,...,E)   sweeps 1 and 2: dh, a, dz of
-    each token   (W.18)
+):  # fmt: skip
+    """TTTMLPState,(B,...,K),(B,...,E)->(B,...,F),(B,...,F),(B,...,E)
+    sweeps 1 and 2: dh, a, dz of each token   (W.18)
     """
     # sweep 1, up
     a, act = gelu_fwd(layer(k, state.W1, state.b1))  # (B,...,F)
@@ -149,10 +129,12 @@ def slow_fwd(
 
 
 def slow_bwd(
-    g_dh: Array, g_a: Array, g_dz: Array, state: TTTMLPState, k: Array, dz: Array, res: SlowResidual
-) -> tuple:
-    """Adjoint of slow_fwd, sweeps 5 and 6: g_state, g_k, g_v, and with LayerNorm g_gain,
-    g_bias.   (W.19)
+    g_dh: Array, g_a: Array, g_dz: Array, state: TTTMLPState, k: Array, dz: Array,
+    res: SlowResidual,
+) -> tuple:  # fmt: skip
+    """Adjoint of slow_fwd, sweeps 5 and 6.   (W.19)
+
+    Returns g_state, g_k, g_v, and with LayerNorm g_gain, g_bias.
     """
     a, da, act, loss = res
     # sweep 5: dh = gelu_bwd(da)
@@ -173,11 +155,11 @@ def slow_bwd(
 
 
 def ttt_mlp_recurrent_fwd(
-    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTMLPState,
-    *, minibatch: int, read: str, eps: float = EPS,
+    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
+    state: TTTMLPState, *, minibatch: int, read: str, eps: float = EPS,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState   state_{t+1} =
-    state_t - step_t dl_t/dstate   (W.20)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState
+    state_{t+1} = state_t - step_t dl_t/dstate   (W.20)
 
     ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch.
     ``read`` "strict": f(q_t) with state t; "inclusive": with state t + 1. ``gain`` and ``bias``
@@ -199,11 +181,11 @@ def ttt_mlp_recurrent_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TT
 
 
 def ttt_mlp_dual_fwd(
-    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTMLPState,
-    *, minibatch: int, read: str, eps: float = EPS,
+    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
+    state: TTTMLPState, *, minibatch: int, read: str, eps: float = EPS,
 ):  # fmt: skip
-    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState   by whole
-    mini-batches   (W.22)
+    """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState
+    by whole mini-batches   (W.22)
 
     Each layer is a linear attention whose values are slow gradients: the same function as
     ``ttt_mlp_recurrent_fwd``, with the same errors.
@@ -218,7 +200,10 @@ def ttt_mlp_dual_fwd(
 
 
 def ttt_mlp_dual_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: tuple[TTTResidual, ...]):
-    """Adjoint of ttt_mlp_dual_fwd. Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.   (W.23)"""
+    """Adjoint of ttt_mlp_dual_fwd.   (W.23)
+
+    Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.
+    """
     g_q, g_k, g_v, g_step, *g_norm, g_state = chunks_bwd(_batch_bwd, g_out, g_state_out, res)
     return g_q, g_k, g_v, g_step, *per_token_bwd(tuple(g_norm)), g_state
 
@@ -246,16 +231,15 @@ _NETWORK = Network(ttt_mlp_gradient, ttt_mlp_gradient_bwd, _read_fwd, _read_bwd)
 
 
 def _batch_fwd(
-    q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float
-):
+    q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float,
+):  # fmt: skip
     *norm, state = norm_and_state
     # write, sweeps 1 and 2: dh_s, a_s, dz_s at the first state, for all tokens at once
     slow, _ = slow_fwd(state, k, v, *norm, eps=eps)  # (B,S,F), (B,S,F), (B,S,E)
     # read, sweep 3
     (out, state_out), _ = _fast_fwd(q, k, step, slow, norm, state, read, eps)  # (B,S,E)
-    return (out, state_out), TTTResidual(
-        q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps
-    )
+    res = TTTResidual(q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps)
+    return (out, state_out), res
 
 
 def _batch_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual):
@@ -273,15 +257,9 @@ def _batch_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual):
 
 
 def _fast_fwd(
-    q: Array,
-    k: Array,
-    step: Array,
-    slow: tuple,
-    norm: Sequence[Array],
-    state: TTTMLPState,
-    read: str,
-    eps: float,
-):
+    q: Array, k: Array, step: Array, slow: tuple, norm: Sequence[Array], state: TTTMLPState,
+    read: str, eps: float,
+):  # fmt: skip
     """Sweep 3: f(q_t) with the parameters of each token, none of which is formed."""
     (dh, a, dz), rate = slow, step[:, :, None]  # (B,S,F), (B,S,F), (B,S,E), (B,S,1)
     # h'_t = q_t W1 + b1 - sum_s step_s (q_t . k_s + 1) dh_s
@@ -294,7 +272,8 @@ def _fast_fwd(
 
 
 def _fast_bwd(
-    g_out: Array, g_state_out: TTTMLPState | None, q: Array, k: Array, step: Array, slow: tuple, state: TTTMLPState, read: str, res: tuple
+    g_out: Array, g_state_out: TTTMLPState | None, q: Array, k: Array, step: Array, slow: tuple,
+    state: TTTMLPState, read: str, res: tuple,
 ):  # fmt: skip
     """Adjoint of _fast_fwd, sweep 4: g_q, g_k, g_step, (g_dh, g_a, g_dz), g_state, g_norm."""
     xp, (dh, a, dz), rate, (a_fast, act, head) = namespace(g_out), slow, step[:, :, None], res
@@ -314,23 +293,19 @@ def _fast_bwd(
     # forward: u1 = -step dh,  u2 = -step dz
     g_step = -xp.sum(g_u1 * dh, axis=-1) - xp.sum(g_u2 * dz, axis=-1)  # (B,S)
     g_q = g_q if g_q_head is None else g_q + g_q_head
-    return (
-        g_q,
-        g_k,
-        g_step,
-        (-rate * g_u1, g_a, -rate * g_u2),
-        TTTMLPState(*g_layer1, *g_layer2),
-        g_norm,
-    )
+    g_slow = -rate * g_u1, g_a, -rate * g_u2  # (B,S,F), (B,S,F), (B,S,E)
+    return g_q, g_k, g_step, g_slow, TTTMLPState(*g_layer1, *g_layer2), g_norm
 
 
 def _checked(
-    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None, state: TTTMLPState, minibatch: int, read: str
+    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
+    state: TTTMLPState, minibatch: int, read: str,
 ) -> tuple[Array, ...]:  # fmt: skip
     """Gain and bias per token."""
     if state is None:
         raise ValueError(
-            "TTT-MLP needs a state, got None: from W1 = W2 = 0 the gradients of W1, b1 and W2 are 0, so start from learned ones"
+            "TTT-MLP needs a state, got None: from W1 = W2 = 0 the gradients of W1, b1 and W2 are "
+            "0, so start from learned ones"
         )
     namespace(q, k, v, step, gain, bias, *state)
     check_ttt(read, minibatch, q, k, v, step, gain, bias)

@@ -194,7 +194,23 @@ shapes = st.builds(Shape, *(st.integers(1, high) for high in (2, 5, 4, 4)))
 small = Shape(2, 4, 3, 2)
 
 
-def run(op: Op, args: tuple, seed: int = 0) -> tuple[Any, Any, tuple, Any, tuple | None, tuple | None]:
+class Run(NamedTuple):
+    """What an op gave, in the order in which it was computed, and the cotangents it was given."""
+
+    output: Any
+    res: Any
+    gradients: tuple
+    d_output: Any
+    g_gradients: tuple | None  # None: the op has no second backward pass
+    second: tuple | None
+
+    @property
+    def results(self) -> tuple:
+        """What may be compared between two runs."""
+        return self.output, self.gradients, self.second
+
+
+def run(op: Op, args: tuple, seed: int = 0) -> Run:
     """Forward, backward and second backward on random cotangents, which are moved to wherever the
     output lives.
     """
@@ -208,9 +224,9 @@ def run(op: Op, args: tuple, seed: int = 0) -> tuple[Any, Any, tuple, Any, tuple
     gradients = op.bwd(d_output, res)
     gradients = gradients if type(gradients) is tuple else (gradients,)
     if op.bwd_bwd is None:
-        return output, res, gradients, d_output, None, None
+        return Run(output, res, gradients, d_output, None, None)
     g_gradients = tuple(cotangent(g) for g in gradients)
-    return output, res, gradients, d_output, g_gradients, op.bwd_bwd(*g_gradients, d_output, res)
+    return Run(output, res, gradients, d_output, g_gradients, op.bwd_bwd(*g_gradients, d_output, res))
 
 
 def _host(a: Any) -> np.ndarray:
@@ -257,11 +273,11 @@ def test_backward_is_the_gradient_by_complex_step(op: Op, seed: int) -> None:
     check_adjoint. (G.2), (E.2), (P.2)
     """
     args = op.arguments(small, seed)
-    _, _, gradients, d_output, _, _ = run(op, args, seed)
-    expected = _complex_step(lambda *a: op.fwd(*a)[0], args, d_output)
-    assert len(gradients) == len(expected)
-    for i, (actual, wanted) in enumerate(zip(gradients, expected, strict=True)):
-        assert_close(actual, wanted, what=f"{op.name}, argument {i}")
+    actual = run(op, args, seed)
+    expected = _complex_step(lambda *a: op.fwd(*a)[0], args, actual.d_output)
+    assert len(actual.gradients) == len(expected)
+    for i, (gradient, wanted) in enumerate(zip(actual.gradients, expected, strict=True)):
+        assert_close(gradient, wanted, what=f"{op.name}, argument {i}")
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op.bwd_bwd], ids=[op.name for op in OPS if op.bwd_bwd])
@@ -271,14 +287,14 @@ def test_second_backward_is_the_gradient_of_backward_by_complex_step(op: Op, see
     (N.3), (C.3), full Jacobians.
     """
     args = op.arguments(small, seed)
-    _, _, _, d_output, g_gradients, actual = run(op, args, seed)
+    actual = run(op, args, seed)
 
     def backward(dy: np.ndarray, *inputs: Any) -> Any:
         return op.bwd(dy, op.fwd(*inputs)[1])
 
-    expected = _complex_step(backward, (d_output, *args), g_gradients)
-    assert len(actual) == len(expected)
-    for i, (a, wanted) in enumerate(zip(actual, expected, strict=True)):
+    expected = _complex_step(backward, (actual.d_output, *args), actual.g_gradients)
+    assert len(actual.second) == len(expected)
+    for i, (a, wanted) in enumerate(zip(actual.second, expected, strict=True)):
         assert_close(np.zeros_like(wanted) if a is None else a, wanted, what=f"{op.name}, argument {i}")
 
 
@@ -318,14 +334,14 @@ def test_ops_are_pure(op: Op, shape: Shape, seed: int) -> None:
     output, res = op.fwd(*args)
     kept = [a.copy() for a in (*arrays(output), *arrays(res))]
     first = run(op, args, seed)
-    d_output = [a.copy() for a in arrays(first[3])]
-    op.bwd(first[3], first[1])
+    d_output = [a.copy() for a in arrays(first.d_output)]
+    op.bwd(first.d_output, first.res)
     again = run(op, args, seed)
     for what, now, before in (
         ("inputs", arrays(args), saved),
         ("output and residual", [*arrays(output), *arrays(res)], kept),
-        ("residual after backward", [*arrays(first[0]), *arrays(first[1])], kept),
-        ("cotangent", arrays(first[3]), d_output),
+        ("residual after backward", [*arrays(first.output), *arrays(first.res)], kept),
+        ("cotangent", arrays(first.d_output), d_output),
         ("second run", arrays(again), arrays(first)),
     ):
         for a, b in zip(now, before, strict=True):
@@ -342,9 +358,8 @@ def test_dtype_is_preserved_and_float32_is_float64_rounded(op: Op, shape: Shape,
     for results, dtype in ((exact, "float64"), (rounded, "float32")):
         for a in arrays(results):
             assert a.dtype.kind != "f" or a.dtype == dtype, f"{op.name}: {a.dtype} from {dtype}"
-    for i in (0, 2, 5):  # output, gradients, second gradients
-        for a, b in zip(arrays(rounded[i]), arrays(exact[i]), strict=True):
-            assert_close(a, b, float32_bound(terms=64, stages=32), op.name, scale=1.0)
+    for a, b in zip(arrays(rounded.results), arrays(exact.results), strict=True):
+        assert_close(a, b, float32_bound(terms=64, stages=32), op.name, scale=1.0)
 
 
 def _strided(a: np.ndarray) -> np.ndarray:
@@ -363,9 +378,8 @@ def test_ops_accept_non_contiguous_inputs(op: Op, shape: Shape, seed: int) -> No
     """f(strided view of x) = f(x), both directions."""
     args = op.arguments(shape, seed)
     strided = _map_floats(_strided, args)
-    for i in (0, 2, 5):
-        for a, b in zip(arrays(run(op, strided, seed)[i]), arrays(run(op, args, seed)[i]), strict=True):
-            assert_close(a, b, what=op.name, scale=1.0)
+    for a, b in zip(arrays(run(op, strided, seed).results), arrays(run(op, args, seed).results), strict=True):
+        assert_close(a, b, what=op.name, scale=1.0)
 
 
 @every_op
@@ -375,7 +389,7 @@ def test_empty_batch_and_empty_sequence_work(op: Op, shape: Shape) -> None:
     theorem 9 at op level.
     """
     args = op.arguments(shape, 0)
-    output, _, gradients, _, _, second = run(op, args)
+    output, gradients, second = run(op, args).results
     assert all(np.all(np.isfinite(a)) for a in arrays((output, gradients, second)))
     floats = [a.shape for a in args if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
     assert [g.shape for g in gradients] == floats
@@ -393,10 +407,9 @@ def test_ops_run_on_any_array_library_and_device(op: Op) -> None:
     args = op.arguments(small, 0)
     strict_args = tuple(array_api_strict.asarray(a).to_device(device) if isinstance(a, np.ndarray) else a for a in args)
     expected, actual = run(op, args), run(op, strict_args)
-    for i in (0, 1, 2, 5):
-        for a, b in zip(arrays(actual[i]), arrays(expected[i]), strict=True):
-            assert a.device == device, f"{op.name}: a result left its device"
-            assert_close(_host(a), b, what=op.name)
+    for a, b in zip(arrays((actual.results, actual.res)), arrays((expected.results, expected.res)), strict=True):
+        assert a.device == device, f"{op.name}: a result left its device"
+        assert_close(_host(a), b, what=op.name)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

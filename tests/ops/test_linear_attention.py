@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwl_ref.ops.linear_attention import (
-    chunk_slices,
     linear_attention_bwd,
     linear_attention_chunked_bwd,
     linear_attention_chunked_fwd,
@@ -257,16 +256,6 @@ def test_what_is_not_finite_reaches_no_earlier_token(where: str, bad: float, chu
     clean = s if where == "q" else s + 1
     assert_bitwise(found[:, :clean], expected[:, :clean])
     assert not np.all(np.isfinite(found[:, clean : clean + 1]))
-
-
-@given(length=st.integers(0, 12), data=st.data())
-def test_chunks_cover_the_sequence_once_and_in_order(length: int, data: st.DataObject) -> None:
-    """The slices partition 0, ..., T - 1; there is always at least one, so that T = 0 works. (L.3)"""
-    chunk = data.draw(chunks(length), label="chunk")
-    parts = chunk_slices(length, chunk)
-    assert len(parts) >= 1
-    assert [t for part in parts for t in range(part.start, part.stop)] == list(range(length))
-    assert all(part.stop - part.start <= (chunk or length) for part in parts)
 
 
 @pytest.mark.parametrize("chunk", [0, -1])

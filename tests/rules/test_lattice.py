@@ -20,7 +20,7 @@ from fwl_ref.rules.gated_delta import gated_delta_chunked_bwd, gated_delta_chunk
 from fwl_ref.rules.gla import gla_chunked_bwd, gla_chunked_fwd, gla_recurrent_fwd
 from fwl_ref.rules.linear import linear_chunked_bwd, linear_chunked_fwd, linear_recurrent_fwd
 from fwl_ref.rules.longhorn import longhorn_chunked_bwd, longhorn_chunked_fwd, longhorn_gradient, longhorn_recurrent_fwd
-from tests.rules.table_a import Shape, memory, rates, unit_keys
+from tests.rules.table import Shape, memory, rates, unit_keys
 from tests.strategies import chunks, generator, seeds
 from tests.tolerances import RTOL, assert_close, assert_trees_close, float32_bound, relative_error
 

@@ -14,7 +14,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat.numpy
 import array_api_strict
@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from fwl_ref.gradcheck import check_adjoint
 from fwl_ref.rules.common import READS
 from fwl_ref.tree import leaves, rebuild, tree_map
-from tests.rules import table_a, table_b
-from tests.rules.table_a import Rule, Shape
+from tests.rules import one_matrix, several_arrays
+from tests.rules.table import Rule, Shape
 from tests.strategies import arrays, chunks, generator, move_like, seeds, splits
 from tests.test_structure import PACKAGE, parse
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, float32_bound
 
-RULES = [*table_a.RULES, *table_b.RULES]
+RULES = [*one_matrix.RULES, *several_arrays.RULES]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=[rule.name for rule in RULES])
 FORMS = [(rule, form) for rule in RULES for form in ("recurrent", "chunked") if getattr(rule, form)]
 every_form = pytest.mark.parametrize(("rule", "form"), FORMS, ids=[f"{rule.name}, {form}" for rule, form in FORMS])
@@ -59,14 +59,27 @@ def arguments(rule: Rule, shape: Shape, seed: int) -> tuple:
     return *rule.tokens(shape, seed), rule.state(shape, seed)
 
 
-def run(fwd: Callable, bwd: Callable, case: tuple, seed: int) -> tuple[Any, tuple, Any]:
+class Run(NamedTuple):
+    """What a form of a rule gave."""
+
+    output: Any  # (out, state)
+    gradients: tuple
+    res: Any
+
+    @property
+    def results(self) -> tuple:
+        """What may be compared between two forms: their residuals differ."""
+        return self.output, self.gradients
+
+
+def run(fwd: Callable, bwd: Callable, case: tuple, seed: int) -> Run:
     """Output, gradients and residual for a random cotangent, which is moved to wherever the output
     lives.
     """
     draw = generator(seed + 99)
     output, res = fwd(*case)
     d_output = tree_map(lambda y: move_like(draw(*y.shape), y), output)
-    return output, bwd(d_output, res), res
+    return Run(output, bwd(d_output, res), res)
 
 
 def cut(tokens: tuple, part: slice) -> tuple:
@@ -147,8 +160,8 @@ def test_chunked_is_recurrent(rule: Rule, shape: Shape, seed: int, read: str, da
     case, chunk = arguments(rule, shape, seed), data.draw(chunks(shape.length), label="chunk")
     actual = run(*pair(rule, "chunked", read, chunk), case, seed)
     expected = run(*pair(rule, "recurrent", read), case, seed)
-    assert_trees_close(actual[0], expected[0], what="output", scale=1.0)
-    assert_trees_close(actual[1], expected[1], what="gradient", scale=1.0)
+    assert_trees_close(actual.output, expected.output, what="output", scale=1.0)
+    assert_trees_close(actual.gradients, expected.gradients, what="gradient", scale=1.0)
 
 
 @every_chunked_rule
@@ -160,7 +173,7 @@ def test_every_chunk_size_gives_the_same(rule: Rule, read: str, length: int) -> 
     expected = run(*pair(rule, "recurrent", read), case, 1)
     for chunk in (None, *range(1, length + 3)):
         actual = run(*pair(rule, "chunked", read, chunk), case, 1)
-        assert_trees_close(actual[:2], expected[:2], what=f"chunk {chunk}", scale=1.0)
+        assert_trees_close(actual.results, expected.results, what=f"chunk {chunk}", scale=1.0)
 
 
 @every_rule
@@ -188,10 +201,10 @@ def test_no_state_is_an_empty_memory(rule: Rule, form: str, shape: Shape, seed: 
     case, (fwd, bwd) = arguments(rule, shape, seed), pair(rule, form, read, 2)
     empty = run(fwd, bwd, (*case[:-1], None), seed)
     zeros = run(fwd, bwd, (*case[:-1], tree_map(lambda a: np.zeros_like(a), case[-1])), seed)
-    for a, b in zip(leaves(empty[0]), leaves(zeros[0]), strict=True):
+    for a, b in zip(leaves(empty.output), leaves(zeros.output), strict=True):
         assert_bitwise(a, b, rule.name)
     tokens = len(case) - 1
-    assert_trees_close(empty[1][:tokens], zeros[1][:tokens])
+    assert_trees_close(empty.gradients[:tokens], zeros.gradients[:tokens])
 
 
 @every_form
@@ -263,12 +276,12 @@ def test_sequences_do_not_see_each_other(rule: Rule, form: str, seed: int, read:
     case, (fwd, bwd) = arguments(rule, small, seed), pair(rule, form, read, 3)
     whole = run(fwd, bwd, case, seed)
     draw = generator(seed + 99)
-    cotangents = [draw(*y.shape) for y in leaves(whole[0])]
+    cotangents = [draw(*y.shape) for y in leaves(whole.output)]
     for b in range(small.batch):
         alone = tree_map(lambda a: a[b : b + 1], case)
         output, res = fwd(*alone)
         gradients = bwd(rebuild(output, [u[b : b + 1] for u in cotangents]), res)
-        assert_trees_close((output, gradients), tree_map(lambda a: a[b : b + 1], (whole[0], whole[1])), scale=1.0)
+        assert_trees_close((output, gradients), tree_map(lambda a: a[b : b + 1], whole.results), scale=1.0)
 
 
 # Arrays
@@ -303,7 +316,7 @@ def test_dtype_is_preserved_and_float32_is_float64_rounded(rule: Rule, form: str
     rounded, exact = (run(*pair(rule, form, read, 2), case, seed) for case in (single, double))
     for results, dtype in ((rounded, "float32"), (exact, "float64")):
         assert all(a.dtype == dtype for a in arrays(results) if a.dtype.kind == "f")
-    for a, b in zip(leaves(rounded[:2]), leaves(exact[:2]), strict=True):
+    for a, b in zip(leaves(rounded.results), leaves(exact.results), strict=True):
         assert_close(a, b, float32_bound(terms=64, stages=32), rule.name, scale=1.0)
 
 
@@ -319,7 +332,7 @@ def test_rules_accept_non_contiguous_inputs(rule: Rule, form: str, shape: Shape,
         return view
 
     case, (fwd, bwd) = arguments(rule, shape, seed), pair(rule, form, read, 2)
-    assert_trees_close(run(fwd, bwd, tree_map(strided, case), seed)[:2], run(fwd, bwd, case, seed)[:2], scale=1.0)
+    assert_trees_close(run(fwd, bwd, tree_map(strided, case), seed).results, run(fwd, bwd, case, seed).results, scale=1.0)
 
 
 @every_form
@@ -418,7 +431,7 @@ def test_every_rule_has_the_same_functions() -> None:
     chunked_fwd.
     """
     modules = {module for module, name, _ in SIGNATURES if name == f"{module}_loss"}
-    assert {rule.name for rule in table_a.RULES} <= modules
+    assert {rule.name for rule in one_matrix.RULES} <= modules
     for name in modules:
         functions = dict(inspect.getmembers(importlib.import_module(f"fwl_ref.rules.{name}"), inspect.isfunction))
         assert {f"{name}_{suffix}" for suffix in ("loss", "gradient", "recurrent_fwd", "recurrent_bwd")} <= functions.keys()
@@ -430,7 +443,7 @@ def test_every_rule_has_the_same_functions() -> None:
 
 
 LETTERS = {"B": 2, "T": 4, "K": 3, "E": 5, "N": 2}
-PLAIN = [(m, n, line) for m, n, line in SIGNATURES if m in {rule.name for rule in table_a.RULES}]
+PLAIN = [(m, n, line) for m, n, line in SIGNATURES if m in {rule.name for rule in one_matrix.RULES}]
 
 
 @pytest.mark.parametrize(("module", "name", "line"), PLAIN, ids=[name for _, name, _ in PLAIN])
@@ -469,7 +482,7 @@ PRODUCTS = {  # multiply-adds of one chunk: recurrent, chunked
 
 
 @pytest.mark.host("counts calls of NumPy")
-@pytest.mark.parametrize("rule", table_a.RULES, ids=[rule.name for rule in table_a.RULES])
+@pytest.mark.parametrize("rule", one_matrix.RULES, ids=[rule.name for rule in one_matrix.RULES])
 def test_multiply_adds_are_what_the_readme_says(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrix products and outer products counted as they happen, forward, one chunk of S tokens."""
     count = 0

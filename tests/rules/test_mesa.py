@@ -31,8 +31,8 @@ from fwl_ref.rules.mesa import (
     mesa_recurrent_bwd,
     mesa_recurrent_fwd,
 )
-from tests.rules.table_a import Shape, memory
-from tests.rules.table_b import mesa_state, mesa_tokens, ridge, symmetric
+from tests.rules.several_arrays import mesa_state, mesa_tokens, ridge, symmetric
+from tests.rules.table import Shape, memory
 from tests.strategies import chunks, generator, seeds
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, relative_error
 

@@ -40,7 +40,8 @@ from fwl_ref.rules.common import (
 from fwl_ref.rules.delta import delta_gradient, delta_gradient_bwd
 from fwl_ref.rules.longhorn import longhorn_rate_bwd
 from tests.rules import test_lattice as table
-from tests.rules.table_a import RULES, Rule, Shape
+from tests.rules.one_matrix import RULES
+from tests.rules.table import Rule, Shape
 from tests.rules.test_laws import arguments, moved_from, pair, run
 from tests.tolerances import assert_bitwise, assert_trees_close
 
@@ -77,7 +78,7 @@ def is_chunked(rule: Rule) -> None:
     """Chunked and recurrent agree in outputs, states and gradients."""
     case = arguments(rule, SHAPE, SEED)
     for read in READS:
-        actual, expected = (run(*pair(rule, form, read, CHUNK), case, SEED)[:2] for form in ("chunked", "recurrent"))
+        actual, expected = (run(*pair(rule, form, read, CHUNK), case, SEED).results for form in ("chunked", "recurrent"))
         assert_trees_close(actual, expected, scale=1.0)
 
 

@@ -27,8 +27,8 @@ from fwl_ref.rules.titans import (
     titans_stale_bwd,
     titans_stale_fwd,
 )
-from tests.rules.table_a import Shape
-from tests.rules.table_b import titans_state, titans_tokens
+from tests.rules.several_arrays import titans_state, titans_tokens
+from tests.rules.table import Shape
 from tests.strategies import chunks, generator, seeds
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 

@@ -40,8 +40,8 @@ from fwl_ref.rules.ttt_mlp import (
     ttt_mlp_recurrent_fwd,
 )
 from fwl_ref.tree import leaves, rebuild, tree_map
-from tests.rules.table_a import Shape
-from tests.rules.table_b import gain_and_bias, linear_state, mlp_state, square, token, ttt_tokens
+from tests.rules.several_arrays import gain_and_bias, linear_state, mlp_state, square, token, ttt_tokens
+from tests.rules.table import Shape
 from tests.strategies import generator, seeds, splits
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, float32_bound, relative_error
 
@@ -108,11 +108,18 @@ def form(network: Network, kind: str, eps: float, minibatch: int, read: str) -> 
     return partial(fwd, minibatch=minibatch, read=read, eps=eps), present
 
 
-def run(network: Network, kind: str, case: tuple, minibatch: int, read: str, eps: float = 1.0, seed: int = 0) -> tuple:
+class Run(NamedTuple):
+    """What a form gave."""
+
+    output: Any  # (out, state)
+    gradients: tuple
+
+
+def run(network: Network, kind: str, case: tuple, minibatch: int, read: str, eps: float = 1.0, seed: int = 0) -> Run:
     fwd, bwd = form(network, kind, eps, minibatch, read)
     output, res = fwd(*case)
     draw = generator(seed + 99)
-    return output, bwd(tree_map(lambda y: draw(*y.shape).astype(y.dtype), output), res)
+    return Run(output, bwd(tree_map(lambda y: draw(*y.shape).astype(y.dtype), output), res))
 
 
 # The definition
@@ -423,10 +430,10 @@ def test_stale_is_not_current_and_strict_is_not_inclusive(network: Network) -> N
     every token.   (W.14), (W.20)
     """
     case = louder(arguments(network, Shape(2, 6, 3, 4), 6))
-    (current, _), (stale, _) = (run(network, "dual", case, m, "strict")[0] for m in (1, 2))
+    (current, _), (stale, _) = (run(network, "dual", case, m, "strict").output for m in (1, 2))
     assert_close(stale[:, :2], current[:, :2])  # token 1 reads what token 0 wrote, and that gradient is never stale
     assert np.all(np.max(np.abs(stale - current), axis=(0, 2))[2:] > CLEAR)
-    inclusive, _ = run(network, "dual", case, 1, "inclusive")[0]
+    inclusive, _ = run(network, "dual", case, 1, "inclusive").output
     assert np.all(np.max(np.abs(inclusive - current), axis=(0, 2)) > CLEAR)
 
 
@@ -437,7 +444,7 @@ def test_a_sequence_split_inside_a_mini_batch_is_another_function(network: Netwo
     fwd, _ = form(network, "dual", 1.0, 4, "strict")
     (_, state), _ = fwd(*(a[:, :1] for a in tokens), gain, bias, state)
     (out, _), _ = fwd(*(a[:, 1:] for a in tokens), gain, bias, state)
-    whole, _ = run(network, "dual", case, 4, "strict")[0]
+    whole, _ = run(network, "dual", case, 4, "strict").output
     assert_close(out[:, 0], whole[:, 1])
     assert relative_error(out[:, 1:], whole[:, 2:]) > CLEAR
 
@@ -508,9 +515,9 @@ def is_sound(network: Network) -> None:
     """The definition, dual = token by token in everything, and the adjoint of the dual form."""
     case = arguments(network, Shape(2, 5, 3, 3), 8)
     for read in READS:
-        runs = [run(network, kind, case, 2, read) for kind in ("recurrent", "dual")]
-        assert_trees_close(runs[0][0], by_definition(network, case, 2, read, 1.0), scale=1.0)
-        assert_trees_close(runs[1], runs[0], scale=1.0)
+        by_token, dual = (run(network, kind, case, 2, read) for kind in ("recurrent", "dual"))
+        assert_trees_close(by_token.output, by_definition(network, case, 2, read, 1.0), scale=1.0)
+        assert_trees_close(dual, by_token, scale=1.0)
         check_adjoint(*form(network, "dual", 1.0, 2, read), case)
 
 

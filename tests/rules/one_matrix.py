@@ -1,51 +1,15 @@
-"""The table of rules that the laws in test_laws.py run over. A new rule is one new row."""
+"""The rules whose state is one matrix S, (B,K,E): a new one is one new row of ``RULES``, and the laws
+in test_laws.py run over it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from fwl_ref.rules import decay, delta, delta_product, gated_delta, gla, linear, longhorn
+from tests.rules.table import Rule, Shape, memory, rates, unit_keys
 from tests.strategies import generator
-
-
-class Shape(NamedTuple):
-    batch: int
-    length: int
-    width: int  # K
-    values: int  # E
-
-
-class Rule(NamedTuple):
-    """One row: the functions of a rule file, and float64 arguments from a shape and a seed."""
-
-    name: str
-    loss: Callable  # (S, k, v, ...) -> (B,)
-    gradient: Callable  # the same arguments -> the type of S
-    recurrent: tuple[Callable, Callable]  # fwd(*tokens, state, read=), bwd(dout, dstate, res)
-    chunked: tuple[Callable, Callable] | None  # fwd(*tokens, state, chunk, read=), bwd
-    tokens: Callable[[Shape, int], tuple]  # q, k, v, rates: axis 1 is time
-    state: Callable[[Shape, int], Any]  # what comes in
-    inner: Callable[[Shape, int], tuple]  # the arguments of loss and gradient: one token per sequence
-    starts_empty: bool = True  # state None means zeros
-
-
-def unit_keys(draw: Callable, *shape: int) -> np.ndarray:
-    """Keys shorter than 1, so that a delta step with a rate below 2 never grows the memory: the
-    comparisons stay well conditioned.
-    """
-    k = draw(*shape)
-    return k / np.sqrt(1 + np.sum(k * k, axis=-1, keepdims=True))
-
-
-def rates(seed: int, low: float, high: float, *shape: int) -> np.ndarray:
-    return np.random.default_rng([seed, 1]).uniform(low, high, shape)
-
-
-def memory(n: Shape, seed: int) -> np.ndarray:
-    return generator(seed + 2)(n.batch, n.width, n.values)
 
 
 def _sums(n: Shape, seed: int) -> tuple:

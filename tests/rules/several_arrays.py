@@ -1,4 +1,4 @@
-"""More rows for the table of rules: Titans, TTT-Linear, TTT-MLP, Mesa.
+"""The rules whose state is several arrays: Titans (M, U), TTT (a network), Mesa (G, H).
 
 Two things do not fit a row and are tested in the files of these rules instead. Slow parameters that
 all tokens share (LayerNorm's gain and bias, the ridge) have no time axis: a row fixes them. And
@@ -19,7 +19,7 @@ from fwl_ref.rules.mesa import MesaState
 from fwl_ref.rules.titans import TitansState
 from fwl_ref.rules.ttt_linear import TTTLinearState
 from fwl_ref.rules.ttt_mlp import TTTMLPState
-from tests.rules.table_a import Rule, Shape, memory, rates, unit_keys
+from tests.rules.table import Rule, Shape, memory, rates, unit_keys
 from tests.strategies import generator
 
 HIDDEN = 3  # F of the TTT-MLP
@@ -92,12 +92,12 @@ def ttt_tokens(n: Shape, seed: int) -> tuple:
     return *sequences(n, seed), rates(seed, 0.02, 0.1, n.batch, n.length)
 
 
-def fixed(fwd: Callable, bwd: Callable, norm: bool) -> tuple[Callable, Callable]:
-    """A form of TTT with mini-batches of 1 as a function of tokens and state."""
+def fixed(fwd: Callable, bwd: Callable, norm: bool, minibatch: int = 1) -> tuple[Callable, Callable]:
+    """A form of TTT with a fixed mini-batch as a function of tokens and state."""
 
     def ttt_fwd(q: Any, k: Any, v: Any, step: Any, state: Any, *, read: str) -> tuple:
         shared = (like(p, v, v.dtype) for p in gain_and_bias(v.shape[-1])) if norm else (None, None)
-        return fwd(q, k, v, step, *shared, state, minibatch=1, read=read, eps=EPS)
+        return fwd(q, k, v, step, *shared, state, minibatch=minibatch, read=read, eps=EPS)
 
     def ttt_bwd(g_out: Any, g_state: Any, res: Any) -> tuple:
         g_q, g_k, g_v, g_step, g_gain, g_bias, g_state = bwd(g_out, g_state, res)

@@ -1,0 +1,75 @@
+"""What several ops and the rules share: cutting a sequence into chunks, and products that keep to
+the order of time.
+
+A causal product ``scores v`` sums over the past: entry (t, s) of ``scores`` is 0 for s > t. That is
+not enough to keep the future out, for 0 times infinity is not a number. So scores are masked by
+``where``, never by a product with 0, and what is not finite is taken out of ``v`` and put back as
+"not a number" exactly where the sum over the past would have met it: in its own column, at the
+tokens after it. The recurrent forms, which see one token at a time, spoil the same entries.
+"""
+
+from __future__ import annotations
+
+from ..backend import Array, namespace
+
+
+def chunk_slices(length: int, chunk: int | None) -> list[slice]:
+    """Consecutive slices of at most ``chunk`` tokens (None = all); at least one, also if T = 0.
+
+    Raises ValueError if ``chunk`` is below 1.
+    """
+    if chunk is None:
+        return [slice(0, length)]
+    if chunk < 1:
+        raise ValueError(
+            f"the chunk size must be at least 1 token (or None for one chunk), got {chunk}"
+        )
+    return [slice(start, min(start + chunk, length)) for start in range(0, max(length, 1), chunk)]
+
+
+def before(length: int, like: Array, own: bool = False) -> Array:
+    """(L,L) bool   s < t: which tokens s token t sees; with ``own`` also itself, s <= t"""
+    i = namespace(like).arange(length, device=like.device)  # (L,)
+    return i[None, :] <= i[:, None] if own else i[None, :] < i[:, None]
+
+
+def masked(scores: Array, mask: Array) -> Array:
+    """scores where the mask says so, else 0, even where the score is not finite"""
+    xp = namespace(scores)
+    return xp.where(mask, scores, xp.zeros_like(scores))
+
+
+def causal_product(scores: Array, v: Array, own: bool = False) -> Array:
+    """(B,L,L),(B,L,E)->(B,L,E)   sum_s scores_ts v_s over the past s < t; with ``own``, s <= t
+
+    ``scores`` must be 0 everywhere else. What is not finite in v_s makes the same column of every
+    later token "not a number" and leaves all other entries as they are, to the bit.
+    """
+    xp = namespace(scores, v)
+    finite, bad = screened(v)  # (B,L,E)
+    if not v.shape[1]:
+        return xp.matmul(scores, finite)
+    t = xp.arange(v.shape[1], dtype=xp.int32, device=v.device)[:, None]  # (L,1)
+    first = xp.min(xp.where(bad, t, v.shape[1]), axis=1, keepdims=True)  # (B,1,E)
+    return xp.where(t >= first if own else t > first, xp.nan, xp.matmul(scores, finite))
+
+
+def anticausal_product(scores: Array, v: Array, own: bool = False) -> Array:
+    """(B,L,L),(B,L,E)->(B,L,E)   scores^T v, the sum over the future that a backward pass takes
+
+    ``scores`` as in ``causal_product``, and the same promise with time reversed.
+    """
+    xp = namespace(scores, v)
+    finite, bad = screened(v)  # (B,L,E)
+    if not v.shape[1]:
+        return xp.matmul(xp.matrix_transpose(scores), finite)
+    t = xp.arange(v.shape[1], dtype=xp.int32, device=v.device)[:, None]  # (L,1)
+    last = xp.max(xp.where(bad, t, -1), axis=1, keepdims=True)  # (B,1,E)
+    total = xp.matmul(xp.matrix_transpose(scores), finite)  # (B,L,E)
+    return xp.where(t <= last if own else t < last, xp.nan, total)
+
+
+def screened(v: Array) -> tuple[Array, Array]:
+    """v with 0 for every entry that is not finite, and where those entries are"""
+    finite = namespace(v).isfinite(v)
+    return masked(v, finite), ~finite
