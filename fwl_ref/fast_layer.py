@@ -100,7 +100,7 @@ def fast_layer_fwd(
 
 
 def fast_layer_bwd(g_out: Array, g_state: Pair | None, res: FastLayerResidual) -> FastLayerGradient:
-    """Adjoint of fast_layer_fwd; ``g_state`` None if nobody used the final state.   (F.11)"""
+    """Adjoint of fast_layer_fwd; ``g_state`` None if the final state was not used.   (F.11)"""
     xp = namespace(g_out)
     # forward: out, S = attention(q, k, value)
     g_q, g_k, g_value, g_keep, g_S = past_attention_bwd(g_out, _stacked(g_state), res.attention)

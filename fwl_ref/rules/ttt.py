@@ -194,7 +194,7 @@ def dual_layer_bwd(
     # forward: y, S = sums([q, 1], [k, 1], u)
     gradients = sums_bwd(g_y, g_S, queries, keys, u, fade, _packed(W, b), read)
     g_q, g_k, g_u, _, g_S = gradients  # (B,S,K+1), (B,S,K+1), (B,S,E), (B,K+1,E)
-    # the channel of ones is nobody's input
+    # without the channel of ones, which is no input
     return g_q[:, :, :width], g_k[:, :, :width], g_u, *_unpacked(g_S, b)
 
 
