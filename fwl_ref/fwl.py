@@ -252,7 +252,7 @@ def read_bwd(g_logits: Array, g_state: FastParameters | None, res: ReadResidual)
     return g_memory, layer1.query, g_slow, g_eta, g_decay, g_state
 
 
-def sweep_5(g_memory: Memory, res: WriteResidual) -> HandedOn:
+def sweep5(g_memory: Memory, res: WriteResidual) -> HandedOn:
     """Adjoint of sweep 2, the slow backward: up again, with what sweep 6 will pick up.   (F.5)"""
     # sweep 2: dh = squared_relu_bwd(da)
     g_da, g_h = squared_relu_bwd_bwd(g_memory.dh, res.da, res.act)  # (B,T,F)
@@ -281,7 +281,7 @@ def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParamete
         g_x, g_W1, g_b1 = dense_bwd(g_h, res.dense1)  # (B,T,D)
         return g_x + g_memory.x, SlowParameters(g_W1, g_b1, *(None,) * 6)
     # sweep 5, up: backward of the slow backward
-    five = sweep_5(g_memory, res)
+    five = sweep5(g_memory, res)
     # sweep 6, down: backward of the slow forward
     # sweep 1: logits = n U + c
     g_n, g_U, g_c = dense_bwd(five.logits, res.unembed)  # (B,T,D)
