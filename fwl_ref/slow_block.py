@@ -1,5 +1,4 @@
-"""The block before any fast weights: the slow pass as an ordinary layer, first-order gradients
-only.
+"""The block before any fast weights: an ordinary layer, first-order gradients only.
 
 The plain model and dynamic evaluation use it. It knows nothing of writing and reading, so it can
 serve as the literal side of the equivalence that the fast weight block claims.
@@ -30,9 +29,7 @@ class SlowParameters(NamedTuple):
 
 
 class FastParameters(NamedTuple):
-    """One entry per fast parameter: step sizes (scalars), accumulated gradients (state), or the
-    parameters themselves.
-    """
+    """One entry per fast parameter: step sizes, accumulated gradients, or the parameters."""
 
     W1: Array
     b1: Array
@@ -65,9 +62,7 @@ def slow_block_fwd(
 
 
 def slow_block_bwd(dnll: Array, res: SlowBlockResidual) -> tuple[Array, SlowParameters]:
-    """Adjoint of slow_block_fwd with respect to x and the parameters, gradients summed over
-    tokens.   (B.2)
-    """
+    """Adjoint of slow_block_fwd: dx, and dp summed over tokens.   (B.2)"""
     dlogits = cross_entropy_bwd(dnll, res.loss)  # (...,V)
     dn, dU, dc = dense_bwd(dlogits, res.unembed)  # (...,D)
     dz, dgain, dbias = layernorm_bwd(dn, res.norm)  # (...,D)

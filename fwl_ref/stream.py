@@ -1,8 +1,10 @@
 """The fast weight block one token at a time: predict, then reveal.
 
     stream = stream_start(batch, slow, settings)
-    logits, stream = stream_predict(stream, x, slow, eta, settings)         # score first ...
-    stream = stream_reveal(stream, labels, weights, slow, decay, settings)  # ... then learn what the token was
+    # score first ...
+    logits, stream = stream_predict(stream, x, slow, eta, settings)
+    # ... then learn what the token was
+    stream = stream_reveal(stream, labels, weights, slow, decay, settings)
 
 The state is the sum of past gradients (faded by the decay), one entry per fast parameter and
 sequence, so the fast parameters are simply p - eta state. With an optimizer the state is that
@@ -31,27 +33,23 @@ from .ops.layernorm import layernorm_fwd
 from .ops.squared_relu import squared_relu_fwd
 from .optimizers import OptimizerState, read_slots, slots, write_slots
 from .slow_block import FastParameters, SlowParameters
+from .tree import tree_map
 
 
 class Stream(NamedTuple):
-    """Between tokens ``pending`` is None; between predict and reveal it holds the features that
-    were predicted from.
-    """
+    """What is carried from token to token, one entry per sequence."""
 
-    state: (
-        FastParameters | OptimizerState
-    )  # sums of past gradients, or slots; each with a leading batch axis
-    pending: Array | None  # (B,D)
+    state: FastParameters | OptimizerState  # sums of past gradients, or an optimizer's slots
+    pending: Array | None  # (B,D) features predicted from, until reveal; then None
 
 
 def stream_start(batch: int, slow: SlowParameters, settings: FastSettings | None = None) -> Stream:
     """An empty memory for ``batch`` sequences; ``settings`` None are the default ones."""
     xp, optimizer = namespace(*slow), settings.optimizer if settings else None
     lead = (batch,) if optimizer is None else (batch, slots(optimizer))
-    shapes = ((name, getattr(slow, name)) for name in FastParameters._fields)
-    empty = FastParameters(
-        **{n: xp.zeros((*lead, *p.shape), dtype=p.dtype, device=p.device) for n, p in shapes}
-    )
+    fast = (getattr(slow, name) for name in FastParameters._fields)
+    zeros = (xp.zeros((*lead, *p.shape), dtype=p.dtype, device=p.device) for p in fast)
+    empty = FastParameters(*zeros)
     return Stream(empty if optimizer is None else OptimizerState(empty, 0), None)
 
 
@@ -69,18 +67,14 @@ def stream_predict(
     check_divisor(settings.optimizer, slow)
     if stream.pending is not None:
         raise ValueError(
-            "predict after predict: reveal the previous token's label first (weight 0 if it must not be written)"
+            "predict after predict: reveal the previous token's label first "
+            "(weight 0 if it must not be written)"
         )
-    sums = (
-        stream.state if settings.optimizer is None else read_slots(settings.optimizer, stream.state)
-    )
+    state, optimizer = stream.state, settings.optimizer
+    sums = state if optimizer is None else read_slots(optimizer, state)
     xp = namespace(x, *sums)
-    fast = FastParameters(
-        *(
-            getattr(slow, n) - e * s
-            for n, e, s in zip(FastParameters._fields, eta, sums, strict=True)
-        )
-    )
+    named = zip(FastParameters._fields, eta, sums, strict=True)
+    fast = FastParameters(*(getattr(slow, name) - e * s for name, e, s in named))
     h = xp.matmul(x[:, None, :], fast.W1)[:, 0, :] + fast.b1  # (B,F)
     a, _ = squared_relu_fwd(h)  # (B,F)
     z = xp.matmul(a[:, None, :], fast.W2)[:, 0, :] + fast.b2  # (B,D)
@@ -107,23 +101,21 @@ def stream_reveal(
     check_streamable(settings)
     if stream.pending is None:
         raise ValueError(
-            "reveal before predict: a token must be scored before its label is shown, or the score is not a prediction"
+            "reveal before predict: a token must be scored before its label is shown, "
+            "or the score is not a prediction"
         )
     check_like(labels, stream.pending.shape[:1], "labels", "(B,)")
     check_like(weights, stream.pending.shape[:1], "weights", "(B,)")
     check_labels(labels, slow.U.shape[1])
     check_weights(weights)
     xp = namespace(stream.pending, weights)
-    (m, _), _ = write_fwd(
-        stream.pending[:, None, :], labels[:, None], weights[:, None], slow, settings
-    )
+    token = stream.pending[:, None, :], labels[:, None], weights[:, None]  # T = 1
+    (m, _), _ = write_fwd(*token, slow, settings)
     outer1 = xp.matmul(xp.matrix_transpose(m.x), m.dh)  # (B,D,F)
     outer2 = xp.matmul(xp.matrix_transpose(m.a), m.dz)  # (B,F,D)
-    new = FastParameters(
-        outer1, m.dh[:, 0, :], outer2, m.dz[:, 0, :], m.dgain[:, 0, :], m.dbias[:, 0, :]
-    )
+    vectors = (g[:, 0, :] for g in (m.dh, m.dz, m.dgain, m.dbias))
+    db1, db2, dgain, dbias = vectors  # (B,F), (B,D), (B,D), (B,D)
+    new = FastParameters(outer1, db1, outer2, db2, dgain, dbias)
     if settings.optimizer is not None:
         return Stream(write_slots(settings.optimizer, stream.state, new), None)
-    return Stream(
-        FastParameters(*((1 - decay) * s + g for s, g in zip(stream.state, new, strict=True))), None
-    )
+    return Stream(tree_map(lambda s, g: (1 - decay) * s + g, stream.state, new), None)

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from fwl_ref.exercises import adjoint_by_differences, agree, check
-from fwl_ref.fwl import FastSettings, Memory, fast_block_bwd, fast_block_fwd, read_bwd, read_fwd, write_bwd, write_fwd
+from fwl_ref.fwl import FastSettings, Memory, fast_block_bwd, fast_block_fwd, read_bwd, read_fwd, sweep5, write_bwd, write_fwd
 from fwl_ref.gradcheck import check_adjoint
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_dx, dense_fwd
@@ -409,7 +409,7 @@ assert report.error < 1e-8 and 0.9 < slope < 1.1 and agree(gradient_of_x(0, Fals
 # The library's sweeps 5 and 6, live: the two cells above, with the comments that say which line each one reverses.
 
 # %%
-print(inspect.getsource(write_bwd))
+print(inspect.getsource(sweep5), inspect.getsource(write_bwd), sep="\n\n")
 
 # %% [markdown]
 # ## Exercise 1: predict the shapes

@@ -32,6 +32,7 @@ LAYERS = [
     {"tree", "checks", "files", "ops.common"},
     {"gradcheck", "ops.*"},
     {"slow_block", "optimizers", "rules.*"},
+    {"fast_layer"},
     {"fwl", "dynamic_evaluation"},
     {"stream", "exercises"},
     {"lm.*"},
@@ -117,7 +118,7 @@ def test_only_the_backend_imports_an_array_library() -> None:
 
 
 def test_imports_point_down_only() -> None:
-    """backend <- tree, checks <- ops, gradcheck <- slow_block <- fwl <- stream <- lm <- demo."""
+    """backend <- tree, checks <- ops, gradcheck <- slow_block <- fast_layer <- fwl <- stream <- lm <- demo."""
     for name in set(SOURCES) - PACKAGES:
         for module in inner_imports(name):
             wing = name.split(".")[0] if "." in name else None
@@ -158,7 +159,7 @@ def test_an_op_imports_nothing_but_the_backend_and_what_ops_share(name: str) -> 
 
 def test_dynamic_evaluation_shares_no_code_with_fast_weights() -> None:
     """The oracle reaches neither fwl nor linear attention, not even through others."""
-    assert not reachable("dynamic_evaluation") & {"fwl", "stream", "ops.linear_attention"}
+    assert not reachable("dynamic_evaluation") & {"fast_layer", "fwl", "stream", "ops.linear_attention"}
     assert "ops.linear_attention" in reachable("fwl")
 
 

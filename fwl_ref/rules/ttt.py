@@ -154,15 +154,17 @@ def layer_gradient_bwd(g_W: Array, g_b: Array | None, x: Array, dy: Array) -> tu
 def dual_layer(
     q: Array, k: Array, u: Array, W: Array, b: Array | None, read: str,
 ) -> tuple[Array, Array, Array | None]:  # fmt: skip
-    """(B,S,K),(B,S,K),(B,S,E),(B,K,E),(B,E)->(B,S,E),(B,K,E),(B,E)
-    y_t = q_t W + b + sum_s (q_t . k_s + 1) u_s   (W.16)
+    """(B,S,K),(B,S,K),(B,S,E),(B,K,E),(B,E)->(B,S,E),(B,K,E),(B,E)   a fast layer   (W.16)
 
-    A layer that every token has changed, W by k_s^T u_s and b by u_s, and that is never formed:
-    linear attention with a constant channel for the bias. Returns y, and W and b after the last
-    token.
+    y_t = q_t W + b + sum_s (q_t . k_s + 1) u_s: every token has changed the layer, W by k_s^T u_s
+    and b by u_s, and it is never formed. Returns y, and W and b after the last token.
+
+    With a strict read it is the fast layer of the block (``fast_layer_fwd``) whose state is W and b
+    themselves, nothing faded and every step size 1. It stands here because a rule may also read
+    inclusively and do without a bias.
     """
-    nothing_fades = unfaded(q.shape[1], q)
-    y, S = sums(_with_one(q, b), _with_one(k, b), u, nothing_fades, _packed(W, b), read)
+    queries, keys, fade = _with_one(q, b), _with_one(k, b), unfaded(q.shape[1], q)
+    y, S = sums(queries, keys, u, fade, _packed(W, b), read)  # (B,S,E), (B,K+1,E)
     return y, *_unpacked(S, b)
 
 
@@ -174,12 +176,12 @@ def dual_layer_bwd(
 
     ``g_after``: the gradients of W and b after the last token, None for 0.
     """
+    queries, keys, fade = _with_one(q, b), _with_one(k, b), unfaded(q.shape[1], q)
     g_S, width = None if g_after is None else _packed(*g_after), q.shape[2]  # (B,K+1,E)
     # forward: y, S = sums([q, 1], [k, 1], u)
-    g_q, g_k, g_u, _, g_S = sums_bwd(
-        g_y, g_S, _with_one(q, b), _with_one(k, b), u, unfaded(q.shape[1], q), _packed(W, b), read
-    )
-    # the channel of ones is nobody's input
+    gradients = sums_bwd(g_y, g_S, queries, keys, u, fade, _packed(W, b), read)
+    g_q, g_k, g_u, _, g_S = gradients  # (B,S,K+1), (B,S,K+1), (B,S,E), (B,K+1,E)
+    # without the channel of ones, which is no input
     return g_q[:, :, :width], g_k[:, :, :width], g_u, *_unpacked(g_S, b)
 
 

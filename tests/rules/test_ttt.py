@@ -15,12 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fwl_ref.fast_layer import Past, fast_layer_bwd, fast_layer_fwd
 from fwl_ref.gradcheck import AdjointError, check_adjoint
 from fwl_ref.rules import ttt, ttt_linear, ttt_mlp
 from fwl_ref.rules.common import READS
 from fwl_ref.rules.delta import delta_chunked_fwd, delta_recurrent_bwd, delta_recurrent_fwd
 from fwl_ref.rules.linear import linear_chunked_bwd, linear_chunked_fwd
-from fwl_ref.rules.ttt import inner_gradient, inner_gradient_bwd, inner_loss, predict_bwd, predict_fwd
+from fwl_ref.rules.ttt import (
+    dual_layer,
+    dual_layer_bwd,
+    inner_gradient,
+    inner_gradient_bwd,
+    inner_loss,
+    predict_bwd,
+    predict_fwd,
+)
 from fwl_ref.rules.ttt_linear import (
     TTTLinearState,
     ttt_linear_dual_bwd,
@@ -382,6 +391,23 @@ def test_a_bias_is_a_weight_whose_input_is_1(read: str, n: Shape, seed: int) -> 
     for fwd in (ttt_linear_recurrent_fwd, ttt_linear_dual_fwd):
         (ours, (W, b)), _ = fwd(q, k, v, step, None, None, state, minibatch=1, read=read)
         assert_trees_close((ours, W, b), (out, after[:, :-1], after[:, -1]), scale=1.0)
+
+
+@given(n=shapes, seed=seeds)
+def test_the_dual_layer_read_strictly_is_the_fast_layer_whose_state_is_the_layer(n: Shape, seed: int) -> None:
+    """State W and b, keep and step sizes 1: the same output, final state and gradients.   (W.16),
+    (W.17), (F.10), (F.11)
+    """
+    q, k, u, _, _, _, (W, b) = arguments(NETWORKS[2], n, seed)
+    one = np.asarray(1.0)
+    y, *after = dual_layer(q, k, u, W, b, "strict")
+    (out, state), res = fast_layer_fwd(q, k, u, one, one, Past(one, chunk=2), (W, b))
+    assert_trees_close((y, *after), (out, *state), scale=1.0)
+    draw = generator(seed + 9)
+    g_y, g_after = draw(*y.shape), tuple(draw(*p.shape) for p in after)
+    g = fast_layer_bwd(g_y, g_after, res)
+    ours = dual_layer_bwd(g_y, g_after, q, k, u, W, b, "strict")
+    assert_trees_close(tuple(ours), (g.query, g.key, g.value, *g.state), scale=1.0)
 
 
 @every_read

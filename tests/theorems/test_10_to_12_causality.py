@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fwl_ref.fwl
+import fwl_ref.fast_layer
 from fwl_ref.fwl import FastSettings
 from fwl_ref.lm.model import model_fwd
 from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd
@@ -86,7 +86,7 @@ def test_an_inclusive_mask_and_a_subtracted_cumsum_are_caught(mutant, t, monkeyp
     that (F.6) passes
     """
     assert_future_is_invisible(block_logits(FIXED), FIXED[:3], t, VOCABULARY, seed=1)
-    monkeypatch.setattr(fwl_ref.fwl, "linear_attention_chunked_fwd", mutant)
+    monkeypatch.setattr(fwl_ref.fast_layer, "linear_attention_chunked_fwd", mutant)
     with pytest.raises(AssertionError, match="expected 0 bits"):
         assert_future_is_invisible(block_logits(FIXED), FIXED[:3], t, VOCABULARY, seed=1)
 
@@ -96,7 +96,7 @@ def test_the_subtracted_cumsum_is_right_up_to_rounding(monkeypatch):
     nothing large is subtracted
     """
     expected, _ = run(FIXED)
-    monkeypatch.setattr(fwl_ref.fwl, "linear_attention_chunked_fwd", subtracted)
+    monkeypatch.setattr(fwl_ref.fast_layer, "linear_attention_chunked_fwd", subtracted)
     assert_close(run(FIXED).logits, expected)
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fwl_ref.fwl
+import fwl_ref.fast_layer
 from fwl_ref.fwl import FastSettings, fast_block_bwd, fast_block_fwd, read_bwd, read_fwd, write_bwd, write_fwd
 from fwl_ref.gradcheck import AdjointError, check_adjoint
 from fwl_ref.lm.model import (
@@ -128,7 +128,7 @@ def test_the_backward_pass_of_the_write_is_the_adjoint_of_the_write(case, seed):
 
 @given(case=smooth_block_cases(max_length=5, max_batch=2), seed=seeds)
 def test_the_backward_pass_of_the_read_is_the_adjoint_of_the_read(case, seed):
-    """d (logits, state) / d (memory, x, slow, eta, lambda, state): sweep 4   (F.4)"""
+    """d (logits, state) / d (memory, x, slow, eta, lambda, state): sweep 4   (F.4), (F.12), (F.13)"""
     (memory, _), _ = write_fwd(*case[:4], case.settings)
 
     def fwd(memory, x, slow, eta, decay, state):
@@ -277,8 +277,8 @@ def test_gradients_are_those_of_backpropagation_through_time(seed, monkeypatch):
     case = make_block_case(2, 6, 4, 5, 4, FastSettings(chunk=4), seed, "real", 0.1)
     g, state = cotangent(case, seed), fast_state(case, seed)
     expected = gradients(case, *g, state)
-    monkeypatch.setattr(fwl_ref.fwl, "linear_attention_chunked_fwd", chunkless(linear_attention_recurrent_fwd))
-    monkeypatch.setattr(fwl_ref.fwl, "linear_attention_chunked_bwd", linear_attention_recurrent_bwd)
+    monkeypatch.setattr(fwl_ref.fast_layer, "linear_attention_chunked_fwd", chunkless(linear_attention_recurrent_fwd))
+    monkeypatch.setattr(fwl_ref.fast_layer, "linear_attention_chunked_bwd", linear_attention_recurrent_bwd)
     assert_trees_close(gradients(case, *g, state), expected, scale=1.0)
 
 

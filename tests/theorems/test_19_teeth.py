@@ -1,6 +1,6 @@
 """The comparisons of this folder reject wrong programs (theorem 19).
 
-Each mutant is the library with one name inside ``fwl_ref.fwl`` replaced. Every test first shows
+Each mutant is the library with one name inside ``fwl_ref.fwl`` or ``fwl_ref.fast_layer`` replaced. Every test first shows
 that the unmutated program passes. The replacements do not reach the other side of a comparison:
 dynamic evaluation and the slow block import their own operations.
 
@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+import fwl_ref.fast_layer
 import fwl_ref.fwl
 from fwl_ref.backend import namespace
 from fwl_ref.fwl import FastSettings, fast_block_bwd, fast_block_fwd, normalizer, read_fwd
@@ -151,7 +152,8 @@ FORWARD_MUTANTS = {
 
 def install(monkeypatch: pytest.MonkeyPatch, mutant: dict[str, Callable]) -> None:
     for name, replacement in mutant.items():
-        monkeypatch.setattr(fwl_ref.fwl, name, replacement)
+        module = fwl_ref.fwl if hasattr(fwl_ref.fwl, name) else fwl_ref.fast_layer
+        monkeypatch.setattr(module, name, replacement)
 
 
 @pytest.mark.parametrize("mutant", FORWARD_MUTANTS)
