@@ -117,7 +117,7 @@ def test_only_the_backend_imports_an_array_library() -> None:
 
 
 def test_imports_point_down_only() -> None:
-    """backend <- tree, checks <- ops, gradcheck <- slow_block <- fwl <- stream <- lm <- demo."""
+    """backend <- tree <- checks <- ops, gradcheck <- slow_block <- fwl <- stream <- lm <- demo."""
     for name in set(SOURCES) - PACKAGES:
         for module in inner_imports(name):
             wing = name.split(".")[0] if "." in name else None
