@@ -29,7 +29,8 @@ LABEL = re.compile(r"\(([A-Z]\.\d+)\)")
 # may import one another, without cycles. The core comes first, then the wings.
 LAYERS = [
     {"backend"},
-    {"tree", "checks", "files"},
+    {"tree", "files"},
+    {"checks"},
     {"gradcheck", "ops.*"},
     {"slow_block", "optimizers", "rules.*"},
     {"fwl", "dynamic_evaluation"},
