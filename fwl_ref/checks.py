@@ -318,7 +318,7 @@ def check_evaluation(x: Array, eta: Any, decay: Any, n: Any, eps: float) -> None
         ("the decay", decay, [()]),
         ("the normalizer n", n, [(), tuple(x.shape[:1])]),
     ):
-        if hasattr(value, "dtype"):
+        if not isinstance(value, int | float):
             namespace(x, value)
             if tuple(value.shape) not in shapes:
                 allowed = " or ".join(map(str, shapes))

@@ -129,7 +129,7 @@ def evaluate_block(
     eta: FastParameters,
     *,
     segment: int,
-    decay: float = 0.0,
+    decay: Array | float = 0.0,
     n: Array | float = 1.0,
     eps: float = 1e-6,
     stale: bool = False,
@@ -143,8 +143,8 @@ def evaluate_block(
     x, labels, weights : (B,T,D), (B,T), (B,T)
     eta : six step sizes, arrays of shape ()
     segment : tokens per update, L
-    decay : lambda, in [0, 1]
-    n : the normalizer N, a number or one per sequence (B,)
+    decay : lambda, in [0, 1]: a number, or an array of shape ()
+    n : the normalizer N: a number, or an array of shape (), or one per sequence (B,)
     stale : take every gradient at theta_0 instead of at the current parameters. With ``segment`` 1
         this is what fast weights compute.
 

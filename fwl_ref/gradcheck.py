@@ -271,7 +271,7 @@ def _not_finite(sides: _Sides) -> str:
 def _lost_in_the_input(sides: _Sides, leaf: Array) -> str:
     return (
         f"{sides.where}: rounding hides the derivative. An input as large as "
-        f"{_largest(_wide(leaf)):.3g} in {leaf.dtype} moves by {sides.step:.1g} v with a relative "
+        f"{_largest(_wide(leaf)):.3g} in {_digits(leaf)} moves by {sides.step:.1g} v with a relative "
         f"error of {sides.slip:.1g}, "
         f"more than {_RESOLUTION:g}: {_more_digits(leaf)}take a larger step, or a smaller input"
     )
@@ -281,7 +281,7 @@ def _drowned(sides: _Sides, leaf: Array, sizes: list[float]) -> str:
     return (
         f"{sides.where}: rounding hides the derivative. |J v| = {sides.scale:.3g} is uncertain by "
         f"{sides.rounding:.2g} at a step of {sides.step:.1g}, for an output of size "
-        f"{math.hypot(*sizes):.3g} in {leaf.dtype}; {_RESOLUTION:g} |J v| is allowed: "
+        f"{math.hypot(*sizes):.3g} in {_digits(leaf)}; {_RESOLUTION:g} |J v| is allowed: "
         f"{_more_digits(leaf)}take a larger step, or subtract what is constant from the output"
     )
 
@@ -289,14 +289,19 @@ def _drowned(sides: _Sides, leaf: Array, sizes: list[float]) -> str:
 def _unseen(sides: _Sides, label: str, k: int, size: float, most: float, y: Array) -> str:
     return (
         f"{sides.where}: rounding hides whether the derivative is 0. Output {label or k}, of size "
-        f"{size:.3g} in {y.dtype}, does not move at a step of {sides.step:.1g}; a |J v| below "
+        f"{size:.3g} in {_digits(y)}, does not move at a step of {sides.step:.1g}; a |J v| below "
         f"{sides.noise[k]:.2g} might not show, and no input moves it by more than {most:.2g}: "
         f"{_more_digits(y)}take a larger step, or subtract what is constant from the output"
     )
 
 
+def _digits(a: Array) -> str:
+    """The dtype by its name, whatever the library puts in front of it."""
+    return str(a.dtype).rsplit(".", 1)[-1]
+
+
 def _more_digits(a: Array) -> str:
-    return "" if "float64" in str(a.dtype) else "check in float64, "
+    return "" if _digits(a) == "float64" else "check in float64, "
 
 
 # Refused before anything is compared
@@ -306,12 +311,14 @@ def _refuse_what_has_no_adjoint(args: tuple, output: Tree, name: str) -> None:
     """Something to check, and real floating-point numbers throughout."""
     for a in leaves(args):
         if "complex" in str(getattr(a, "dtype", "")):
-            raise AdjointError(f"{name}: an argument is {a.dtype}; only real numbers are checked")
+            raise AdjointError(
+                f"{name}: an argument is {_digits(a)}; only real numbers are checked"
+            )
     if not any(_differentiable(a) for a in args):
         raise AdjointError(f"{name}: nothing to check, no argument is a floating-point array")
     for label, y in named_leaves(output):
         if not _is_float(y):
-            kind = getattr(y, "dtype", type(y).__name__)
+            kind = _digits(y) if hasattr(y, "dtype") else type(y).__name__
             raise AdjointError(
                 f"{name}: output {label or 0} is {kind}; only real floating-point arrays have "
                 "derivatives: leave it out of what fwd returns as its output"
@@ -332,7 +339,9 @@ def _check_gradient(grad: Any, leaf: Array, where: str) -> None:
             f"for an input of shape {tuple(leaf.shape)}"
         )
     if grad.dtype != leaf.dtype:
-        raise AdjointError(f"{where}: gradient of dtype {grad.dtype} for an input of {leaf.dtype}")
+        raise AdjointError(
+            f"{where}: gradient of dtype {_digits(grad)} for an input of {_digits(leaf)}"
+        )
 
 
 # Trees and numbers

@@ -229,11 +229,15 @@ def test_the_oracle_takes_plain_numbers_where_there_is_no_gradient():
     logits, _ = oracle(decay=0.25, n=2.0)
     assert (oracle(decay=np.asarray(0.25), n=np.asarray(2.0))[0] == logits).all()
     assert (oracle(decay=np.asarray(0.25), n=np.full(B, 2.0))[0] == logits).all()
-    for n in (0.0, -1.0, np.nan, np.asarray([1.0, 0.0])):
-        refused(ValueError, ["normalizer n", "finite and > 0", str(n)], oracle, n=n)
     refused(ValueError, ["normalizer n", "() or (2,)", "(2, 1)"], oracle, n=np.ones((B, 1)))
     refused(ValueError, ["the decay must have shape ()", "(2,)"], oracle, decay=np.full(B, 0.1))
     refused(ValueError, ["eps", "finite and >= 0"], oracle, eps=-1.0)
+
+
+@pytest.mark.parametrize("n", [0.0, -1.0, np.nan, np.asarray([1.0, 0.0])])
+def test_the_normalizer_of_the_oracle_is_above_0(n):
+    """Losses are divided by it."""
+    refused(ValueError, ["normalizer n", "finite and > 0", str(n)], oracle, n=n)
 
 
 @pytest.mark.parametrize("name", FastParameters._fields)
