@@ -271,8 +271,8 @@ def _not_finite(sides: _Sides) -> str:
 def _lost_in_the_input(sides: _Sides, leaf: Array) -> str:
     return (
         f"{sides.where}: rounding hides the derivative. An input as large as "
-        f"{_largest(_wide(leaf)):.3g} in {_digits(leaf)} moves by {sides.step:.1g} v with a relative "
-        f"error of {sides.slip:.1g}, "
+        f"{_largest(_wide(leaf)):.3g} in {_digits(leaf)} moves by {sides.step:.1g} v with a "
+        f"relative error of {sides.slip:.1g}, "
         f"more than {_RESOLUTION:g}: {_more_digits(leaf)}take a larger step, or a smaller input"
     )
 
