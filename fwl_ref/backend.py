@@ -21,13 +21,12 @@ Tree: TypeAlias = Any
 
 __all__ = [
     "Array", "Tree", "host", "namespace", "library", "is_host", "to_numpy", "like", "as_dtype",
-    "BACKENDS", "BackendError", "backend_target", "backend_versions", "wait", "waiting_refused", "peak_bytes",
+    "BACKENDS", "BackendError", "backend_target", "backend_versions", "wait", "waiting_refused",
+    "peak_bytes",
 ]  # fmt: skip
 
-BACKENDS = (
-    "numpy",
-    "cupy",
-)  # by name, where a command asks for one; functions go by the arrays they are given
+# by name, where a command asks for one; functions go by the arrays they are given
+BACKENDS = ("numpy", "cupy")
 
 
 class BackendError(RuntimeError):
@@ -40,35 +39,46 @@ def namespace(*arrays: Array | None) -> Any:
     Raises
     ------
     TypeError
-        If the arrays come from different libraries or devices, or have different dtypes; the message names both.
+        If the arrays come from different libraries or devices, or have different dtypes; the
+        message names both. If one is a plain number.
     """
     given = [a for a in arrays if a is not None]
     xp, first = library(*given), given[0]
     for other in given[1:]:
         if other.dtype != first.dtype:
             raise TypeError(
-                f"all arrays must have one dtype, got {first.dtype} (shape {tuple(first.shape)}) and {other.dtype} "
-                f"(shape {tuple(other.shape)}): convert one of them, nothing is upcast silently"
+                f"all arrays must have one dtype, got {first.dtype} (shape {tuple(first.shape)}) "
+                f"and {other.dtype} (shape {tuple(other.shape)}): convert one of them, "
+                "nothing is upcast silently"
             )
     return xp
 
 
 def library(*arrays: Array) -> Any:
-    """The namespace shared by arrays that may differ in dtype: features and labels. Raises
-    TypeError as ``namespace`` does.
+    """The namespace shared by arrays that may differ in dtype: features and labels.
+
+    Raises TypeError as ``namespace`` does.
     """
+    numbers = [a for a in arrays if isinstance(a, int | float) and not is_host(a)]
+    if numbers:
+        raise TypeError(
+            f"all arguments must be arrays, got the number {numbers[0]!r}: "
+            "like(number, x, x.dtype) makes one for the library and the dtype of x"
+        )
     try:
         xp = array_api_compat.array_namespace(*arrays)
     except TypeError:
         kinds = sorted({f"{type(a).__module__}.{type(a).__name__}" for a in arrays})
         raise TypeError(
-            f"all arrays must come from one library, got {' and '.join(kinds)}: move them with like()"
+            f"all arrays must come from one library, got {' and '.join(kinds)}: "
+            "move them with like()"
         ) from None
     if not array_api_compat.is_numpy_namespace(xp):
         devices = {str(array_api_compat.device(a)) for a in arrays}
         if len(devices) > 1:
             raise TypeError(
-                f"all arrays must live on one device, got {' and '.join(sorted(devices))}: move them with like()"
+                f"all arrays must live on one device, got {' and '.join(sorted(devices))}: "
+                "move them with like()"
             )
     return xp
 
@@ -79,9 +89,7 @@ def is_host(x: Array) -> bool:
 
 
 def to_numpy(x: Array) -> host.ndarray:
-    """Copy ``x`` to the host: the one explicit device-to-host transfer (printing, plotting,
-    saving).
-    """
+    """Copy ``x`` to the host, to print, plot or save: the one explicit transfer from a device."""
     if is_host(x):
         return host.asarray(x)
     if array_api_compat.is_cupy_array(x):
@@ -90,8 +98,9 @@ def to_numpy(x: Array) -> host.ndarray:
 
 
 def like(x: Any, target: Array, dtype: Any = None) -> Array:
-    """Move the host array ``x`` to the library and device of ``target``; keep ``x``'s dtype unless
-    one is given.
+    """Move the host array ``x`` to the library and device of ``target``.
+
+    ``x`` keeps its dtype unless one is given.
 
     On a GPU the copy goes through pinned memory on the current stream and nothing waits for it:
     CuPy does both by itself for an array in pageable host memory, and has read ``x`` when this
@@ -115,8 +124,7 @@ def _host_dtype(dtype: Any) -> Any:
 
 
 def backend_target(backend: str) -> Array:
-    """An empty array in the library, and on the device, that ``backend`` ("numpy" or "cupy") names:
-    a target for ``like``.
+    """A target for ``like``: an empty array where ``backend`` ("numpy" or "cupy") computes.
 
     Raises BackendError if CuPy or a GPU is missing, saying what to install; ValueError for another
     name.
@@ -127,8 +135,9 @@ def backend_target(backend: str) -> Array:
 
 
 def backend_versions(backend: str = "numpy") -> dict[str, str]:
-    """Names and versions a result must be reported with; for CuPy also the device. Raises as
-    ``backend_target``.
+    """Names and versions a result must be reported with; for CuPy also the device.
+
+    Raises as ``backend_target``.
     """
     import platform
 
@@ -151,8 +160,9 @@ def backend_versions(backend: str = "numpy") -> dict[str, str]:
 
 
 def wait(x: Array) -> None:
-    """Return when everything that was asked of the device of ``x`` is done: for clocks. Host arrays
-    are always ready.
+    """Return when everything that was asked of the device of ``x`` is done: for clocks.
+
+    Host arrays are always ready.
     """
     if array_api_compat.is_cupy_array(x):
         _cupy().cuda.Device(x.device.id).synchronize()
@@ -160,11 +170,10 @@ def wait(x: Array) -> None:
 
 @contextmanager
 def waiting_refused(x: Array) -> Iterator[type[Exception]]:
-    """Inside, whatever makes the host wait for the device of ``x``, a hidden transfer above all,
-    raises the error that this yields.
+    """Inside, what makes the host wait for the device of ``x`` raises the error that this yields.
 
-    For checks. It relies on CuPy's own detection, which the host has no need of and some versions
-    of CuPy may lack: then nothing is raised.
+    For checks: a hidden transfer makes the host wait. It relies on CuPy's own detection, which the
+    host has no need of and some versions of CuPy may lack: then nothing is raised.
     """
     detect = None
     if array_api_compat.is_cupy_array(x):
@@ -175,17 +184,14 @@ def waiting_refused(x: Array) -> Iterator[type[Exception]]:
         yield BackendError
         return
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="cupyx.allow_synchronize"
-        )  # it is announced to go some day
+        # it is announced to go some day
+        warnings.filterwarnings("ignore", message="cupyx.allow_synchronize")
         with detect(False):
             yield cupyx.DeviceSynchronized
 
 
 def peak_bytes(x: Array, reset: bool = False) -> int:
-    """The most device memory that arrays have taken since ``reset``, as held by CuPy's pool; 0 for
-    host arrays.
-    """
+    """The most device memory that CuPy's pool has held since ``reset``; 0 for host arrays."""
     if not array_api_compat.is_cupy_array(x):
         return 0
     pool = _cupy().get_default_memory_pool()
@@ -200,18 +206,21 @@ def _cupy() -> Any:
         import cupy
     except ImportError as error:
         raise BackendError(
-            f"the cupy backend needs CuPy, and importing it failed ({error}): pip install 'fwl_ref[cuda13]' for a driver of CUDA 13, "
-            "'fwl_ref[cuda12]' for one of CUDA 12 (nvidia-smi says which), or use the numpy backend"
+            f"the cupy backend needs CuPy, and importing it failed ({error}): "
+            "pip install 'fwl_ref[cuda13]' for a driver of CUDA 13, 'fwl_ref[cuda12]' for one of "
+            "CUDA 12 (nvidia-smi says which), or use the numpy backend"
         ) from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise BackendError(
-            f"CuPy {cupy.__version__} finds no GPU ({error}): see nvidia-smi, or use the numpy backend"
+            f"CuPy {cupy.__version__} finds no GPU ({error}): "
+            "see nvidia-smi, or use the numpy backend"
         ) from None
     if not count:
         raise BackendError(
-            f"CuPy {cupy.__version__} finds no GPU: see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the numpy backend"
+            f"CuPy {cupy.__version__} finds no GPU: "
+            "see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the numpy backend"
         )
     return cupy
 

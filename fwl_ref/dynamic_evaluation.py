@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .backend import Array, Tree, namespace, to_numpy
-from .checks import check_block_data, check_segment
+from .checks import check_block_data, check_evaluation, check_segment
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from .tree import add, leaves, size, tree_map
 
@@ -129,36 +129,40 @@ def evaluate_block(
     eta: FastParameters,
     *,
     segment: int,
-    decay: float = 0.0,
+    decay: Array | float = 0.0,
     n: Array | float = 1.0,
     eps: float = 1e-6,
     stale: bool = False,
 ) -> tuple[Array, FastParameters]:
-    """Dynamic evaluation of the block alone, on given features, one set of parameters per
-    sequence.   (Y.4)
+    """Dynamic evaluation of the block alone, on given features.   (Y.4)
+
+    Every sequence has parameters of its own.
 
     Parameters
     ----------
     x, labels, weights : (B,T,D), (B,T), (B,T)
+    eta : six step sizes, arrays of shape ()
     segment : tokens per update, L
-    n : the normalizer N, a number or one per sequence (B,)
-    stale
-        Take every gradient at theta_0 instead of at the current parameters. With ``segment`` 1 this
-        is what fast weights compute.
+    decay : lambda, in [0, 1]: a number, or an array of shape ()
+    n : the normalizer N: a number, or an array of shape (), or one per sequence (B,)
+    stale : take every gradient at theta_0 instead of at the current parameters. With ``segment`` 1
+        this is what fast weights compute.
 
     Returns
     -------
-    logits (B,T,V), each scored before the update on its segment, and the final fast parameters with
-    a leading batch axis.
+    logits (B,T,V), each scored before the update on its segment, and the final fast parameters
+    with a leading batch axis.
 
     Raises
     ------
     ValueError, TypeError
-        If ``segment`` is below 1, labels are out of range, weights negative or not finite, shapes
-        do not fit, or arrays are mixed.
+        If ``segment`` is below 1, labels are out of range, weights negative or not finite, step
+        sizes not finite, the decay outside [0, 1], N not above 0, shapes do not fit, or arrays are
+        mixed.
     """
     check_segment(segment)
     check_block_data(x, labels, weights, slow)
+    check_evaluation(x, eta, decay, n, eps)
     xp = namespace(x, weights, *slow)
     rates = SlowParameters(*eta, 0.0, 0.0)
     descent = Descent(rates, decay, subset=FAST_ONLY)

@@ -1,7 +1,7 @@
-"""The notebooks' exercises check themselves: one line that says where an answer goes wrong, and
-never what the answer is.
+"""The notebooks' exercises check themselves: where an answer goes wrong, never what it is.
 
-    check("my_dense_bwd", my_dense_bwd, dense_bwd, cases, mistakes={"Is it x^T dy or dy x^T?": transposed})
+    hints = {"Is it x^T dy or dy x^T?": transposed}
+    check("my_dense_bwd", my_dense_bwd, dense_bwd, cases, mistakes=hints)
 
 prints ``not done yet``, the first wrong entry with a hint, or ``correct``. A hint comes from
 ``mistakes``, wrong versions of the function by the hint that helps whoever wrote the same; without
@@ -63,33 +63,33 @@ def verdict(
     mistakes: Mapping[str, Any] | None = None,
     returns: Sequence[str] = (),
 ) -> str:
-    """One line on how ``attempt(*case)`` compares with ``reference(*case)`` in every case, in
-    order.
+    """One line on how ``attempt(*case)`` compares with ``reference(*case)``, case by case.
 
     Parameters
-    ---------- attempt, reference : functions of the same arguments; or values, if there is nothing
-    to call (``cases`` left out).
-        Results: an array, a number, a text, a shape (a tuple of ints), or a tuple of arrays.
+    ----------
+    attempt, reference : functions of the same arguments; or values, if there is nothing to call
+        (``cases`` left out). Results: an array, a number, a text, a shape (a tuple of ints), or a
+        tuple of arrays.
     cases : tuples of arguments. Let sizes differ from each other, or a transpose goes unseen.
-        mistakes : hint -> a likely wrong version of the function (or value). The hint of the first
-        that the attempt agrees with is shown.
-        In a tuple of results it is the first wrong one that must agree; a version may return None for the others. Instead of a version,
-        the name of a result: a hint for that result if nothing before it fits; or None: for whatever is wrong.
+    mistakes : hint -> a likely wrong version of the function (or value). The hint of the first
+        that the attempt agrees with is shown. In a tuple of results it is the first wrong one that
+        must agree; a version may return None for the others. Instead of a version, the name of a
+        result: a hint for that result if nothing before it fits; or None: for whatever is wrong.
     returns : names for the entries of a tuple of results; a NamedTuple has its own.
 
     Returns
-    ------- ``"NAME: not done yet (returned None)"``, ``"NAME: correct"``, or what is wrong first.
-    The expected number is never in it.
+    -------
+    ``"NAME: not done yet (returned None)"``, ``"NAME: correct"``, or what is wrong first. The
+    expected number is never in it.
     """
     for number, case in enumerate(cases):
         expected = _call(reference, case)
         copy = tuple(_copy(a) for a in case)
         try:
             found = _call(attempt, copy)
-        except (
-            Exception
-        ) as error:  # the reader's code: any error is an answer, and one line says which
-            return f"{name}: {_line(error)}raised {type(error).__name__}: {' '.join(str(error).split())}"
+        except Exception as error:  # the reader's code: any error is an answer
+            words = " ".join(str(error).split())
+            return f"{name}: {_line(error)}raised {type(error).__name__}: {words}"
         problem = _problem(found, expected, returns)
         if problem is None and not all(_same(a, b) for a, b in zip(copy, case, strict=True)):
             problem = "the result is right, but an argument was changed in place: make a new array"
@@ -102,13 +102,11 @@ def verdict(
 
 
 def agree(found: Tree, expected: Tree, rtol: float = 1e-10) -> bool:
-    """True if two results have the same shapes and agree to ``rtol`` of the largest entry, array by
-    array.
+    """True if two results have the same shapes and agree, array by array.
+
+    Allowed is ``rtol`` times the largest entry.
     """
-    found, expected = (
-        leaves(found if isinstance(found, tuple) else (found,)),
-        leaves(expected if isinstance(expected, tuple) else (expected,)),
-    )
+    found, expected = leaves((found,)), leaves((expected,))
     if [host.shape(a) for a in found] != [host.shape(b) for b in expected]:
         return False
     return all(first_wrong(a, b, rtol) is None for a, b in zip(found, expected, strict=True))
@@ -119,9 +117,15 @@ def adjoint_by_differences(
 ) -> tuple:
     """J^T cotangent of ``f`` at ``args``, entry by entry: slow, and it knows no derivative.
 
-    Each entry is a sixth-order central difference, good to about 1e-10. One result per argument;
-    None for integers and non-arrays.
+    Each entry is a sixth-order central difference in float64, good to about 1e-10 of the output's
+    size. One result per argument; None for integers and non-arrays.
+
+    Raises
+    ------
+    TypeError
+        For arguments or cotangents in float32 or less: rounding would be a part in a thousand.
     """
+    _refuse_few_digits((args, cotangent))
     given, results = leaves((cotangent,)), []
     for i, arg in enumerate(args):
         parts = leaves((arg,))
@@ -134,21 +138,18 @@ def adjoint_by_differences(
                 unit = host.zeros_like(part)
                 unit[index] = 1
                 tangents = [unit if k == j else None for k in range(len(parts))]
-                change = leaves(
-                    (
-                        directional_difference(
-                            f,
-                            args,
-                            tuple(tangents if k == i else None for k in range(len(args))),
-                            step,
-                        ),
-                    )
-                )
-                gradients[j][index] = sum(
-                    float(host.sum(u * v)) for u, v in zip(given, change, strict=True)
-                )
+                moves = tuple(tangents if k == i else None for k in range(len(args)))
+                change = leaves((directional_difference(f, args, moves, step),))
+                pairs = zip(given, change, strict=True)
+                gradients[j][index] = sum(float(host.sum(u * v)) for u, v in pairs)
         results.append(rebuild((arg,), gradients)[0])
     return tuple(results)
+
+
+def _refuse_few_digits(tree: Tree) -> None:
+    for a in leaves(tree):
+        if hasattr(a, "dtype") and a.dtype.kind in "fc" and a.dtype != "float64":
+            raise TypeError(f"differences need float64, got {a.dtype}: rounding would hide them")
 
 
 def second_adjoint_by_differences(
@@ -158,8 +159,9 @@ def second_adjoint_by_differences(
 
     <g, J^T dy> = <dy, J g>, so g_dy = J g is the forward derivative along g, and g_args is the
     gradient of <dy, J g>: a difference of differences, good to about 1e-10 where ``f`` is smooth.
-    ``None`` in ``g_d_args`` is zero.
+    ``None`` in ``g_d_args`` is zero. Raises as ``adjoint_by_differences``.
     """
+    _refuse_few_digits((args, g_d_args, dy))
     tangents = tuple(None if g is None else leaves((g,)) for g in g_d_args)
 
     def along(*moved: Tree) -> Tree:
@@ -169,15 +171,16 @@ def second_adjoint_by_differences(
 
 
 def first_wrong(found: Any, expected: Any, rtol: float = RTOL) -> WrongEntry | None:
-    """The first entry, in reading order, off by more than ``rtol`` times the largest expected
-    entry; None if there is none.
+    """The first entry, in reading order, that is wrong; None if there is none.
+
+    Allowed is ``rtol`` times the largest expected entry. What is not finite is wrong on either
+    side: an infinite tolerance would allow everything.
     """
-    found, expected = (
-        host.asarray(found) * 1.0,
-        host.asarray(expected) * 1.0,
-    )  # booleans cannot be subtracted
+    # times 1.0, for booleans cannot be subtracted
+    found, expected = host.asarray(found) * 1.0, host.asarray(expected) * 1.0
     with host.errstate(invalid="ignore"):
-        wrong = ~(host.abs(found - expected) <= rtol * host.max(host.abs(expected), initial=0.0))
+        allowed = rtol * host.max(host.abs(expected), initial=0.0)
+        wrong = ~((host.abs(found - expected) <= allowed) & host.isfinite(expected))
     if not host.any(wrong):
         return None
     index = tuple(int(i) for i in host.argwhere(wrong)[0])
@@ -201,27 +204,21 @@ def _problem(found: Any, expected: Any, returns: Sequence[str] = (), name: str =
     if found is None or found is Ellipsis:
         return f"not done yet ({name} is None)" if name else "not done yet (returned None)"
     if isinstance(expected, str | bool):
-        return (
-            None
-            if type(found) is type(expected) and found == expected
-            else f"{_said(found)} is not it"
-        )
+        right = type(found) is type(expected) and found == expected
+        return None if right else f"{_said(found)} is not it"
     if _is_shape(expected):
         return _shape_problem(found, expected)
     if isinstance(expected, tuple):
         names = _names(expected, returns)
         if not isinstance(found, tuple | list) or len(found) != len(expected):
             count = len(found) if isinstance(found, tuple | list) else 1
-            return f"returned {count} result{'s' * (count != 1)}, expected {len(expected)}: {', '.join(names)}"
-        pairs = [(f, e, n) for f, e, n in zip(found, expected, names, strict=True) if e is not None]
-        return next(
-            (
-                p
-                for f, e, n in pairs
-                if (p := _problem(f, e, (), f"{name}.{n}" if name else n)) is not None
-            ),
-            None,
-        )
+            wanted = f"{len(expected)}: {', '.join(names)}"
+            return f"returned {count} result{'s' * (count != 1)}, expected {wanted}"
+        for f, e, n in zip(found, expected, names, strict=True):
+            problem = None if e is None else _problem(f, e, (), f"{name}.{n}" if name else n)
+            if problem is not None:
+                return problem
+        return None
     return _array_problem(found, expected, name)
 
 
@@ -234,13 +231,12 @@ def _array_problem(found: Any, expected: Any, name: str) -> str | None:
     wrong = first_wrong(found, expected)
     if wrong is None:
         return None
-    entry = (
-        f"{name or 'entry'}{' ' * (not name)}[{', '.join(map(str, wrong.index))}]"
-        if wrong.index
-        else name or "the result"
-    )
+    entry = name or "the result"
+    if wrong.index:
+        entry = f"{name or 'entry '}[{', '.join(map(str, wrong.index))}]"
     count = f"; {wrong.count} of {found.size} entries are wrong" if found.size > 1 else ""
-    return f"first wrong entry: {entry} = {wrong.found:.3g}, {_side(wrong)}{_pattern(found, expected)}{count}"
+    how = f"{_side(wrong)}{_pattern(found, expected)}{count}"
+    return f"first wrong entry: {entry} = {wrong.found:.3g}, {how}"
 
 
 def _side(wrong: WrongEntry) -> str:
@@ -258,20 +254,15 @@ def _side(wrong: WrongEntry) -> str:
 
 def _pattern(found: Any, expected: Any) -> str:
     """What the wrong entries have in common."""
-    if found.size < 2 or not host.all(host.isfinite(found)):
+    if found.size < 2 or not host.all(host.isfinite(found) & host.isfinite(expected)):
         return ""
     factor = host.sum(found * expected) / max(host.sum(expected * expected), 1e-300)
     if factor != 0 and first_wrong(found, factor * expected) is None:
-        return (
-            ", as every sign is"
-            if abs(factor + 1) < RTOL
-            else " (the whole result has one wrong factor)"
-        )
-    if (
-        found.ndim > 1
-        and found.shape[-1] == found.shape[-2]
-        and first_wrong(host.swapaxes(found, -1, -2), expected) is None
-    ):
+        if abs(factor + 1) < RTOL:
+            return ", as every sign is"
+        return " (the whole result has one wrong factor)"
+    square = found.ndim > 1 and found.shape[-1] == found.shape[-2]
+    if square and first_wrong(host.swapaxes(found, -1, -2), expected) is None:
         return " (the result is the transpose)"
     return ""
 
@@ -280,7 +271,8 @@ def _shape_problem(found: Any, expected: tuple) -> str | None:
     if not _is_shape(found):
         return f"{_said(found)} is not a shape: a tuple of whole numbers"
     if len(found) != len(expected):
-        return f"the shape {tuple(found)} has too {'many' if len(found) > len(expected) else 'few'} axes"
+        count = "many" if len(found) > len(expected) else "few"
+        return f"the shape {tuple(found)} has too {count} axes"
     wrong = next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), None)
     return None if wrong is None else f"the shape {tuple(found)} is wrong at axis {wrong}"
 
@@ -292,24 +284,15 @@ def _names(expected: tuple, returns: Sequence[str]) -> Sequence[str]:
 def _hint(
     found: Any, expected: Any, case: tuple, mistakes: Mapping[str, Any], returns: Sequence[str]
 ) -> str:
-    """The hint of the mistake that gives what was found; one that cannot be told from the right
-    answer here counts as none.
+    """The hint of the mistake that gives what was found.
+
+    A mistake that cannot be told from the right answer here counts as none.
     """
     pick, result = (lambda x: x), None
-    if (
-        isinstance(expected, tuple)
-        and not _is_shape(expected)
-        and isinstance(found, tuple | list)
-        and len(found) == len(expected)
-    ):
-        wrong = next(
-            (
-                i
-                for i, (f, e) in enumerate(zip(found, expected, strict=True))
-                if e is not None and _problem(f, e)
-            ),
-            0,
-        )
+    several = isinstance(expected, tuple) and not _is_shape(expected)
+    if several and isinstance(found, tuple | list) and len(found) == len(expected):
+        pairs = enumerate(zip(found, expected, strict=True))
+        wrong = next((i for i, (f, e) in pairs if e is not None and _problem(f, e)), 0)
         pick, result = (lambda x: x[wrong]), _names(expected, returns)[wrong]
     for hint, mistake in mistakes.items():
         if mistake is None or (result is not None and mistake == result):
@@ -317,11 +300,9 @@ def _hint(
         if isinstance(mistake, str) and not isinstance(expected, str):
             continue
         version = pick(_call(mistake, tuple(_copy(a) for a in case)))
-        if (
-            version is not None
-            and _problem(pick(found), version) is None
-            and _problem(version, pick(expected)) is not None
-        ):
+        if version is None or _problem(version, pick(expected)) is None:
+            continue
+        if _problem(pick(found), version) is None:
             return f". Hint: {hint}"
     return ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .backend import Array
+from .checks import check_slow_block
 from .ops.cross_entropy import CrossEntropyResidual, cross_entropy_bwd, cross_entropy_fwd
 from .ops.dense import DenseResidual, dense_bwd, dense_fwd
 from .ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
@@ -51,7 +52,11 @@ class SlowBlockResidual(NamedTuple):
 def slow_block_fwd(
     x: Array, labels: Array, p: SlowParameters, eps: float
 ) -> tuple[tuple[Array, Array], SlowBlockResidual]:
-    """(...,D),(...)->(...),(...,V)   cross-entropy per token, and the logits   (B.1)"""
+    """(...,D),(...)->(...),(...,V)   cross-entropy per token, and the logits   (B.1)
+
+    Raises ValueError or TypeError if shapes do not fit, or arrays are mixed.
+    """
+    check_slow_block(x, labels, p)
     h, dense1 = dense_fwd(x, p.W1, p.b1)  # (...,F)
     a, act = squared_relu_fwd(h)  # (...,F)
     z, dense2 = dense_fwd(a, p.W2, p.b2)  # (...,D)

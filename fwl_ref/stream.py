@@ -18,14 +18,12 @@ from typing import NamedTuple
 
 from .backend import Array, namespace
 from .checks import (
+    check_block_parameters,
     check_decay,
-    check_divisor,
-    check_labels,
-    check_like,
+    check_predict,
+    check_reveal,
     check_settings,
-    check_state,
     check_streamable,
-    check_weights,
 )
 from .fwl import FastSettings, write_fwd
 from .ops.dense import dense_fwd
@@ -45,6 +43,7 @@ class Stream(NamedTuple):
 
 def stream_start(batch: int, slow: SlowParameters, settings: FastSettings | None = None) -> Stream:
     """An empty memory for ``batch`` sequences; ``settings`` None are the default ones."""
+    check_block_parameters(slow)
     xp, optimizer = namespace(*slow), settings.optimizer if settings else None
     lead = (batch,) if optimizer is None else (batch, slots(optimizer))
     fast = (getattr(slow, name) for name in FastParameters._fields)
@@ -61,10 +60,7 @@ def stream_predict(
     Raises ValueError without the constant normalizer, if the previous token was never revealed, or
     for another number of sequences than the stream was started with.
     """
-    check_settings(settings)
-    check_streamable(settings)
-    check_state(stream.state, x.shape[0], slow, settings.optimizer)
-    check_divisor(settings.optimizer, slow)
+    check_predict(stream.state, x, slow, eta, settings)
     if stream.pending is not None:
         raise ValueError(
             "predict after predict: reveal the previous token's label first "
@@ -104,10 +100,7 @@ def stream_reveal(
             "reveal before predict: a token must be scored before its label is shown, "
             "or the score is not a prediction"
         )
-    check_like(labels, stream.pending.shape[:1], "labels", "(B,)")
-    check_like(weights, stream.pending.shape[:1], "weights", "(B,)")
-    check_labels(labels, slow.U.shape[1])
-    check_weights(weights)
+    check_reveal(stream.pending, labels, weights, slow, decay, settings)
     xp = namespace(stream.pending, weights)
     token = stream.pending[:, None, :], labels[:, None], weights[:, None]  # T = 1
     (m, _), _ = write_fwd(*token, slow, settings)

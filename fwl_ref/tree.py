@@ -1,8 +1,8 @@
-"""Parameters, gradients and states are trees: NamedTuples and tuples nested in each other, with
-arrays as leaves.
+"""Trees: NamedTuples and tuples nested in each other, with arrays as leaves.
 
-A gradient has the type of the thing it is the gradient of, so one ``map`` serves the optimizer,
-dynamic evaluation and the checks. ``None`` is an absent leaf and stays ``None``.
+Parameters, gradients and states are trees. A gradient has the type of the thing it is the gradient
+of, so one ``map`` serves the optimizer, dynamic evaluation and the checks. ``None`` is an absent
+leaf and stays ``None``.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import array_api_strict
 import numpy as np
 import pytest
 
+from fwl_ref.backend import namespace
 from fwl_ref.dynamic_evaluation import Descent, evaluate_block, mean_square, rms_scale
 from fwl_ref.fwl import FastSettings, fast_block_fwd
 from fwl_ref.lm import train as training
@@ -19,8 +20,8 @@ from fwl_ref.lm.model import Config, check_config, initialize, loss_and_gradient
 from fwl_ref.lm.train import Progress, TrainSettings, train
 from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd
 from fwl_ref.ops.rotary import rotary_fwd
-from fwl_ref.slow_block import FastParameters, SlowParameters
-from fwl_ref.stream import stream_predict, stream_reveal, stream_start
+from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_fwd
+from fwl_ref.stream import Stream, stream_predict, stream_reveal, stream_start
 from fwl_ref.tree import leaves, tree_map
 
 B, T, D, F, V = 2, 5, 4, 6, 3
@@ -30,6 +31,7 @@ SLOW = SlowParameters(**{n: RNG.standard_normal(s) for n, s in SHAPES.items()})
 X, LABELS, WEIGHTS = RNG.standard_normal((B, T, D)), RNG.integers(0, V, (B, T)), np.ones((B, T))
 ETA, DECAY, SETTINGS = FastParameters(*(np.asarray(0.1),) * 6), np.asarray(0.01), FastSettings()
 CONFIG = Config(width=8, layers=1, heads=2)
+NARROW = SlowParameters(SLOW.W1[:1], SLOW.b1, SLOW.W2[:, :1], SLOW.b2[:1], SLOW.gain[:1], SLOW.bias[:1], SLOW.U[:1], SLOW.c)  # D = 1
 
 
 def block(**changes):
@@ -125,12 +127,148 @@ def test_mixed_libraries_are_refused(what):
         ({"labels": LABELS[:, 1:]}, ["labels", "(2, 5)", "(2, 4)"]),
         ({"weights": WEIGHTS[:1]}, ["weights", "(2, 5)", "(1, 5)"]),
         ({"x": X[..., 1:]}, ["width 3", "W1", "(4, 6)"]),
-        ({"x": X[..., :1], "settings": SETTINGS._replace(eps=0.0), "slow": SLOW._replace(W1=SLOW.W1[:1])}, ["at least 2", "eps > 0"]),
+        ({"x": X[..., :1], "settings": SETTINGS._replace(eps=0.0), "slow": NARROW}, ["at least 2", "eps > 0"]),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(changes, words):
     """What was expected and what was found."""
     refused(ValueError, words, block, **changes)
+
+
+# --- shapes of parameters: nothing is broadcast
+
+
+MISSHAPEN = {
+    "W1 without an axis": ("W1", SLOW.W1[0], ["W1", "(D,F)", "(6,)"]),
+    "b1 a row": ("b1", SLOW.b1[None], ["b1", "(F) = (6,)", "(1, 6)"]),
+    "b1 of one entry": ("b1", SLOW.b1[:1], ["b1", "(F) = (6,)", "(1,)"]),
+    "b1 a scalar": ("b1", SLOW.b1[0], ["b1", "(F) = (6,)", "()"]),
+    "W2 transposed": ("W2", SLOW.W2.T, ["W2", "(F,D) = (6, 4)", "(4, 6)"]),
+    "b2 per token": ("b2", np.ones((T, D)), ["b2", "(D) = (4,)", "(5, 4)"]),
+    "gain of one entry": ("gain", SLOW.gain[:1], ["gain", "(D) = (4,)", "(1,)"]),
+    "gain per token": ("gain", np.ones((T, D)), ["gain", "(D) = (4,)", "(5, 4)"]),
+    "bias per sequence": ("bias", np.ones((B, 1, D)), ["bias", "(D) = (4,)", "(2, 1, 4)"]),
+    "U of another width": ("U", SLOW.U[:2], ["U", "(D,V) = (4, 3)", "(2, 3)"]),
+    "U per sequence": ("U", np.ones((B, D, V)), ["U", "(D,V)", "(2, 4, 3)"]),
+    "c of one entry": ("c", SLOW.c[:1], ["c", "(V) = (3,)", "(1,)"]),
+}
+
+
+def predict(stream=None, x=X[:, 0], slow=SLOW, eta=ETA, settings=SETTINGS):
+    """The first prediction of a stream on good input but for what is given."""
+    return stream_predict(stream_start(B, SLOW) if stream is None else stream, x, slow, eta, settings)
+
+
+def reveal(slow=SLOW, decay=DECAY, pending=None, settings=SETTINGS):
+    """The first label of a stream."""
+    return stream_reveal(predict()[1] if pending is None else pending, LABELS[:, 0], WEIGHTS[:, 0], slow, decay, settings)
+
+
+@pytest.mark.parametrize("what", MISSHAPEN)
+def test_a_parameter_of_another_shape_is_refused_everywhere(what):
+    """Block, oracle, slow block and all three calls of a stream: the name, the axes in letters and numbers, and what was found."""
+    name, array, words = MISSHAPEN[what]
+    slow = SLOW._replace(**{name: array})
+    for action in (block, oracle, predict, reveal):
+        refused(ValueError, [*words, "must have shape"], action, slow=slow)
+    refused(ValueError, words, stream_start, B, slow)
+    refused(ValueError, words, slow_block_fwd, X, LABELS, slow, 1e-6)
+
+
+@pytest.mark.parametrize("run", [block, oracle, predict])
+@pytest.mark.parametrize("name", FastParameters._fields)
+@pytest.mark.parametrize("shape", [(1,), (D,), (B, 1, 1)])
+def test_a_step_size_is_one_number(run, name, shape):
+    """A step size per channel would run forward and get the gradient of a scalar."""
+    eta = ETA._replace(**{name: np.full(shape, 0.1)})
+    refused(ValueError, [f"the step size of {name}", "shape ()", str(shape)], run, eta=eta)
+
+
+@pytest.mark.parametrize("run", [block, oracle, predict])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_step_size_is_finite(run, value):
+    """Named, with the value."""
+    refused(ValueError, ["the step size of b2", "finite", str(value)], run, eta=ETA._replace(b2=np.asarray(value)))
+
+
+@pytest.mark.parametrize("run", [block, oracle, predict])
+@pytest.mark.parametrize("value", [0.1, 1, np.float32(0.1)])
+def test_a_plain_number_or_another_dtype_for_a_step_size_is_refused_in_words(run, value):
+    """A Python number has no library and gets no gradient; like() makes an array of it."""
+    eta = ETA._replace(gain=value)
+    words = ["one dtype", "float32", "float64"] if isinstance(value, np.float32) else ["the step size of gain", repr(value), "like("]
+    refused(TypeError, words, run, eta=eta)
+    refused(TypeError, ["FastParameters of six arrays", "0.1"], run, eta=0.1)
+
+
+@pytest.mark.parametrize("run", [block, reveal])
+def test_a_plain_number_or_another_dtype_for_the_decay_is_refused_in_words(run):
+    """As a step size."""
+    refused(TypeError, ["the decay must be an array", "0.01", "like("], run, decay=0.01)
+    refused(TypeError, ["one dtype", "float32", "float64"], run, decay=np.asarray(0.01, dtype="float32"))
+    refused(ValueError, ["the decay must have shape ()", "(1,)"], run, decay=DECAY[None])
+    refused(ValueError, ["the decay must have shape ()", "(2,)"], run, decay=np.full(B, 0.1))
+
+
+@pytest.mark.parametrize("run", [block, oracle, reveal])
+@pytest.mark.parametrize("value", [1.5, -0.5, np.nan, np.inf])
+def test_a_decay_outside_its_range_is_refused(run, value):
+    """As the golden files do: [0, 1]."""
+    refused(ValueError, ["the decay must lie in [0, 1]", f"got {value}"], run, decay=np.asarray(value))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_decay_at_the_ends_of_its_range_is_taken(value):
+    """Nothing fades, or all does."""
+    for run in (block, oracle, reveal):
+        run(decay=np.asarray(value))
+
+
+def test_the_oracle_takes_plain_numbers_where_there_is_no_gradient():
+    """Decay and normalizer may be numbers or arrays, with the same result."""
+    logits, _ = oracle(decay=0.25, n=2.0)
+    assert (oracle(decay=np.asarray(0.25), n=np.asarray(2.0))[0] == logits).all()
+    assert (oracle(decay=np.asarray(0.25), n=np.full(B, 2.0))[0] == logits).all()
+    refused(ValueError, ["normalizer n", "() or (2,)", "(2, 1)"], oracle, n=np.ones((B, 1)))
+    refused(ValueError, ["the decay must have shape ()", "(2,)"], oracle, decay=np.full(B, 0.1))
+    refused(ValueError, ["eps", "finite and >= 0"], oracle, eps=-1.0)
+
+
+@pytest.mark.parametrize("n", [0.0, -1.0, np.nan, np.asarray([1.0, 0.0])])
+def test_the_normalizer_of_the_oracle_is_above_0(n):
+    """Losses are divided by it."""
+    refused(ValueError, ["normalizer n", "finite and > 0", str(n)], oracle, n=n)
+
+
+@pytest.mark.parametrize("name", FastParameters._fields)
+def test_every_entry_of_a_state_has_its_shape(name):
+    """Not only W1: an entry that is broadcast over sequences, or has an axis of 1, is refused."""
+    good = state(B)
+    array = getattr(good, name)
+    for wrong in (array[:1], array[0], array[..., :1], array[..., None]):
+        bad = good._replace(**{name: wrong})
+        words = [f"for {name}", str(tuple(array.shape)), str(tuple(wrong.shape))]
+        refused(ValueError, words, block, state=bad)
+        refused(ValueError, words, predict, stream=Stream(bad, None))
+    for run, given in ((block, {"state": good._replace(**{name: 0.0})}), (predict, {"stream": Stream(good._replace(**{name: 0.0}), None)})):
+        refused(TypeError, [f"the state of {name}", "must be an array", "0.0"], run, **given)
+    refused(TypeError, ["one dtype"], block, state=good._replace(**{name: single(array)}))
+    refused(TypeError, ["one dtype"], predict, stream=Stream(good._replace(**{name: single(array)}), None))
+
+
+def test_features_and_labels_of_the_slow_block_fit():
+    """Its boundary: width, and one label per token."""
+    refused(ValueError, ["width", "(4, 6)"], slow_block_fwd, X[..., :3], LABELS, SLOW, 1e-6)
+    refused(ValueError, ["labels", "(2, 5)", "(5,)"], slow_block_fwd, X, LABELS[0], SLOW, 1e-6)
+    refused(ValueError, ["(B,D)", "(2, 5, 4)"], predict, x=X)
+    refused(ValueError, ["width 3", "(4, 6)"], predict, x=X[:, 0, :3])
+
+
+@pytest.mark.parametrize("number", [1.0, 2, True])
+def test_a_plain_number_among_arrays_is_refused_in_words(number):
+    """Wherever arrays meet: not an AttributeError."""
+    refused(TypeError, ["must be arrays", f"the number {number!r}", "like("], namespace, X, number)
+    refused(TypeError, ["W2 must be an array", repr(number)], block, slow=SLOW._replace(W2=number))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +387,39 @@ def test_a_model_refuses_bad_weights_of_the_loss(fast):
         (np.ones((2, 1), "float32"), ["weights", "(2, 6)", "(2, 1)"]),
     ):
         refused(ValueError, words, loss_and_gradient, initialize(config), tokens, tokens, weights, config)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"embedding": np.ones((255, 8), "float32")}, ["embedding", "(V,D) = (256, 8)", "(255, 8)"]),
+        ({"embedding": np.ones((257, 8), "float32")}, ["embedding", "(V,D) = (256, 8)", "(257, 8)"]),
+        ({"gain": np.ones(1, "float32")}, ["gain", "(D) = (8,)", "(1,)"]),
+        ({"bias": np.ones((6, 8), "float32")}, ["bias", "(D) = (8,)", "(6, 8)"]),
+        ({"decay": np.zeros(1, "float32")}, ["decay", "() = ()", "(1,)"]),
+        ({"decay": 0.0}, ["decay must be an array", "0.0"]),
+        ({"trunk": ()}, ["1 layers", "got 0"]),
+        ({"trunk": {"W_qkv": np.ones((8, 8), "float32")}}, ["trunk.0.W_qkv", "(D,3D) = (8, 24)", "(8, 8)"]),
+        ({"trunk": {"b_in": np.ones(1, "float32")}}, ["trunk.0.b_in", "(F) = (32,)", "(1,)"]),
+        ({"block": {"b1": np.ones((1, 32), "float32")}}, ["block.b1", "(F) = (32,)", "(1, 32)"]),
+        ({"block": {"c": np.ones(1, "float32")}}, ["block.c", "(V) = (256,)", "(1,)"]),
+        ({"block": {"c": None}}, ["block.c", "missing"]),
+        ({"eta": {"W1": np.zeros(8, "float32")}}, ["eta.W1", "() = ()", "(8,)"]),
+        ({"eta": {"W1": np.zeros((), "float64")}}, ["one dtype", "float32", "float64"]),
+    ],
+)
+def test_a_model_refuses_parameters_of_another_shape_than_its_configuration_says(fast, changes, words):
+    """Fast and plain alike: the path of the parameter, its axes in letters and numbers, and what was found."""
+    config, tokens = CONFIG._replace(fast=fast), RNG.integers(0, 256, (2, 6))
+    p = initialize(config)
+    for name, value in changes.items():
+        if name == "trunk" and isinstance(value, dict):
+            value = (p.trunk[0]._replace(**value),)
+        elif isinstance(value, dict):
+            value = getattr(p, name)._replace(**value)
+        p = p._replace(**{name: value})
+    refused((ValueError, TypeError), words, model_fwd, p, tokens, tokens, None, config)
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,27 @@ def test_agree_compares_trees_shape_by_shape() -> None:
     assert not agree(np.full_like(x, np.nan), x)
 
 
+def test_what_is_not_finite_agrees_with_nothing() -> None:
+    """An infinite entry makes the tolerance infinite: nothing may pass by it, on either side."""
+    x = generator(6)(3, 4)
+    infinite = x + np.where(x == x[0, 0], np.inf, 0)
+    for found, expected in ((x, infinite), (infinite, x), (infinite, infinite), (x + 1, infinite)):
+        assert not agree(found, expected)
+        assert verdict("f", found, expected) != "f: correct"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_differences_are_refused_where_rounding_hides_them(dtype: str) -> None:
+    """In float32 an entry would be right to a part in a thousand, in float16 to none."""
+    draw = generator(9)
+    x, dy = draw(3, 4), draw(3, 4)
+    for args, cotangent in (((x.astype(dtype),), dy), ((x,), dy.astype(dtype))):
+        with pytest.raises(TypeError, match=f"differences need float64, got {dtype}"):
+            adjoint_by_differences(np.sin, args, cotangent)
+        with pytest.raises(TypeError, match=f"differences need float64, got {dtype}"):
+            second_adjoint_by_differences(np.sin, args, (x,), cotangent)
+
+
 OPS = [
     (lambda *a: dense_fwd(*a)[0], dense_fwd, dense_bwd, dense_bwd_bwd, ((3, 4), (4, 2), (2,))),
     (lambda *a: layernorm_fwd(*a)[0], layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, ((3, 4), (4,), (4,))),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fwl_ref.gradcheck import AdjointError, check_adjoint, directional_difference
+from fwl_ref.gradcheck import AdjointError, both_sides, check_adjoint, directional_difference
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_fwd
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
@@ -319,6 +319,224 @@ def test_float32_gradients_are_checked_at_float32_accuracy() -> None:
     check_adjoint(dense_fwd, dense_bwd, args, dense_bwd_bwd, step=1e-1)
     with pytest.raises(AdjointError):
         check_adjoint(dense_fwd, changed(dense_bwd, 1, lambda g, *_: -g), args, step=1e-1)
+
+
+def test_the_law_holds_for_one_tangent_and_one_cotangent() -> None:
+    """<u, J v> = <J^T u, v>: the two numbers are equal for dense's adjoint, and differ by what a mutant adds."""
+    x, w, b = DENSE
+    v, u = _draw(*x.shape), _draw(2, 3, 4)
+    lhs, rhs = both_sides(lambda x: dense_fwd(x, w, b), lambda u, res: dense_bwd(u, res)[0], x, v, u)
+    assert_close(lhs, np.sum(u * (v @ w)))
+    assert_close(rhs, np.sum(u * (v @ w)))
+    lhs, rhs = both_sides(lambda x: dense_fwd(x, w, b), lambda u, res: 2 * dense_bwd(u, res)[0], x, v, u)
+    assert_close(rhs, 2 * lhs)
+
+
+# What rounding hides, and what else could fool the check
+# --------------------------------------------------------------------------------------------------------
+
+
+def narrow(args: tuple, dtype: str = "float32", size: float = 1.0) -> tuple:
+    """The arguments in a narrow precision, the first of them ``size`` times as large."""
+    return tuple((a * (size if i == 0 else 1.0)).astype(dtype) for i, a in enumerate(args))
+
+
+def zeroed(bwd: Callable) -> Callable:
+    return lambda dy, res: tuple(0 * g for g in bwd(dy, res))
+
+
+def offset_loss(offset: float) -> Callable:
+    """A loss of the size of a thousandth on top of a constant."""
+    return lambda x: (offset + np.sum(1e-3 * x * x), x)
+
+
+def loss_bwd(factor: float) -> Callable:
+    return lambda dy, x: factor * 2e-3 * dy * x
+
+
+def test_rounding_that_hides_a_zeroed_leaf_is_said_and_fails() -> None:
+    """x = 100 N(0,1) in float32: y is a hundred times db's share, whose difference is mostly rounding. The right adjoint is refused too."""
+    args = narrow(DENSE, size=100.0)
+    words = r"rounding hides the derivative.*an output of size .* in float32.*check in float64, take a larger step"
+    for bwd in (changed(dense_bwd, 2, lambda g, *_: 0 * g), dense_bwd):
+        with pytest.raises(AdjointError, match=words):
+            check_adjoint(dense_fwd, bwd, args)
+        with pytest.raises(AdjointError, match=r"rounding hides the derivative. An input as large as .* in float32"):
+            check_adjoint(dense_fwd, bwd, args, step=1e-3)
+    with pytest.raises(AdjointError, match=r"argument 2: <u, J v>"):  # the larger step that the message asks for
+        check_adjoint(dense_fwd, changed(dense_bwd, 2, lambda g, *_: 0 * g), args, step=10.0)
+    check_adjoint(dense_fwd, dense_bwd, args, step=10.0)
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+@pytest.mark.parametrize("step", [None, 1e-3, 0.1, 1.0])
+def test_float16_has_too_few_digits_for_a_difference(size: float, step: float | None) -> None:
+    """All gradients zero, and the right ones: both are refused, for no difference in float16 could tell them apart."""
+    args = narrow(DENSE, "float16", size)
+    for bwd in (zeroed(dense_bwd), dense_bwd):
+        with pytest.raises(AdjointError, match=r"rounding hides the derivative.*float16.*check in float64"):
+            check_adjoint(dense_fwd, bwd, args, step=step)
+
+
+@pytest.mark.parametrize("offset", [1e8, -1e10, 1e13, 1e16, 1e20])
+def test_a_tiny_loss_on_a_large_offset_is_refused(offset: float) -> None:
+    """From 1e13 on the loss does not even move: 0 = 0 proves nothing about what is below the last digit."""
+    for factor in (0.0, 1.0):
+        with pytest.raises(AdjointError, match=r"rounding hides.*subtract what is constant from the output"):
+            check_adjoint(offset_loss(offset), loss_bwd(factor), (_draw(3, 4),))
+    check_adjoint(offset_loss(0.0), loss_bwd(1.0), (_draw(3, 4),))
+
+
+def test_an_output_that_cannot_move_is_refused_beside_one_that_does() -> None:
+    """Two outputs: the gradient of the first is forgotten, and its offset hides that."""
+
+    def fwd(x: np.ndarray) -> tuple:
+        return (1e16 + x, 3 * x), x
+
+    with pytest.raises(AdjointError, match=r"rounding hides whether the derivative is 0. Output 0, of size"):
+        check_adjoint(fwd, lambda d, x: 3 * d[1], (_draw(4),))
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1e155, 1e200, 1e305])
+def test_lengths_neither_overflow_nor_vanish(size: float) -> None:
+    """|J v| of a large or a tiny function is a number, and half its gradient is not its gradient."""
+    x = _draw(5)
+    assert check_adjoint(lambda x: (size * x, None), lambda dy, _: size * dy, (x,)).error < 1e-8
+    for factor in (0.0, 0.5, 1.01, -1.0):
+        with pytest.raises(AdjointError, match=r"they differ by"):
+            check_adjoint(lambda x: (size * x, None), lambda dy, _: factor * size * dy, (x,))
+
+
+def test_a_product_that_overflows_is_refused() -> None:
+    """Infinity is within every allowance of infinity."""
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(AdjointError, match=r"must be finite"):
+        check_adjoint(lambda x: (1e308 * x, None), lambda dy, _: 1e308 * dy, (10 * np.ones(5),))
+
+
+@pytest.mark.parametrize("step", [1e-14, 1e-17, 1e-300])
+@pytest.mark.parametrize("factor", [0.0, 1.0, 2.0])
+def test_a_step_below_the_last_digit_of_the_input_is_refused(step: float, factor: float) -> None:
+    """x + h v is rounded to x, or to a neighbour of it that v has nothing to do with."""
+    wrong = lambda dy, res: tuple(factor * g for g in dense_bwd(dy, res))  # noqa: E731
+    with pytest.raises(AdjointError, match=r"An input as large as .* in float64 moves by .* take a larger step"):
+        check_adjoint(dense_fwd, wrong, DENSE, step=step)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0])
+def test_an_input_so_large_that_it_cannot_move_is_refused(factor: float) -> None:
+    """x = 10^14 has no digits for a step of a thousandth, although x - 10^14 is small."""
+    with pytest.raises(AdjointError, match=r"An input as large as 1e\+14"):
+        check_adjoint(lambda x: (x - 1e14, None), lambda dy, _: factor * dy, (1e14 + _draw(4),))
+
+
+@pytest.mark.parametrize("step", [0.0, -1e-3, np.nan, np.inf])
+def test_a_step_that_is_none_is_refused(step: float) -> None:
+    """A step is a finite number above 0."""
+    with pytest.raises(ValueError, match=r"step must be finite and > 0, got"):
+        check_adjoint(dense_fwd, dense_bwd, DENSE, step=step)
+
+
+FLOAT32 = {
+    "one per cent": changed(dense_bwd, 1, lambda g, *_: 1.01 * g),
+    "sign": changed(dense_bwd, 0, lambda g, *_: -g),
+    "one leaf zero": changed(dense_bwd, 2, lambda g, *_: 0 * g),
+    "transposed square matrix": changed(dense_bwd, 1, lambda g, *_: g.T),
+    "None": changed(dense_bwd, 2, lambda *_: None),
+    "all zero": zeroed(dense_bwd),
+    "NaN": changed(dense_bwd, 0, lambda g, *_: g * np.float32(np.nan)),
+    "infinite": changed(dense_bwd, 0, lambda g, *_: g + np.float32(np.inf)),
+    "another dtype": changed(dense_bwd, 0, lambda g, *_: g.astype("float64")),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", FLOAT32)
+def test_float32_mutants_are_rejected_at_sane_scales(name: str, seed: int) -> None:
+    """With the step that float32 gets by itself."""
+    with np.errstate(invalid="ignore"), pytest.raises(AdjointError):
+        check_adjoint(dense_fwd, FLOAT32[name], narrow(DENSE), seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", [n for n, (_, _, args, _) in ACCEPTED.items() if all(a.dtype.kind == "f" for a in args)])
+def test_float32_ops_pass_at_sane_scales(name: str, seed: int) -> None:
+    """Both orders, and a rounding well below the thousandth that would be refused."""
+    fwd, bwd, args, bwd_bwd = ACCEPTED[name]
+    steps = {"squared_relu": 0.03, "linear attention": 0.5}  # the kink is 0.3 away; a polynomial of degree 4 in the decay allows any
+    assert check_adjoint(fwd, bwd, narrow(args), bwd_bwd, seed=seed, step=steps.get(name)).error < 1e-3
+
+
+def test_arrays_whose_numbers_are_whole_are_variables_too() -> None:
+    """Floats that look like integers, and a scalar: right ones pass, 1 per cent is seen."""
+    x = np.arange(6.0)
+    for args in ((x,), (np.asarray(3.0),)):
+        check_adjoint(lambda x: (x * x, x), lambda dy, x: 2 * dy * x, args)
+        with pytest.raises(AdjointError, match="argument 0"):
+            check_adjoint(lambda x: (x * x, x), lambda dy, x: 2.02 * dy * x, args)
+
+
+def test_a_check_of_nothing_is_refused() -> None:
+    """No variable, or no output: nothing would be compared. An empty variable beside others is checked with them."""
+    x, w, b = DENSE
+    with pytest.raises(AdjointError, match="no argument is a floating-point array"):
+        check_adjoint(lambda n: (n * 1.0, n), lambda dy, n: (), (np.arange(3),))
+    with pytest.raises(AdjointError, match="the output has no entries"):
+        check_adjoint(dense_fwd, dense_bwd, (x[:0], w, b))
+    assert check_adjoint(dense_fwd, dense_bwd, (x[..., :0], w[:0], b)).checked == 3
+
+
+def test_only_real_numbers_are_checked() -> None:
+    """Complex arguments, outputs and gradients, and outputs that are counts, are refused in words."""
+    x = _draw(3)
+    with pytest.raises(AdjointError, match="complex128; only real numbers"):
+        check_adjoint(lambda x: (x * x, x), lambda dy, x: 2 * dy * x, (x + 0j,))
+    with pytest.raises(AdjointError, match="output 0 is complex128"):
+        check_adjoint(lambda x: (x * 1j, x), lambda dy, x: dy, (x,))
+    with pytest.raises(AdjointError, match="dtype complex128 for an input of float64"):
+        check_adjoint(lambda x: (x * x, x), lambda dy, x: 2 * dy * x + 0j, (x,))
+    with pytest.raises(AdjointError, match="output 1 is int64"):
+        check_adjoint(lambda x: ((x * x, np.arange(3)), x), lambda dy, x: 2 * dy[0] * x, (x,))
+    with pytest.raises(AdjointError, match="gradient is a float, not an array"):
+        check_adjoint(lambda x: (x * x, x), lambda dy, x: float(2 * dy * x), (np.asarray(0.5),))
+
+
+def test_a_gradient_has_the_structure_of_its_argument() -> None:
+    """An entry too many, or rows of an array in place of a tuple, are not walked by luck."""
+    pair = (_draw(3), _draw(3))
+
+    def fwd(p: tuple) -> tuple:
+        return p[0] * p[1], p
+
+    check_adjoint(fwd, lambda d, p: ((d * p[1], d * p[0]),), (pair,))
+    with pytest.raises(AdjointError, match="tuple of 2 entries, got 3 entries"):
+        check_adjoint(fwd, lambda d, p: ((d * p[1], d * p[0], d),), (pair,))
+    with pytest.raises(AdjointError, match="tuple of 2 entries, got (ndarray|Array)"):
+        check_adjoint(fwd, lambda d, p: np.stack([d * p[1], d * p[0]]), (pair,))
+
+
+def test_a_backward_pass_cannot_change_what_it_is_measured_by() -> None:
+    """The cotangent doubled in place, the input zeroed in place: both sides would move together."""
+
+    def doubles(dy: np.ndarray, res: Any) -> tuple:
+        dy *= 2
+        return dense_bwd(dy, res)
+
+    def erases(dy: np.ndarray, res: Any) -> tuple:
+        res.x[...] = 0
+        return dense_bwd(dy, res)
+
+    for bwd in (doubles, erases):
+        with pytest.raises(AdjointError, match="they differ"):
+            check_adjoint(dense_fwd, bwd, tuple(a.copy() for a in DENSE))
+
+
+def test_integers_within_a_tree_are_constants() -> None:
+    """Only the leaves that have a derivative are moved."""
+
+    def fwd(p: tuple) -> tuple:
+        return p[0] * p[1], p
+
+    assert check_adjoint(fwd, lambda d, p: ((d * p[1], None),), ((_draw(4), np.arange(4)),)).checked == 1
 
 
 def test_the_directional_difference_is_of_sixth_order() -> None:

@@ -11,7 +11,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, host, library, namespace
-from ..checks import check_labels, check_like, check_settings, check_weights
+from ..checks import (
+    BLOCK_AXES,
+    check_labels,
+    check_like,
+    check_settings,
+    check_shapes,
+    check_weights,
+)
 from ..fwl import FastBlockResidual, FastSettings, fast_block_bwd, fast_block_fwd
 from ..ops.cross_entropy import CrossEntropyResidual, cross_entropy_bwd, cross_entropy_fwd
 from ..ops.embedding import EmbeddingResidual, embedding_bwd, embedding_fwd
@@ -23,9 +30,14 @@ from ..slow_block import (
     slow_block_bwd,
     slow_block_fwd,
 )
+from ..tree import leaves
 from .transformer import EPS, BlockParameters, stack_bwd, stack_fwd
 
 DIALECTS = {"tf": 0.0, "jax": 1e-6}  # name -> LayerNorm epsilon of the published program
+
+
+# axes of the parameters of a transformer block, in the order of BlockParameters
+TRUNK_AXES = ("D", "D", "D,3D", "3D", "D,D", "D", "D", "D", "D,F", "F", "F,D", "D")
 
 
 class Config(NamedTuple):
@@ -90,6 +102,18 @@ def check_config(config: Config) -> None:
             f"the dialect must be one of {', '.join(DIALECTS)}, got {config.dialect!r}"
         )
     check_settings(fast_settings(config))
+
+
+def check_model(p: Parameters, config: Config) -> None:
+    """Raise ValueError or TypeError unless every parameter has the shape that ``config`` says."""
+    if len(p.trunk) != config.layers:
+        raise ValueError(f"the model must have {config.layers} layers, got {len(p.trunk)}")
+    trunk = (BlockParameters(*TRUNK_AXES),) * config.layers
+    block, eta = SlowParameters(*BLOCK_AXES), FastParameters(*[""] * len(FastParameters._fields))
+    d, v = config.width, config.vocabulary
+    axes = Parameters("V,D", trunk, "D", "D", block, eta, "")
+    check_shapes(p, axes, {"D": d, "3D": 3 * d, "F": 4 * d, "V": v})
+    namespace(*leaves(p))
 
 
 def fast_settings(config: Config) -> FastSettings:
@@ -210,9 +234,10 @@ def model_fwd(
     """(B,T),(B,T),(B,T)->Output   tokens, next tokens, weights of the slow loss (None = all
     1)   (M.3)
 
-    Raises ValueError or TypeError if tokens or labels are out of range, weights are negative, or a
-    state cannot be carried.
+    Raises ValueError or TypeError if a parameter has another shape than ``config`` says, tokens or
+    labels are out of range, weights are negative, or a state cannot be carried.
     """
+    check_model(p, config)
     xp = namespace(p.embedding, weights)
     library(p.embedding, tokens, labels)
     if weights is None:
