@@ -4,32 +4,92 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from . import __version__
 from .backend import BACKENDS, BackendError
+from .lm import generate as generation
+from .lm.model import DIALECTS
+from .lm.resume import CONFIG, TRAINING
 from .verify import golden
 
-DATA_HELP = "'stdlib' (default), 'topics', or a UTF-8 file or folder of yours"
+RESULTS = Path("results")
+SAMPLING = generation.generate.__kwdefaults__
+MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, BackendError)
+GOING_ON = "; every finished step is saved, and training goes on from there when run again"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 1 if a check failed, 2 on bad input (one line says what, and
-    how to mend it).
+    how to mend it), 128 + N if signal N ended it.
     """
     args = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what an encoding lacks is no reason to lose the text
+            stream.reconfigure(errors="backslashreplace")
+    going_on = GOING_ON if args.command in ("train", "demo") else ""
     try:
-        return args.run(args) or 0
-    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, BackendError) as error:
-        print(f"fwl_ref: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        with _signals_as_exceptions():
+            status = args.run(args) or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # nobody reads on: say no more, also when Python ends
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, which Windows does not have
+    except MISTAKES as error:
+        _say(f"fwl_ref: {' '.join(str(error).split()) or type(error).__name__}")
         return 2
     except KeyboardInterrupt:
-        print(
-            "\nfwl_ref: interrupted; demo and train go on from their last checkpoint when run again",
-            file=sys.stderr,
-        )
-        return 130
+        _say(f"\nfwl_ref: interrupted{going_on}")
+        return 128 + signal.SIGINT
+    except Ended as ended:
+        _say(f"\nfwl_ref: ended by {signal.Signals(ended.number).name}{going_on}")
+        return 128 + ended.number
+
+
+class Ended(BaseException):
+    """A signal asks this process to end; ``number`` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """A closed terminal (SIGHUP) or a request to end (SIGTERM) becomes an exception, so that work
+    can be saved. A signal that is ignored, as under nohup, stays ignored.
+    """
+
+    def end(number: int, _: Any) -> None:
+        raise Ended(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGHUP", "SIGTERM"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    """A line on standard error, if anybody can see it."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,39 +109,20 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a minute's version: same output, figures that mean little",
     )
-    demo.add_argument("--data", default="stdlib", help=DATA_HELP)
-    demo.add_argument(
-        "--out", type=Path, default=Path("results"), help="folder for table, figure and models"
-    )
+    _add_data(demo, "stdlib")
+    _add_out(demo, RESULTS, "folder for table, figure and models")
     _add_backend(demo)
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser("train", help="train a model on your text; run again to resume")
-    train.add_argument("--data", default="stdlib", help=DATA_HELP)
-    train.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/model.npz"),
-        help="checkpoint to write, and to resume from",
-    )
+    _add_data(train, "stdlib")
+    _add_out(train, RESULTS / "model.npz", "checkpoint to write, and to resume from")
     train.add_argument("--plain", action="store_true", help="without fast weights")
-    train.add_argument(
-        "--dialect", choices=("tf", "jax"), default="tf", help="which published program's block"
-    )
     train.add_argument(
         "--first-order", action="store_true", help="stop the outer gradient at the memory's values"
     )
-    for name, default in (
-        ("steps", 600),
-        ("batch", 4),
-        ("window", 256),
-        ("width", 128),
-        ("layers", 3),
-        ("heads", 2),
-        ("seed", 0),
-    ):
-        train.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    train.add_argument("--rate", type=float, default=2e-3, help="peak learning rate, default 0.002")
+    _add_fields(train, CONFIG, MODEL_OPTIONS)
+    _add_fields(train, TRAINING, TRAINING_OPTIONS)
     _add_backend(train)
     train.set_defaults(run=_train)
 
@@ -89,30 +130,29 @@ def parser() -> argparse.ArgumentParser:
         "evaluate", help="read documents with a trained model: static or adapting"
     )
     evaluate.add_argument("checkpoint", type=Path)
-    evaluate.add_argument(
-        "--data",
-        default=None,
-        help=f"{DATA_HELP}; left out: what the model was trained on, its test documents",
-    )
+    _add_data(evaluate, None, "; left out: what the model was trained on, its test documents")
     evaluate.add_argument(
         "--bytes", type=int, default=None, help="read at most this much of each document"
     )
     _add_backend(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
-    generate = commands.add_parser("generate", help="sample text after a prompt, adapting to it")
-    generate.add_argument("checkpoint", type=Path)
-    generate.add_argument(
-        "--prompt", default="def ", help="text to start from, or @FILE to read it from a file"
+    sample = commands.add_parser("generate", help="sample text after a prompt, adapting to it")
+    sample.add_argument("checkpoint", type=Path)
+    sample.add_argument(
+        "--prompt",
+        default="def ",
+        help="text to start from, or @FILE to read it from a file (default: %(default)r)",
     )
-    generate.add_argument("--count", type=int, default=300, help="bytes to write")
-    generate.add_argument("--temperature", type=float, default=0.7)
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument(
+    sample.add_argument("--count", type=int, default=300, help="bytes to write" + DEFAULT)
+    for name, what in (("temperature", "0 takes the likeliest byte"), ("seed", "of the draws")):
+        default = SAMPLING[name]
+        sample.add_argument(f"--{name}", type=type(default), default=default, help=what + DEFAULT)
+    sample.add_argument(
         "--no-adapt", action="store_true", help="do not write sampled bytes to the fast weights"
     )
-    _add_backend(generate)
-    generate.set_defaults(run=_generate)
+    _add_backend(sample)
+    sample.set_defaults(run=_generate)
 
     cases = commands.add_parser(
         "golden",
@@ -123,13 +163,50 @@ def parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser(
         "check",
-        help="test this installation: every theorem on this machine, one report to send with a question",
+        help="test this installation: every theorem here, one report to send with a question",
     )
     check.add_argument("--no-demo", action="store_true", help="leave the quick demo out")
-    check.add_argument("--out", type=Path, default=Path("results"), help="folder for the report")
+    _add_out(check, RESULTS, "folder for the report")
     _add_backend(check)
     check.set_defaults(run=_check)
     return top
+
+
+DEFAULT = " (default: %(default)s)"
+MODEL_OPTIONS = {
+    "width": "of the model",
+    "layers": "of the trunk",
+    "heads": "of attention",
+    "dialect": "which published program's block",
+}
+TRAINING_OPTIONS = {
+    "steps": "of AdamW",
+    "batch": "windows per step",
+    "window": "bytes per window",
+    "rate": "peak learning rate",
+    "seed": "of parameters and order of text",
+}
+
+
+def _add_fields(
+    parser: argparse.ArgumentParser, defaults: NamedTuple, options: dict[str, str]
+) -> None:
+    """An option for each of the named fields of a NamedTuple, with its type and value there."""
+    for name, what in options.items():
+        default = getattr(defaults, name)
+        choices = tuple(DIALECTS) if name == "dialect" else None
+        parser.add_argument(
+            f"--{name}", type=type(default), default=default, choices=choices, help=what + DEFAULT
+        )
+
+
+def _add_data(parser: argparse.ArgumentParser, default: str | None, more: str = DEFAULT) -> None:
+    text = "'stdlib', 'topics', or a UTF-8 file or folder of yours"
+    parser.add_argument("--data", default=default, help=text + more)
+
+
+def _add_out(parser: argparse.ArgumentParser, default: Path, what: str) -> None:
+    parser.add_argument("--out", type=Path, default=default, help=what + DEFAULT)
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +214,7 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=BACKENDS,
         default="numpy",
-        help="where to compute: numpy (default), or cupy on an NVIDIA GPU",
+        help="where to compute; cupy is an NVIDIA GPU" + DEFAULT,
     )
 
 
@@ -149,62 +226,31 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from .backend import backend_target
-    from .files import check_writable
+    from .files import reserved
     from .lm import footprint
-    from .lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from .lm.corpus import load_corpus, summary
-    from .lm.model import Config, check_config
-    from .lm.train import Progress, TrainSettings, begin, check_train_settings, on_backend, train
+    from .lm.model import check_config
+    from .lm.resume import resume, train_towards
+    from .lm.train import check_train_settings
 
-    config = Config(
-        width=args.width,
-        layers=args.layers,
-        heads=args.heads,
-        fast=not args.plain,
-        dialect=args.dialect,
-        first_order=args.first_order,
-    )
-    settings = TrainSettings(
-        steps=args.steps, batch=args.batch, window=args.window, rate=args.rate, seed=args.seed
-    )
+    given = {name: getattr(args, name) for name in MODEL_OPTIONS}
+    config = CONFIG._replace(fast=not args.plain, first_order=args.first_order, **given)
+    settings = TRAINING._replace(**{name: getattr(args, name) for name in TRAINING_OPTIONS})
     check_config(config)
     check_train_settings(settings)
     backend_target(args.backend)
-    start = None
-    if args.out.exists():
-        found = load_checkpoint(args.out)
-        was = found.config._asdict() | found.settings._asdict() | {"data": found.corpus}
-        asked = config._asdict() | settings._asdict() | {"data": args.data}
-        other = [
-            f"{name} {was[name]}, not {value}"
-            for name, value in asked.items()
-            if was[name] != value
-        ]
-        if other:
-            raise ValueError(
-                f"{args.out} was trained with other settings ({'; '.join(other)}): give the same, or another --out"
-            )
-        start = found.progress
-        if start.adam.step >= settings.steps:
+    with reserved(args.out):
+        corpus = load_corpus(args.data)
+        start = resume(args.out, config, settings, corpus)
+        if start is not None and start.adam.step >= settings.steps:
             print(f"{args.out} is trained already, all {settings.steps} steps")
             return
-        print(f"resuming {args.out} at step {start.adam.step} of {settings.steps}")
-    check_writable(args.out.parent)
-
-    def save(progress: Progress) -> None:
-        save_checkpoint(args.out, Checkpoint(config, settings, args.data, progress))
-
-    corpus = load_corpus(args.data)
-    print(summary(corpus))
-    need = footprint.training(config, settings.batch, settings.window)
-    print(f"memory at the peak of a step, about {footprint.sentence(need)}")
-    with footprint.explained("a training step", need, config, settings.window, settings.batch):
-        start = (
-            begin(config, settings, args.backend)
-            if start is None
-            else on_backend(start, args.backend)
-        )
-        train(corpus, config, settings, start=start, save=save)
+        if start is not None:
+            print(f"resuming {args.out} at step {start.adam.step} of {settings.steps}")
+        print(summary(corpus))
+        need = footprint.training(config, settings.batch, settings.window)
+        print(f"memory at the peak of a step, about {footprint.sentence(need)}", flush=True)
+        train_towards(args.out, config, settings, corpus, start, backend=args.backend)
     print(f"written: {args.out}")
 
 
@@ -215,49 +261,53 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .lm.corpus import amount, load_corpus, omissions, summary
     from .lm.device import to_backend
     from .lm.reading import read, shown
+    from .lm.resume import known, known_all
 
     backend_target(args.backend)
     found = load_checkpoint(args.checkpoint)
+    config, window = found.config, found.settings.window
+    params = to_backend(found.progress.params, args.backend)
     if args.data is None:
-        corpus = load_corpus(found.corpus)
-        documents, line = corpus.test, summary(corpus)
+        corpus = load_corpus(found.text.source)
+        documents, line, note = corpus.test, summary(corpus), known(found.text, corpus)
     else:
         documents, left_out = read(args.data)
         line = f"text {shown(args.data)}: {amount(documents)}{omissions(left_out)}"
-    print(line)
-    params, config, window = (
-        to_backend(found.progress.params, args.backend),
-        found.config,
-        found.settings.window,
-    )
+        note = known_all(found.text, args.data, documents)
+    print(line, flush=True)
+    if note.startswith("warning"):
+        _say(note)
     options = {"window": window, "limit": args.bytes}
     static = evaluate.Way(evaluate.static, params, config, options)
     ways = {"static": static}
     if config.fast:
         reset = static._replace(function=evaluate.fast_weights)
-        carried = reset._replace(options=options | {"carried": True})
         ways = {
             "slow weights alone": static,
             "fast, reset every window": reset,
-            "fast, carried": carried,
         }
+        if config.normalizer == "constant":
+            ways["fast, carried"] = reset._replace(options=options | {"carried": True})
+        else:
+            _say(
+                f"no column for carried fast weights: the normalizer {config.normalizer!r} looks "
+                "at a whole window, so nothing can be carried from one window to the next"
+            )
     need = footprint.evaluation(config, window)
     with footprint.explained("reading a window", need, config, window):
-        evaluate.print_table(documents, ways, f"(memory about {footprint.sentence(need)})")
+        memory = f"memory about {footprint.sentence(need)}"
+        evaluate.print_table(documents, ways, f"({memory}; {note})")
 
 
 def _generate(args: argparse.Namespace) -> None:
     from .lm.checkpoint import load_checkpoint
     from .lm.device import to_backend
-    from .lm.generate import generate
 
     found = load_checkpoint(args.checkpoint)
-    prompt = (
-        Path(args.prompt[1:]).read_bytes()
-        if args.prompt.startswith("@")
-        else os.fsencode(args.prompt)
-    )
-    text = generate(
+    prompt = os.fsencode(args.prompt)
+    if args.prompt.startswith("@"):
+        prompt = Path(args.prompt[1:]).read_bytes()
+    text = generation.generate(
         to_backend(found.progress.params, args.backend),
         found.config,
         prompt,

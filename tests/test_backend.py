@@ -36,7 +36,7 @@ from fwl_ref.demo import run as demo
 from fwl_ref.demo.parallel import InTurn
 from fwl_ref.lm import train as training
 from fwl_ref.lm.adamw import NonFiniteError, adam_init, clip, global_norm, squares
-from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, text_of
 from fwl_ref.lm.data import Corpus, Document, load_corpus
 from fwl_ref.lm.device import batch_like, to_backend
 from fwl_ref.lm.model import Config
@@ -541,7 +541,7 @@ def test_training_resumed_on_a_device_goes_on_to_the_same_bits(
     saved: list[Progress] = []
     config, s = Config(width=8, layers=1, heads=2), TrainSettings(steps=3, batch=2, window=8)
     straight = train(load_corpus(text), config, s, quiet=True, save=saved.append, save_every=1)
-    save_checkpoint(tmp_path / "m.npz", Checkpoint(config, s, text, saved[0]))
+    save_checkpoint(tmp_path / "m.npz", Checkpoint(config, s, text_of(load_corpus(text)), saved[0]))
     assert "resuming" in lines(capsys, "train", *sizes, "--out", tmp_path / "m.npz", "--backend", "cupy")[0]
     assert strict_for_cupy["cupy"] > 3
     found = load_checkpoint(tmp_path / "m.npz").progress

@@ -2,7 +2,10 @@
 mistyped.
 """
 
+import io
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -10,14 +13,17 @@ import numpy as np
 import pytest
 
 from fwl_ref import __version__
-from fwl_ref.__main__ import main
+from fwl_ref.__main__ import main, parser
+from fwl_ref.files import reserved
 from fwl_ref.lm import evaluate
 from fwl_ref.lm import generate as generation
 from fwl_ref.lm import train as training
-from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fwl_ref.lm.corpus import load_corpus, summary
+from fwl_ref.lm.checkpoint import Checkpoint, Text, load_checkpoint, save_checkpoint, text_of
+from fwl_ref.lm.corpus import Fingerprint, load_corpus, summary
 from fwl_ref.lm.model import Config
 from fwl_ref.lm.reading import read as read_source
+from fwl_ref.lm.resume import CONFIG as DEFAULTS
+from fwl_ref.lm.resume import TRAINING
 from fwl_ref.lm.train import TrainSettings, train
 from fwl_ref.tree import leaves
 
@@ -82,7 +88,7 @@ def fails(capsys, argv, *words):
 def test_train_writes_a_checkpoint_of_what_was_asked(models, text, name, fast):
     """The same as calling train, to the bit."""
     found = load_checkpoint(models / f"{name}.npz")
-    assert found[:3] == (CONFIG._replace(fast=fast), SETTINGS, str(text))
+    assert found[:3] == (CONFIG._replace(fast=fast), SETTINGS, text_of(load_corpus(str(text)))) and found.writer == "train"
     expected = train(load_corpus(str(text)), CONFIG._replace(fast=fast), SETTINGS, quiet=True)
     assert all((a == b).all() for a, b in zip(leaves(found.progress.params), leaves(expected.params), strict=True))
 
@@ -102,7 +108,7 @@ def test_train_resumes_to_the_same_bits(tmp_path, text, models, capsys):
     """
     saved = []
     straight = train(load_corpus(str(text)), CONFIG, SETTINGS, quiet=True, save=saved.append, save_every=1)
-    save_checkpoint(tmp_path / "m.npz", Checkpoint(CONFIG, SETTINGS, str(text), saved[0]))
+    save_checkpoint(tmp_path / "m.npz", Checkpoint(CONFIG, SETTINGS, text_of(load_corpus(str(text))), saved[0]))
     out = words_of(capsys, *training_command(text, tmp_path / "m.npz"))
     assert summary(load_corpus(str(text))) in out.splitlines()
     assert f"resuming {tmp_path / 'm.npz'} at step 1 of 3" in out and f"written: {tmp_path / 'm.npz'}" in out
@@ -280,6 +286,8 @@ def test_train_refuses_a_checkpoint_of_other_settings(models, text, tmp_path, ca
     out = models / "fast.npz"
     fails(capsys, training_command(text, out, steps=4, width=12), "fast.npz", "width 8, not 12", "steps 3, not 4", "another --out")
     fails(capsys, training_command(text, out, "--plain"), "fast True, not False")
+    for i in range(6):
+        (tmp_path / f"{i}.txt").write_text(f"another text, {i}. " * 20)
     fails(capsys, training_command(tmp_path, out), f"data {text}, not {tmp_path}")
     assert (models / "fast.npz").read_bytes() == before
 
@@ -305,7 +313,7 @@ def test_evaluate_refuses_to_read_nothing(models, capsys, limit):
 def test_evaluate_says_if_the_text_is_gone(tmp_path, text, models, capsys):
     """The corpus of a checkpoint is a path; if nothing is there any more, the path is named."""
     found = load_checkpoint(models / "fast.npz")
-    save_checkpoint(tmp_path / "m.npz", found._replace(corpus=str(tmp_path / "gone")))
+    save_checkpoint(tmp_path / "m.npz", found._replace(text=found.text._replace(source=str(tmp_path / "gone"))))
     fails(capsys, ["evaluate", tmp_path / "m.npz"], "no corpus", "gone")
     assert words_of(capsys, "evaluate", tmp_path / "m.npz", "--data", text, "--bytes", 5)
 
@@ -372,16 +380,239 @@ def test_a_loss_that_is_not_finite_is_one_line(tmp_path, text, capsys, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interruption_says_how_to_go_on(tmp_path, text, capsys, monkeypatch):
-    """Exit code 130, one line, no traceback."""
+def stopping(monkeypatch, stop, step=2):
+    """Training calls ``stop`` in the middle of a step."""
+    original, calls = training.loss_and_gradient, []
 
-    def stop(*_):
+    def stopped(*args):
+        calls.append(1)
+        if len(calls) == step + 1:
+            stop()
+        return original(*args)
+
+    monkeypatch.setattr(training, "loss_and_gradient", stopped)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_training_after_saving_and_the_next_run_goes_on(tmp_path, text, models, capsys, monkeypatch, name):
+    """Ctrl-C, a request to end, a closed terminal: 128 + N, one line, no traceback, and not a step
+    is lost. Afterwards the signals mean what they meant before.
+    """
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patched:
+        stopping(patched, lambda: signal.raise_signal(number))
+        assert main(training_command(text, tmp_path / "m.npz")) == 128 + number
+    err = capsys.readouterr().err
+    assert ("interrupted" if name == "SIGINT" else f"ended by {name}") in err and "run again" in err and "Traceback" not in err
+    assert load_checkpoint(tmp_path / "m.npz").progress.adam.step == 2 and [p.name for p in tmp_path.iterdir()] == ["m.npz"]
+    assert "at step 2 of 3" in words_of(capsys, *training_command(text, tmp_path / "m.npz"))
+    ends = [load_checkpoint(path).progress for path in (tmp_path / "m.npz", models / "fast.npz")]
+    assert all((a == b).all() for a, b in zip(leaves(ends[0].params), leaves(ends[1].params), strict=True))
+    assert signal.getsignal(number) == before
+
+
+def test_an_interruption_in_the_first_step_leaves_nothing(tmp_path, text, capsys, monkeypatch):
+    """There is no finished step to save; elsewhere nothing is said of going on."""
+
+    def stop():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "loss_and_gradient", stop)
+    stopping(monkeypatch, stop, step=0)
     assert main(training_command(text, tmp_path / "m.npz")) == 130
-    err = capsys.readouterr().err
-    assert "interrupted" in err and "run again" in err and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(generation, "generate", lambda *_, **more: stop())
+    save_checkpoint(tmp_path / "m.npz", some_checkpoint())
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "m.npz")]) == 130 and capsys.readouterr().err == "\nfwl_ref: interrupted\n"
+
+
+def some_checkpoint(**changes):
+    """An untrained model of some text."""
+    text = Text("stdlib", Fingerprint("a", "b", "c"), 1, 1)
+    return Checkpoint(CONFIG._replace(**changes), SETTINGS, text, training.begin(CONFIG._replace(**changes), SETTINGS))
+
+
+def test_nohup_is_respected(tmp_path, text, monkeypatch):
+    """A hangup that is ignored when the command starts does not end it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stopping(monkeypatch, lambda: signal.raise_signal(signal.SIGHUP))
+        assert main(training_command(text, tmp_path / "m.npz")) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def write(self, _):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("stream", [None, Gone()])
+def test_training_does_not_need_anybody_to_watch(tmp_path, text, monkeypatch, stream):
+    """Standard error closed, or its reader gone: the model is trained to the end. A mistake still
+    ends with 2.
+    """
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert main(training_command(text, tmp_path / "m.npz")) == 0
+    assert load_checkpoint(tmp_path / "m.npz").progress.adam.step == 3
+    assert main(["train", "--steps", "0"]) == 2
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_is_no_error(tmp_path, text):
+    """`train 2>&1 | true`: the model is there, whole, and Python says nothing at the end."""
+    save_checkpoint(tmp_path / "m.npz", some_checkpoint())
+    script = '"$@" 2>err | true; echo ${PIPESTATUS[0]}'
+    argv = [sys.executable, "-m", "fwl_ref", "generate", str(tmp_path / "m.npz"), "--count", "9"]
+    run = subprocess.run(["bash", "-c", script, "-", *argv], capture_output=True, text=True, cwd=tmp_path, env=environment())
+    assert run.stdout.strip() in ("0", "141") and "rror" not in (tmp_path / "err").read_text()
+    script = '"$@" 2>&1 | true; wait'
+    argv = [sys.executable, "-m", "fwl_ref", *training_command(text, tmp_path / "n.npz")]
+    subprocess.run(["bash", "-c", script, "-", *argv], check=True, cwd=tmp_path, env=environment())
+    found = tmp_path / "n.npz"
+    assert not found.exists() or load_checkpoint(found).progress.adam.step == 3
+
+
+def environment():
+    """For a command that runs in another folder."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_a_second_training_to_one_file_is_refused_before_it_begins(tmp_path, text, models, capsys):
+    """The first goes on; when it has ended, its file is there for the next. Generating is open to
+    all.
+    """
+    with reserved(tmp_path / "m.npz"):
+        fails(capsys, training_command(text, tmp_path / "m.npz"), "another process is writing", "m.npz", "wait")
+        assert not (tmp_path / "m.npz").exists()
+        shutil.copy(models / "fast.npz", tmp_path / "m.npz")
+        assert words_of(capsys, "generate", tmp_path / "m.npz", "--count", 1)
+    assert "trained already" in words_of(capsys, *training_command(text, tmp_path / "m.npz"))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(("steps", "rate"), [(1, 1e41), (3, 1e39), (60, 1e39)])
+def test_a_model_that_is_not_finite_is_not_written(tmp_path, text, capsys, steps, rate):
+    """A rate beyond float32 spoils the parameters after the loss was looked at, in the last step or
+    before.
+    """
+    fails(capsys, training_command(text, tmp_path / "m.npz", "--rate", rate, steps=steps), "not finite", "ower the learning rate")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("length", [249, 251])
+def test_a_long_name_is_no_reason_to_lose_a_model(tmp_path, text, length):
+    """Up to the 255 bytes that file systems take: the draft has a short name of its own."""
+    assert main(training_command(text, tmp_path / ("a" * length + ".npz"), steps=1)) == 0
+    assert [len(path.name) for path in tmp_path.iterdir()] == [length + 4]
+
+
+def test_what_an_encoding_lacks_is_written_with_backslashes(tmp_path, monkeypatch):
+    """Sampled bytes are any bytes: a Latin-1 pipe gets the text all the same."""
+    save_checkpoint(tmp_path / "m.npz", some_checkpoint())
+    monkeypatch.setattr(generation, "generate", lambda *_, **more: "→ é".encode() + b"\xff")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    assert main(["generate", str(tmp_path / "m.npz"), "--prompt", "a "]) == 0
+    assert raw.getvalue() == b"a \\u2192 \xe9\\ufffd\n"
+
+
+# --- the text
+
+
+@pytest.fixture
+def moving_text(tmp_path, text):
+    """A copy of the text that may be changed, and a half-trained and a trained model of it."""
+    folder = tmp_path / "text"
+    shutil.copytree(text, folder)
+    corpus, saved = load_corpus(str(folder)), []
+    train(corpus, CONFIG, SETTINGS, quiet=True, save=saved.append, save_every=1)
+    for name, progress in (("half", saved[1]), ("whole", saved[2])):
+        save_checkpoint(tmp_path / f"{name}.npz", Checkpoint(CONFIG, SETTINGS, text_of(corpus), progress))
+    return folder
+
+
+def trained_document(folder, part):
+    """A document of a part of the corpus."""
+    return folder / getattr(load_corpus(str(folder)), part)[0].name
+
+
+def test_training_goes_on_with_the_same_text_only(moving_text, tmp_path, capsys):
+    """One byte of a training document: refused, half trained or wholly, with documents and bytes
+    before and after, and what to do. The same text elsewhere is the same text.
+    """
+    size = text_of(load_corpus(str(moving_text)))[2:]
+    shutil.copytree(moving_text, tmp_path / "elsewhere")
+    path = trained_document(moving_text, "train")
+    path.write_text(path.read_text() + "!")
+    for name in ("half", "whole"):
+        before = (tmp_path / f"{name}.npz").read_bytes()
+        words = ("has changed", f"{size[0]} documents and {size[1]:,} bytes", f"now {size[0]} and {size[1] + 1:,}", "another --out")
+        fails(capsys, training_command(moving_text, tmp_path / f"{name}.npz"), *words)
+        assert (tmp_path / f"{name}.npz").read_bytes() == before
+    assert "at step 2 of 3" in words_of(capsys, *training_command(tmp_path / "elsewhere", tmp_path / "half.npz"))
+    ends = [load_checkpoint(tmp_path / f"{name}.npz") for name in ("half", "whole")]
+    assert all((a == b).all() for a, b in zip(leaves(ends[0].progress.params), leaves(ends[1].progress.params), strict=True))
+    assert ends[0].text.source == str(tmp_path / "elsewhere")
+
+
+def test_evaluate_says_whether_the_text_is_new_to_the_model(moving_text, tmp_path, capsys):
+    """As it was; a changed test document; a changed training document, a warning; other text."""
+
+    def said(*argv):
+        assert main(["evaluate", str(tmp_path / "whole.npz"), "--bytes", "5", *map(str, argv)]) == 0
+        out, err = capsys.readouterr()
+        return err.splitlines()[0] if "warning" in err else out.splitlines()[1]
+
+    other = trained_document(moving_text, "train")  # one of many
+    capsys.readouterr()
+    assert "none of which was trained on" in said()
+    assert "what the model was trained on among it" in said("--data", moving_text)
+    assert "as a whole not what the model was trained on" in said("--data", other)
+    path = trained_document(moving_text, "test")
+    path.write_text(path.read_text() + "!")
+    assert "some have changed" in said() and "none was trained on" in said()
+    path = trained_document(moving_text, "train")
+    path.write_text(path.read_text() + "!")
+    assert said().startswith("warning: the text in") and "may have been trained on" in said()
+
+
+@pytest.mark.parametrize("normalizer", ["batch", "sequence"])
+def test_evaluate_prints_what_a_normalizer_allows(tmp_path, text, capsys, normalizer):
+    """Carried fast weights need the constant normalizer: without it two columns, and why."""
+    save_checkpoint(tmp_path / "m.npz", some_checkpoint(normalizer=normalizer))
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "m.npz"), "--data", str(text)]) == 0
+    out, err = capsys.readouterr()
+    assert "carried" not in out and out.splitlines()[-1].split()[2:] == ["all", "6", "documents"]
+    assert f"no column for carried fast weights: the normalizer '{normalizer}'" in err
+
+
+def test_demo_and_train_keep_their_models_apart(tmp_path, text, capsys):
+    """Each refuses the other's, before any work, and says whose it is."""
+    for writer, other, argv in (
+        ("train", "demo", ["demo", "--quick", "--data", text, "--out", tmp_path]),
+        ("demo", "train", training_command(text, tmp_path / "fast.npz")),
+    ):
+        save_checkpoint(tmp_path / "fast.npz", some_checkpoint()._replace(writer=writer))
+        before = (tmp_path / "fast.npz").read_bytes()
+        fails(capsys, argv, "fast.npz", f"command `{writer}`", f"`{other}` would replace it", "another --out")
+        assert (tmp_path / "fast.npz").read_bytes() == before
+
+
+def test_defaults_are_those_of_the_named_tuples(capsys):
+    """What is not given is what Python takes, and the help says it."""
+    args = vars(parser().parse_args(["train"]))
+    for defaults, names in ((DEFAULTS, ("width", "layers", "heads", "dialect")), (TRAINING, ("steps", "batch", "window", "rate", "seed"))):
+        assert {name: args[name] for name in names} == {name: getattr(defaults, name) for name in names}
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    for value in (*(DEFAULTS.width, DEFAULTS.heads, DEFAULTS.dialect), *(TRAINING.steps, TRAINING.rate)):
+        assert f"(default: {value})" in words
 
 
 def test_an_error_of_many_lines_becomes_one(capsys, monkeypatch):

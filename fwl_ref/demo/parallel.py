@@ -13,10 +13,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from tqdm import tqdm
+from ..lm.bar import Bar
 
 WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -25,35 +28,94 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",  # glibc; other C libraries ignore it
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
+ASKED = (signal.SIGINT, signal.SIGTERM)
+ENDED_AS_ASKED = (None, 0, -signal.SIGTERM, *(128 + number for number in ASKED))
+
+
+class WorkerError(ChildProcessError):
+    """A worker process did not start or was killed, and what it was doing is not done."""
+
+
+class Workers(ProcessPoolExecutor):
+    """A pool that knows its processes, and what each of them is doing: ``notes`` is a folder."""
+
+    def __init__(self, count: int, notes: str, **options: Any) -> None:
+        super().__init__(count, **options)
+        self.notes, self.processes = notes, set()
+        self.others = set(multiprocessing.active_children())
+        for _ in range(count):  # all start now: the end of one that starts later may go unnoticed
+            self.submit(_start)
+
+    def submit(self, job: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        """As every executor; words among the arguments tell jobs of one function apart."""
+        label = " ".join([job.__name__, *(word for word in args if isinstance(word, str))])
+        future = super().submit(_run, self.notes, label, job, *args, **kwargs)
+        self.processes |= set(multiprocessing.active_children()) - self.others
+        return future
+
+    def what_happened(self) -> str:
+        """Why a pool is broken, and what to do; to be asked when its processes are gone."""
+        notes = {int(path.name): path.read_text() for path in Path(self.notes).iterdir()}
+        if not notes:
+            return (
+                "the worker processes could not start. Each imports the main module first, so call "
+                'run_demo from a file, under `if __name__ == "__main__":`'
+            )
+        ended = {process.pid: process.exitcode for process in self.processes}
+        killed = [
+            f"{notes.get(pid, 'starting')} (exit code {code})"
+            for pid, code in ended.items()
+            if code not in ENDED_AS_ASKED
+        ]
+        return (
+            f"a worker process was killed while it did this: {', '.join(killed) or 'unknown'}. "
+            "Most likely memory ran out: close other programs or choose smaller sizes. The same "
+            "command goes on from the last checkpoint of each model"
+        )
 
 
 @contextmanager
-def worker_pool(count: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(count: int) -> Iterator[Workers]:
     """A pool of ``count`` fresh processes, started with the environment above; progress bars share
     one lock.
 
-    After an error, or when interrupted, jobs that have not begun are dropped.
+    After an error, or when interrupted, jobs that have not begun are dropped, and the workers are
+    asked to end: one that trains saves its last finished step.
+
+    Raises WorkerError if one was killed, or if none could start, because the main module is one
+    that would start them again.
     """
     context = multiprocessing.get_context("spawn")
     before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
     os.environ.update(WORKER_ENVIRONMENT)
     lock = context.RLock()
-    tqdm.set_lock(lock)
+    Bar.set_lock(lock)
     try:
-        with ProcessPoolExecutor(
-            count, mp_context=context, initializer=_start_worker, initargs=(lock,)
-        ) as pool:
+        with TemporaryDirectory() as notes:
+            start = {"initializer": _start_worker, "initargs": (lock,)}
+            pool = Workers(count, notes, mp_context=context, **start)
             try:
-                yield pool
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+                with pool:
+                    try:
+                        yield pool
+                    except BaseException:
+                        for process in pool.processes:
+                            process.terminate()
+                        pool.shutdown(cancel_futures=True)
+                        raise
+            except BrokenProcessPool:
+                raise WorkerError(pool.what_happened()) from None
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def is_starting() -> bool:
+    """Whether this process is a worker that is still importing the main module."""
+    return getattr(multiprocessing.current_process(), "_inheriting", False)
 
 
 class InTurn(Executor):
@@ -72,12 +134,26 @@ class InTurn(Executor):
 
 
 def _start_worker(lock: Any) -> None:
-    tqdm.set_lock(lock)
-    signal.signal(signal.SIGINT, _quit)
+    Bar.set_lock(lock)
+    for number in ASKED:
+        signal.signal(number, _quit)
 
 
-def _quit(*_: Any) -> None:
-    """An interrupted worker leaves without the traceback that it would otherwise print over the
-    progress bars.
-    """
-    raise SystemExit(130)
+def _start() -> None:
+    """The first job of a worker."""
+
+
+def _quit(number: int, _: Any) -> None:
+    """Ends a job, once: saving what is finished is not to be interrupted again."""
+    for asked in ASKED:
+        signal.signal(asked, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def _run(notes: str, label: str, job: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Do a job in a worker, which leaves a note of what it does, and ends when it is asked to."""
+    Path(notes, str(os.getpid())).write_text(label)
+    try:
+        return job(*args, **kwargs)
+    except SystemExit as asked:  # without a traceback, and without waiting for another job
+        os._exit(asked.code)

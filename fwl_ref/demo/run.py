@@ -23,10 +23,9 @@ from threadpoolctl import threadpool_info
 from ..backend import Array, as_dtype, backend_target, backend_versions, host, to_numpy
 from ..checks import check_segment
 from ..dynamic_evaluation import Descent, RmsScale, evaluate_block, mean_square, rms_scale
-from ..files import check_writable, finite
+from ..files import finite, reserved
 from ..fwl import fast_block_fwd
 from ..lm import evaluate, footprint
-from ..lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ..lm.corpus import Corpus, Document, load_corpus, summary
 from ..lm.data import training_batch, windows
 from ..lm.device import batch_like
@@ -39,11 +38,12 @@ from ..lm.model import (
     features_fwd,
     loss_and_gradient,
 )
-from ..lm.train import Progress, TrainSettings, begin, check_train_settings, on_backend, train
+from ..lm.resume import CONFIG, TRAINING, resume, train_towards
+from ..lm.train import Progress, TrainSettings, check_train_settings
 from ..tree import size, tree_map
 from . import cost
 from .compare import change_standard_error, choose, read_all, relative_times
-from .parallel import InTurn, worker_pool
+from .parallel import InTurn, is_starting, worker_pool
 from .report import write_report
 
 LABELS = {
@@ -74,9 +74,9 @@ class DemoSettings(NamedTuple):
     decays: tuple = (0.0, 0.01)  # tried with each
 
 
-FULL = DemoSettings(Config(heads=2), TrainSettings(steps=600))
+FULL = DemoSettings(CONFIG, TRAINING)
 QUICK = FULL._replace(
-    training=TrainSettings(steps=170, warmup=20),
+    training=TRAINING._replace(steps=170, warmup=20),
     validation=(2, 1024),
     test=(4, 2048),
     statistics_batches=8,
@@ -100,16 +100,24 @@ def run_demo(
     Raises
     ------
     ValueError, OSError
-        Before training: settings that cannot be, too little text, an ``out`` that cannot be
-        written to or whose ``plain.npz`` or ``fast.npz`` is no checkpoint.
+        Before training: settings that cannot be, too little text, an ``out`` that cannot be written
+        to or is in use, whose ``plain.npz`` or ``fast.npz`` is no checkpoint of a demo. WorkerError
+        (an OSError): a worker was killed, or could not start.
     BackendError
         ``backend`` is "cupy" and there is no CuPy or no GPU.
     """
+    if is_starting():  # a worker imports a main module that calls this: the first process says so
+        raise SystemExit(1)
     s = settings or (QUICK if quick else FULL)
     check_train_settings(s.training)
     check_segment(s.segment)
-    check_writable(out)
     backend_target(backend)
+    with reserved(out / "plain.npz"), reserved(out / "fast.npz"):
+        return _demo(out, source, quick, s, backend)
+
+
+def _demo(out: Path, source: str, quick: bool, s: DemoSettings, backend: str) -> dict[str, Any]:
+    """The demo, once it is known that its outcome can be written."""
     clock, numpy = time.perf_counter(), backend == "numpy"
     minutes = (
         f"about {'1 minute' if quick else '4 minutes'} on two cores"
@@ -127,7 +135,7 @@ def run_demo(
     print(summary(corpus), flush=True)
     print(f"reading {len(test)} test documents, up to {s.test[1]:,} bytes of each", flush=True)
     with worker_pool(min(2, os.cpu_count() or 1)) if numpy else InTurn() as pool:
-        plain, fast = train_both(pool, s, source, out, backend)
+        plain, fast = train_both(pool, s, corpus, out, backend)
         ways, tried = choose_ways(pool, s, plain.params, fast.params, corpus, validation)
         rows = read_all(pool, list(ways.values()), test, "test documents")
         losses = dict(zip(ways, rows, strict=True))
@@ -186,71 +194,56 @@ def pick(documents: tuple[Document, ...], count: int, limit: int) -> list[Docume
 
 
 def train_both(
-    pool: Executor, s: DemoSettings, source: str, out: Path, backend: str = "numpy"
+    pool: Executor, s: DemoSettings, corpus: Corpus, out: Path, backend: str = "numpy"
 ) -> tuple[Progress, Progress]:
     """The plain and the fast model, side by side, each from its checkpoint if an interrupted demo
     left one.
     """
-    configs = {
-        name: s.config._replace(fast=fast) for name, fast in (("plain", False), ("fast", True))
-    }
-    starts = [
-        unreported(out / f"{name}.npz", config, s.training, source)
+    configs = {"plain": s.config._replace(fast=False), "fast": s.config._replace(fast=True)}
+    paths = {name: out / f"{name}.npz" for name in configs}
+    starts = {
+        name: unreported(paths[name], config, s.training, corpus)
         for name, config in configs.items()
-    ]
+    }
     jobs = [
         pool.submit(
-            train_one, config, s.training, source, out / f"{name}.npz", start, name, row, backend
+            train_one, name, row, paths[name], config, s.training, corpus, starts[name], backend
         )
-        for row, ((name, config), start) in enumerate(zip(configs.items(), starts, strict=True))
+        for row, (name, config) in enumerate(configs.items())
     ]
     plain, fast = (job.result() for job in jobs)
     return plain, fast
 
 
-def unreported(path: Path, config: Config, training: TrainSettings, source: str) -> Progress | None:
-    """Progress of the same settings that no report has followed: an interrupted demo left it. None
-    if there is none.
+def unreported(
+    path: Path, config: Config, training: TrainSettings, corpus: Corpus
+) -> Progress | None:
+    """What an interrupted demo left: its progress, if settings and text are the same. None if there
+    is none, or if a report has been written since.
     """
-    if not path.exists():
-        return None
-    found, report = load_checkpoint(path), path.with_name("demo.json")
+    found = resume(path, config, training, corpus, writer="demo", anew=True)
+    report = path.with_name("demo.json")
     reported = report.exists() and report.stat().st_mtime_ns >= path.stat().st_mtime_ns
-    return (
-        found.progress
-        if (found.config, found.settings, found.corpus) == (config, training, source)
-        and not reported
-        else None
-    )
+    return None if reported else found
 
 
 def train_one(
-    config: Config,
-    training: TrainSettings,
-    source: str,
-    path: Path,
-    start: Progress | None,
     name: str,
     row: int,
+    path: Path,
+    config: Config,
+    training: TrainSettings,
+    corpus: Corpus,
+    start: Progress | None,
     backend: str = "numpy",
 ) -> Progress:
-    """Train one model from ``start`` (None = from scratch), with checkpoints at ``path``."""
-    start = begin(config, training, backend) if start is None else on_backend(start, backend)
-
-    def save(progress: Progress) -> None:
-        save_checkpoint(path, Checkpoint(config, training, source, progress))
-
-    need = footprint.training(config, training.batch, training.window)
-    with footprint.explained("a training step", need, config, training.window, training.batch):
-        return train(
-            load_corpus(source),
-            config,
-            training,
-            start=start,
-            save=save,
-            label=f"{name:>5} model",
-            position=row,
-        )
+    """Train one model from ``start`` (None = from scratch), with checkpoints at ``path`` and a
+    progress bar in that row.
+    """
+    bar = {"label": f"{name:>5} model", "position": row}
+    return train_towards(
+        path, config, training, corpus, start, writer="demo", backend=backend, **bar
+    )
 
 
 def choose_ways(

@@ -102,10 +102,12 @@ def check_finite(
     for name, square in zip(names, squares, strict=True):
         if not math.isfinite(square):
             raise NonFiniteError(
-                f"step {step}: the gradient of {name} is not finite, or too large to square (loss {loss}); parameters from before this "
-                "step are in what was passed in or saved last. Lower the learning rate or the step sizes, or look for a window of "
+                f"step {step}: the gradient of {name} is not finite, or too large to square "
+                f"(loss {loss}); parameters from before this step are in what was passed in or "
+                "saved last. Lower the learning rate or the step sizes, or look for a window of "
                 "constant features if LayerNorm has no epsilon"
             )
     raise NonFiniteError(
-        f"step {step}: the loss is {loss}, the gradients' norm {norm}, though each is finite; lower the learning rate"
+        f"step {step}: the loss is {loss}, the gradients' norm {norm}, though each is finite; "
+        "lower the learning rate"
     )

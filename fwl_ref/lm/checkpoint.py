@@ -5,26 +5,45 @@ at all.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from ..backend import Array, Tree, host, to_numpy
 from ..files import load_arrays, save_arrays
 from ..tree import named_leaves, rebuild
 from .adamw import AdamState
-from .model import Config, initialize
-from .train import Progress, Record, TrainSettings
+from .corpus import Corpus, Fingerprint
+from .model import Config, parameter_shapes
+from .train import Progress, Record, TrainSettings, check_train_settings
 
-FORMAT = 1
+FORMAT = 2
+TREES = ("params", "mean", "square")
+
+
+class Text(NamedTuple):
+    """What a model was trained on: where it came from, and what was there."""
+
+    source: str  # as for load_corpus
+    fingerprint: Fingerprint
+    documents: int  # in the training part
+    size: int  # bytes in the training part
 
 
 class Checkpoint(NamedTuple):
-    """A model on disk: what it computes, how it was trained, and how far."""
+    """A model on disk: what it computes, how it was trained, on what, and how far."""
 
     config: Config
     settings: TrainSettings
-    corpus: str  # where the text came from
+    text: Text
     progress: Progress
+    writer: str = "train"  # the command that wrote it: "train" or "demo"
+
+
+def text_of(corpus: Corpus) -> Text:
+    """The text of a corpus, as a checkpoint knows it."""
+    size = sum(len(document.data) for document in corpus.train)
+    return Text(corpus.source, corpus.fingerprint, len(corpus.train), size)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -34,19 +53,19 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "config": checkpoint.config._asdict(),
         "settings": checkpoint.settings._asdict(),
-        "corpus": checkpoint.corpus,
+        "text": checkpoint.text,
+        "writer": checkpoint.writer,
         "step": progress.adam.step,
         "history": [tuple(record) for record in progress.history],
     }
-    trees = {"params": progress.params, "mean": progress.adam.mean, "square": progress.adam.square}
+    trees = (progress.params, progress.adam.mean, progress.adam.square)
     arrays = {
         f"{kind}/{name}": to_numpy(leaf)
-        for kind, tree in trees.items()
+        for kind, tree in zip(TREES, trees, strict=True)
         for name, leaf in named_leaves(tree)
     }
-    save_arrays(
-        path, {"meta": host.frombuffer(json.dumps(meta).encode(), dtype=host.uint8), **arrays}
-    )
+    described = host.frombuffer(json.dumps(meta).encode(), dtype=host.uint8)
+    save_arrays(path, {"meta": described, **arrays})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -57,7 +76,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     FileNotFoundError
         No such file.
     ValueError
-        Naming the file: not a checkpoint, damaged, of another format, or with an array (named) that is missing or misshapen.
+        Naming the file: not a checkpoint, damaged, of another format, with settings that cannot be,
+        or with an array (named) that is missing or misshapen.
     OSError
         A file that cannot be read.
     """
@@ -69,47 +89,73 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         meta = json.loads(arrays.pop("meta").tobytes())
         found = meta["format"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise ValueError(
-            f"{path}: expected a checkpoint of fwl_ref, found arrays without a description of the model"
+            f"{path}: expected a checkpoint of fwl_ref, "
+            "found arrays without a description of the model"
         ) from None
     if found != FORMAT:
         raise ValueError(
-            f"{path}: expected checkpoint format {FORMAT}, found {found}: train again, or use the version that wrote it"
+            f"{path}: expected checkpoint format {FORMAT}, found {found}: "
+            "train again, or use the version that wrote it"
         )
     try:
-        config, settings = Config(**meta["config"]), TrainSettings(**meta["settings"])
-        history = tuple(
-            Record(step, bits, norm, tuple(eta), decay)
-            for step, bits, norm, eta, decay in meta["history"]
-        )
-        step, corpus, shape = int(meta["step"]), str(meta["corpus"]), initialize(config)
-    except (KeyError, ValueError, TypeError) as error:
+        config, settings = _fields(Config, meta["config"]), _fields(TrainSettings, meta["settings"])
+        check_train_settings(settings)
+        history = tuple(_record(*row) for row in meta["history"])
+        source, fingerprint, documents, size = meta["text"]
+        text = Text(str(source), Fingerprint(*fingerprint), int(documents), int(size))
+        step, writer = int(meta["step"]), str(meta["writer"])
+        if step < 0:
+            raise ValueError(f"step {step}")
+        if config.layers > len(arrays):  # else a claimed number alone could take for ever
+            raise ValueError(f"{config.layers} layers, {len(arrays)} arrays")
+        shapes = parameter_shapes(config)
+    except (KeyError, ValueError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(
-            f"{path}: expected a model that this version knows, found a description that does not fit ({error})"
+            f"{path}: expected a model that this version knows, "
+            f"found a description that does not fit ({error})"
         ) from None
-    params, mean, square = (
-        _take(arrays, kind, shape, path) for kind in ("params", "mean", "square")
-    )
-    return Checkpoint(
-        config, settings, corpus, Progress(params, AdamState(mean, square, step), history)
-    )
+    params, mean, square = (_take(arrays, kind, shapes, path) for kind in TREES)
+    progress = Progress(params, AdamState(mean, square, step), history)
+    return Checkpoint(config, settings, text, progress, writer)
 
 
-def _take(arrays: dict[str, Array], kind: str, shape: Tree, path: Path) -> Tree:
+def _fields(kind: type, given: dict[str, Any]) -> Any:
+    """A NamedTuple of numbers and words; TypeError, naming it, for a value of another type."""
+    for name, hint in get_type_hints(kind).items():
+        value = given[name]
+        fits = isinstance(value, hint) or (hint is float and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and hint is not bool):
+            raise TypeError(f"{name} {value!r}")
+    return kind(**given)
+
+
+def _record(step: int, bits: float, norm: float, eta: list[float], decay: float) -> Record:
+    """A row of the history; TypeError or ValueError if it is none."""
+    e1, e2, e3, e4, e5, e6 = eta
+    numbers = (bits, norm, e1, e2, e3, e4, e5, e6, decay)
+    bits, norm, *eta, decay = (math.fsum([number]) for number in numbers)  # refuses words
+    return Record(int(step), bits, norm, tuple(eta), decay)
+
+
+def _take(arrays: dict[str, Array], kind: str, shapes: Tree, path: Path) -> Tree:
     """The tree ``kind`` out of the file's arrays, checked against the shapes that the configuration
     implies.
     """
     found = []
-    for name, leaf in named_leaves(shape):
-        name, array = f"{kind}/{name}", arrays.get(f"{kind}/{name}")
+    for name, leaf in named_leaves(shapes):
+        key = f"{kind}/{name}"
+        array = arrays.get(key)
         if array is None:
             raise ValueError(
-                f"{path}: {name}: expected an array of shape {leaf.shape}, found nothing: it is missing"
+                f"{path}: {key}: expected an array of shape {leaf.shape}, "
+                "found nothing: it is missing"
             )
         if array.shape != leaf.shape or array.dtype.kind != "f":
             raise ValueError(
-                f"{path}: {name}: expected real numbers of shape {leaf.shape}, found {array.dtype} of shape {array.shape}"
+                f"{path}: {key}: expected real numbers of shape {leaf.shape}, "
+                f"found {array.dtype} of shape {array.shape}"
             )
         found.append(array)
-    return rebuild(shape, found)
+    return rebuild(shapes, found)

@@ -21,7 +21,7 @@ from .model import Config
 class Bytes(NamedTuple):
     """What a computation holds at its peak."""
 
-    parameters: int  # parameters, and in training their gradients, moments and successors: grows with the width and the layers
+    parameters: int  # in training also gradients, moments, successors: grows with width and layers
     activations: int  # residuals and temporaries: grows with batch x window
 
     @property
@@ -36,9 +36,8 @@ def count_parameters(config: Config) -> int:
     """
     d, f, v = config.width, 4 * config.width, config.vocabulary
     block = 2 * d + (3 * d * d + 3 * d) + (d * d + d) + 2 * d + (d * f + f) + (f * d + d)
-    return (
-        v * d + config.layers * block + 2 * d + (d * f + f + f * d + d + 2 * d + d * v + v) + 6 + 1
-    )
+    fast = d * f + f + f * d + d + 2 * d + d * v + v
+    return v * d + config.layers * block + 2 * d + fast + 6 + 1
 
 
 def training(config: Config, batch: int, window: int, itemsize: int = 4) -> Bytes:
@@ -47,18 +46,14 @@ def training(config: Config, batch: int, window: int, itemsize: int = 4) -> Byte
     """
     f, v, p = 4 * config.width, config.vocabulary, count_parameters(config)
     chunk = min(config.chunk or window, window)
-    attention = (
-        3 * config.heads * min(BLOCK, window)
-    )  # scores, probabilities and their gradient, of one block of queries
-    block = (
-        12 * f + 4 * v + 3 * chunk if config.fast else f + 2 * v
-    )  # gradients of the memory; scores of a chunk
-    backward = batch * (
-        _kept(config, window, itemsize) + window * max(block, 3 * f + attention) * itemsize
-    )
-    step = max(
-        0, 4 * p * itemsize - backward
-    )  # AdamW's temporaries come when those of the backward pass are gone
+    # of one block of queries: scores, probabilities and their gradient
+    attention = 3 * config.heads * min(BLOCK, window)
+    # gradients of the memory, and the scores of a chunk
+    block = 12 * f + 4 * v + 3 * chunk if config.fast else f + 2 * v
+    temporaries = window * max(block, 3 * f + attention) * itemsize
+    backward = batch * (_kept(config, window, itemsize) + temporaries)
+    # AdamW's temporaries come when those of the backward pass are gone
+    step = max(0, 4 * p * itemsize - backward)
     return Bytes(4 * p * itemsize + step, backward)
 
 
@@ -69,19 +64,17 @@ def evaluation(config: Config, window: int, itemsize: int = 4) -> Bytes:
     d, f, v = config.width, 4 * config.width, config.vocabulary
     chunk = min(config.chunk or window, window)
     attention, block = 3 * config.heads * min(BLOCK, window), 2 * max(f, v)
-    carried = (
-        3 * 2 * d * f if config.fast else 0
-    )  # the state that comes in, the one that goes out, and one more on the way
+    # the state that comes in, the one that goes out, and one more on the way
+    carried = 3 * 2 * d * f if config.fast else 0
     temporaries = window * max(attention, block + 3 * chunk * config.fast) + carried
-    return Bytes(
-        count_parameters(config) * itemsize,
-        _kept(config, window, itemsize) + temporaries * itemsize,
-    )
+    held = _kept(config, window, itemsize) + temporaries * itemsize
+    return Bytes(count_parameters(config) * itemsize, held)
 
 
 def sentence(need: Bytes) -> str:
     """The statement: how much, and what it grows with."""
-    return f"{readable(need.total)}: parameters {readable(need.parameters)}, activations {readable(need.activations)}"
+    parameters, activations = readable(need.parameters), readable(need.activations)
+    return f"{readable(need.total)}: parameters {parameters}, activations {activations}"
 
 
 def readable(count: float) -> str:
@@ -104,7 +97,7 @@ def explained(
         yield
     except MemoryError as error:
         if need.parameters > need.activations:
-            advice = f"lower the width (now {config.width}) or the number of layers (now {config.layers})"
+            advice = f"lower the width (now {config.width}) or the layers (now {config.layers})"
         elif batch > 1:
             advice = f"lower the batch (now {batch}), or the window (now {window} tokens)"
         else:
@@ -118,12 +111,11 @@ def _kept(config: Config, window: int, itemsize: int) -> int:
     """Bytes that the forward pass of one sequence keeps for the backward pass."""
     d, f, v = config.width, 4 * config.width, config.vocabulary
     chunk = min(config.chunk or window, window)
-    states = -(-window // chunk) * (
-        2 * d * f + d + f + 2 * d
-    )  # one per chunk, of both layers and of gain and bias
+    # one per chunk, of both layers and of gain and bias
+    states = -(-window // chunk) * (2 * d * f + d + f + 2 * d)
     trunk = config.layers * 23 * d + 2 * d  # per token; see the fields of BlockResidual
-    if not config.fast:
-        return window * (
-            (trunk + 2 * f + 2 * d + 2 * v) * itemsize + v
-        )  # labels as one byte per entry of the vocabulary
-    return window * ((trunk + 8 * f + 13 * d + 4 * v) * itemsize + 2 * v) + states * itemsize
+    if config.fast:
+        per_token = (trunk + 8 * f + 13 * d + 4 * v) * itemsize + 2 * v
+        return window * per_token + states * itemsize
+    # labels take one byte per entry of the vocabulary
+    return window * ((trunk + 2 * f + 2 * d + 2 * v) * itemsize + v)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-from tqdm import tqdm
-
 from ..backend import Array, host, like, to_numpy
 from ..fwl import FastSettings
 from ..stream import Stream, stream_predict, stream_reveal, stream_start
+from .bar import Bar
 from .data import Document, windows
 from .model import Config, Parameters, effective_step_sizes, fast_settings, features_fwd, model_fwd
 
@@ -39,22 +38,21 @@ def generate(
         raise ValueError(
             "the prompt must hold at least 1 byte: the first prediction needs something to look at"
         )
-    for name, value, least in (
-        ("count", count, 0),
-        ("temperature", temperature, 0),
-        ("seed", seed, 0),
-        ("window", window, 1),
-    ):
+    limits = {
+        "count": (count, 0),
+        "temperature": (temperature, 0),
+        "seed": (seed, 0),
+        "window": (window, 1),
+    }
+    for name, (value, least) in limits.items():
         if not least <= value < math.inf:
             raise ValueError(f"{name} must be finite and at least {least}, got {value}")
-    if not config.fast:
-        config = config._replace(
-            normalizer="constant"
-        )  # nothing is divided by it, and any plain model can stream
+    if not config.fast:  # nothing is divided by the normalizer, and any plain model can stream
+        config = config._replace(normalizer="constant")
     settings, eta = fast_settings(config), effective_step_sizes(params.eta, config.dialect)
     stream = read_prompt(params, config, prompt, window)
     rng, text = host.random.default_rng(seed), list(prompt)
-    for _ in tqdm(range(count), desc="sampling", unit="byte", disable=quiet):
+    for _ in Bar(range(count), desc="sampling", unit="byte", disable=quiet):
         x = last_features(params, config, text[-window:])  # (1,D)
         logits, stream = stream_predict(stream, x, params.block, eta, settings)  # (1,V)
         byte = sample(to_numpy(logits)[0, :], temperature, rng)
@@ -88,10 +86,8 @@ def reveal(
 ) -> Stream:
     """Tell the fast weights what the byte was."""
     target = params.embedding
-    label, w = (
-        like(host.asarray([byte], dtype="int64"), target),
-        like(host.asarray([weight]), target, target.dtype),
-    )
+    label = like(host.asarray([byte], dtype="int64"), target)  # (1,)
+    w = like(host.asarray([weight]), target, target.dtype)  # (1,)
     return stream_reveal(stream, label, w, params.block, params.decay, settings)
 
 
@@ -100,8 +96,6 @@ def sample(logits: Array, temperature: float, rng: host.random.Generator) -> int
     if temperature == 0:
         return int(logits.argmax())
     wide = logits.astype("float64")
-    with host.errstate(
-        over="ignore"
-    ):  # a tiny temperature: everything but the likeliest goes to -inf, probability 0
+    with host.errstate(over="ignore"):  # a tiny temperature: all but the likeliest go to -inf
         p = host.exp((wide - wide.max()) / temperature)
     return int(rng.choice(len(p), p=p / p.sum()))

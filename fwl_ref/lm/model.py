@@ -8,6 +8,7 @@ is equal, so that comparing the two measures the fast weights alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..backend import Array, host, library, namespace
@@ -137,7 +138,6 @@ def initialize(
     """
     check_config(config)
     rng = host.random.default_rng(seed)
-    d, f, v = config.width, 4 * config.width, config.vocabulary
 
     def normal(*shape: int, scale: float = 0.02) -> Array:
         return (rng.standard_normal(shape) * scale).astype(dtype)
@@ -145,6 +145,28 @@ def initialize(
     def constant(value: float, *shape: int) -> Array:
         return host.full(shape, value, dtype=dtype)
 
+    return _assemble(config, normal, constant, step_size, decay)
+
+
+def parameter_shapes(config: Config) -> Parameters:
+    """Arrays of the shapes that ``initialize`` gives, each a view of one zero: nothing is drawn."""
+    check_config(config)
+    zero = host.zeros((), dtype="float32")
+
+    def normal(*shape: int, scale: float = 0.0) -> Array:
+        return host.broadcast_to(zero, shape)
+
+    def constant(value: float, *shape: int) -> Array:
+        return host.broadcast_to(zero, shape)
+
+    return _assemble(config, normal, constant, 0.0, 0.0)
+
+
+def _assemble(
+    config: Config, normal: Callable, constant: Callable, step_size: float, decay: float
+) -> Parameters:
+    """The tree of parameters, its arrays made by ``normal`` and ``constant``, in a fixed order."""
+    d, f, v = config.width, 4 * config.width, config.vocabulary
     out = 0.02 / (2 * config.layers) ** 0.5
     trunk = tuple(
         BlockParameters(

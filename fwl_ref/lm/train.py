@@ -17,12 +17,21 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ..backend import Array, Tree, is_host, namespace, to_numpy
 from ..slow_block import FastParameters
 from ..tree import named_leaves, tree_map
-from .adamw import AdamState, adam_init, adam_step, check_finite, clip, cosine, global_norm, squares
+from .adamw import (
+    AdamState,
+    NonFiniteError,
+    adam_init,
+    adam_step,
+    check_finite,
+    clip,
+    cosine,
+    global_norm,
+    squares,
+)
+from .bar import Bar
 from .data import Corpus, training_batch
 from .device import batch_like, to_backend
 from .model import Config, Parameters, initialize, loss_and_gradient
@@ -69,8 +78,11 @@ def check_train_settings(s: TrainSettings) -> None:
     for name in ("rate", "clip"):
         if not (math.isfinite(getattr(s, name)) and getattr(s, name) > 0):
             raise ValueError(f"{name} must be finite and > 0, got {getattr(s, name)}")
-    if s.seed < 0:
-        raise ValueError(f"seed must be at least 0, got {s.seed}")
+    for name in ("warmup", "weight_decay", "seed"):
+        if not 0 <= getattr(s, name) < math.inf:
+            raise ValueError(f"{name} must be finite and at least 0, got {getattr(s, name)}")
+    if not math.isfinite(s.step_size):
+        raise ValueError(f"step_size must be finite, got {s.step_size}")
     if not 0 <= s.decay < 1:
         raise ValueError(f"the decay must lie in [0, 1), got {s.decay}")
 
@@ -137,15 +149,26 @@ def records(rows: list[Array], first: int, params: Parameters) -> tuple[Record, 
     """What steps ``first``, ``first`` + 1, ... left: one transfer for all. Raises NonFiniteError
     for the first that went wrong.
     """
-    names, table = (
-        [name for name, _ in named_leaves(params)],
-        to_numpy(namespace(*rows).stack(rows)).tolist(),
-    )
+    names = [name for name, _ in named_leaves(params)]
+    table = to_numpy(namespace(*rows).stack(rows)).tolist()
     done = []
     for step, (loss, norm, *rest) in enumerate(table, start=first):
         check_finite(step, loss, norm, rest[7:], names)
         done.append(Record(step, loss / LN2, norm, tuple(rest[:6]), rest[6]))
     return tuple(done)
+
+
+def check_parameters(progress: Progress, s: TrainSettings) -> None:
+    """Raise NonFiniteError, naming the first, if a parameter is not finite after the last step."""
+    named = list(named_leaves(progress.params))
+    xp = namespace(*(leaf for _, leaf in named))
+    finite = to_numpy(xp.stack([xp.all(xp.isfinite(leaf)) for _, leaf in named])).tolist()
+    for (name, _), whole in zip(named, finite, strict=True):
+        if not whole:
+            raise NonFiniteError(
+                f"step {progress.adam.step - 1}: {name} is not finite after the update, "
+                f"so this model is not saved; lower the learning rate (now {s.rate:g})"
+            )
 
 
 def train(
@@ -160,49 +183,73 @@ def train(
     position: int = 0,
     quiet: bool = False,
 ) -> Progress:
-    """Train from ``start`` (or from scratch, on the host) to ``settings.steps``; ``save`` is called
-    every ``save_every`` steps and last.
+    """Train from ``start`` (or from scratch, on the host) to ``settings.steps``.
+
+    ``save`` is called every ``save_every`` steps, after the last one, and when training breaks off
+    with steps that were not saved: interrupted, or because something else went wrong.
 
     The arrays of ``start`` decide on library, device and precision: see ``begin`` and
     ``on_backend``.
 
-    Raises NonFiniteError, naming step and parameter, if the loss or a gradient stops being finite;
-    nothing of that step is saved.
+    Raises NonFiniteError, naming step and parameter, if the loss, a gradient or a parameter stops
+    being finite; nothing of that step is saved.
     """
     check_train_settings(settings)
     progress = begin(config, settings) if start is None else start
-    clock, done, rows = time.perf_counter(), progress.adam.step, []
+    clock, first, rows = time.perf_counter(), progress.adam.step, []
     together = 1 if is_host(progress.params.embedding) else LOG_EVERY
-    params, adam, history = progress
-    with tqdm(
+    params, adam, _ = progress
+    kept = first  # the step up to which all is saved
+    bar = Bar(
         total=settings.steps,
-        initial=done,
+        initial=first,
         desc=label,
         position=position,
         disable=quiet,
         mininterval=1,
         unit="step",
-    ) as bar:
-        for step in range(done, settings.steps):
-            params, adam, row = advance(params, adam, corpus, config, settings)
-            rows.append(row)
-            saving = (step + 1) % save_every == 0 or step + 1 == settings.steps
-            if len(rows) < together and not saving:
-                continue
-            history += records(rows, step + 1 - len(rows), params)
-            progress, rows = Progress(params, adam, history), []
-            recent = history[-20:]
-            speed = (
-                (step + 1 - done) * settings.batch * settings.window / (time.perf_counter() - clock)
-            )
-            bar.set_postfix_str(
-                f"{sum(r.bits_per_byte for r in recent) / len(recent):.3f} bits/byte, {speed:,.0f} tokens/s",
-                refresh=False,
-            )
-            bar.update(step + 1 - bar.n)
-            if save and saving:
+    )
+    with bar:
+        try:
+            for step in range(first + 1, settings.steps + 1):
+                params, adam, row = advance(params, adam, corpus, config, settings)
+                rows.append(row)
+                saving = step % save_every == 0 or step == settings.steps
+                if len(rows) < together and not saving:
+                    continue
+                progress, rows = _recorded(progress, params, adam, rows), []
+                seconds = time.perf_counter() - clock
+                speed = (step - first) * settings.batch * settings.window / seconds
+                bar.set_postfix_str(_so_far(progress.history, speed), refresh=False)
+                bar.update(step - bar.n)
+                if saving:
+                    check_parameters(progress, settings)
+                    if save:
+                        save(progress)
+                    kept = step
+        except NonFiniteError:
+            raise
+        except BaseException:
+            if rows and len(rows) == adam.step - progress.adam.step:  # each step left its row
+                progress = _recorded(progress, params, adam, rows)
+            if save and progress.adam.step > kept:
+                check_parameters(progress, settings)
                 save(progress)
+            raise
     return progress
+
+
+def _recorded(progress: Progress, params: Parameters, adam: AdamState, rows: list) -> Progress:
+    """Progress after the steps that left ``rows``. Raises NonFiniteError."""
+    done = records(rows, progress.adam.step, params)
+    return Progress(params, adam, (*progress.history, *done))
+
+
+def _so_far(history: tuple, speed: float) -> str:
+    """What the progress bar shows: the mean of the last steps."""
+    recent = history[-20:]
+    bits = sum(record.bits_per_byte for record in recent) / len(recent)
+    return f"{bits:.3f} bits/byte, {speed:,.0f} tokens/s"
 
 
 def _project(params: Parameters, s: TrainSettings) -> Parameters:

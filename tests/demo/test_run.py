@@ -19,7 +19,7 @@ from fwl_ref.demo.parallel import InTurn
 from fwl_ref.demo.run import FULL, LABELS, QUICK, equivalence_error, pick, run_demo
 from fwl_ref.lm import evaluate
 from fwl_ref.lm import train as training
-from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, text_of
 from fwl_ref.lm.data import Document, load_corpus
 from fwl_ref.lm.evaluate import bits_per_byte, with_step_size
 from fwl_ref.lm.model import Config, initialize
@@ -165,7 +165,7 @@ def test_both_models_are_trained_alike(done, text):
     assert size(models["plain"].progress.params) == size(models["fast"].progress.params) == found["parameters"]
     for name, fast in (("plain", False), ("fast", True)):
         config = TINY.config._replace(fast=fast)
-        assert models[name][:3] == (config, TINY.training, text)
+        assert models[name][:3] == (config, TINY.training, text_of(corpus))
         expected = train(corpus, config, TINY.training, quiet=True)
         for ours, other in zip(models[name].progress.history, expected.history, strict=True):
             assert ours[:3] == pytest.approx(other[:3], rel=1e-4) and ours.eta == pytest.approx(other.eta, rel=1e-4)
@@ -256,7 +256,7 @@ def test_an_interrupted_demo_goes_on(tmp_path, text, inline, monkeypatch):
     config, saved = SHORT.config, []
     train(load_corpus(text), config, SHORT.training, quiet=True, save=saved.append, save_every=1)
     (tmp_path / "half").mkdir()
-    save_checkpoint(tmp_path / "half" / "fast.npz", Checkpoint(config, SHORT.training, text, saved[2]))
+    save_checkpoint(tmp_path / "half" / "fast.npz", Checkpoint(config, SHORT.training, text_of(load_corpus(text)), saved[2], "demo"))
     shutil.copy(tmp_path / "straight" / "plain.npz", tmp_path / "half" / "plain.npz")
     inline.clear()
     assert same_report(run_demo(tmp_path / "half", text, settings=SHORT), straight) and inline == [True] * 5

@@ -4,6 +4,9 @@ name.
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwl_ref import files
-from fwl_ref.files import check_writable, save_arrays, whole_file
+from fwl_ref.files import reserved, save_arrays, whole_file
 from fwl_ref.lm.adamw import adam_init
-from fwl_ref.lm.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
-from fwl_ref.lm.model import Config, initialize
+from fwl_ref.lm.checkpoint import FORMAT, Checkpoint, Text, load_checkpoint, save_checkpoint
+from fwl_ref.lm.corpus import Fingerprint
+from fwl_ref.lm.model import Config, initialize, parameter_shapes
 from fwl_ref.lm.train import Progress, TrainSettings, train
 from fwl_ref.tree import named_leaves
 from tests.tolerances import assert_bitwise
@@ -23,12 +27,13 @@ pytestmark = pytest.mark.host("files")
 
 CONFIG = Config(width=4, layers=1, heads=1, chunk=5)
 SETTINGS = TrainSettings(steps=6, batch=2, window=12, warmup=2, seed=3)
+TEXT = Text("some/größe.txt", Fingerprint("aa", "bb", "cc"), 3, 4_000)
 
 
 def fresh(config=CONFIG, dtype="float32", settings=SETTINGS):
     """A checkpoint before the first step."""
     params = initialize(config, dtype=dtype)
-    return Checkpoint(config, settings, "stdlib", Progress(params, adam_init(params), ()))
+    return Checkpoint(config, settings, TEXT, Progress(params, adam_init(params), ()))
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +81,10 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path, corpus, dtype, fast):
     progress = train(corpus, config, settings, start=before, quiet=True)
     odd = np.asarray([np.nan, -0.0, np.inf, 5e-324], dtype=dtype)
     progress = progress._replace(params=progress.params._replace(gain=odd))
-    whole = Checkpoint(config, settings, "some/größe.txt", progress)
+    whole = Checkpoint(config, settings, TEXT, progress, "demo")
     save_checkpoint(tmp_path / "new" / "folder" / "model.npz", whole)
     found = load_checkpoint(tmp_path / "new" / "folder" / "model.npz")
-    assert found[:3] == whole[:3]
+    assert found[:3] == whole[:3] and found.writer == "demo"
     assert [type(x) for x in (*found.config, *found.settings)] == [type(x) for x in (*config, *settings)]
     assert_same(found.progress, progress)
     assert [p.name for p in (tmp_path / "new" / "folder").iterdir()] == ["model.npz"]
@@ -94,7 +99,7 @@ def test_resuming_through_a_file_equals_training_straight_through_to_the_bit(tmp
     config, path, paths = CONFIG._replace(fast=fast), tmp_path / "model.npz", []
 
     def save(progress):
-        save_checkpoint(path, Checkpoint(config, SETTINGS, "here", progress))
+        save_checkpoint(path, Checkpoint(config, SETTINGS, TEXT, progress))
         paths.append(path.read_bytes())
 
     straight = train(corpus, config, SETTINGS, save=save, save_every=1, quiet=True)
@@ -166,14 +171,113 @@ def test_a_folder_that_cannot_be_written_to_is_refused_early(tmp_path):
     """A folder is made, its parents too; where a file is in the way the message names the folder
     and says why. Nothing is left behind.
     """
-    check_writable(tmp_path / "a" / "b")
+    with reserved(tmp_path / "a" / "b" / "model.npz"):
+        pass
     assert (tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").write_text("precious")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OSError) as caught:
-            check_writable(folder)
+        with pytest.raises(OSError) as caught, reserved(folder / "model.npz"):
+            pass
         assert all(word in str(caught.value) for word in ("nothing can be written", repr(str(folder)), "give another"))
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_link_is_followed_and_permissions_are_kept(tmp_path, saved):
+    """Models that lie on another disk, behind a link, stay there; so does who may read them. A link
+    to nothing yet is followed too.
+    """
+    (tmp_path / "disk").mkdir()
+    target, link = tmp_path / "disk" / "model.npz", tmp_path / "model.npz"
+    link.symlink_to(target)
+    for mode in (0o600, 0o664):
+        save_checkpoint(link, fresh())
+        assert link.is_symlink() and load_checkpoint(target).config == CONFIG
+        target.chmod(mode)
+        save_checkpoint(link, fresh())
+        assert target.stat().st_mode & 0o777 == mode
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["model.npz"] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_only_files_are_replaced(tmp_path):
+    """A pipe, a device, a folder: refused, and still there."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, words in (("pipe", "device or a pipe"), ("folder", "Is a directory")):
+        with pytest.raises(OSError, match=words):
+            save_arrays(tmp_path / name, {"x": np.ones(1)})
+        with pytest.raises(OSError, match=words), reserved(tmp_path / name):
+            pass
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "folder").is_dir()
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127, "a" * 250])
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, name):
+    """Drafts and locks have short names. A longer one is refused before any work."""
+    with reserved(tmp_path / name):
+        save_arrays(tmp_path / name, {"x": np.ones(1)})
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    with pytest.raises(OSError, match="File name too long"), reserved(tmp_path / (name + "äää")):
+        raise AssertionError("work has begun")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fwl_ref.files import reserved, whole_file
+path = Path(sys.argv[1])
+with reserved(path), whole_file(path) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path, saved):
+    """A draft and a reservation that nobody holds any more: the next one to write takes them over,
+    and a file it does not concern stays.
+    """
+    path = tmp_path / "model.npz"
+    path.write_bytes(saved)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL and load_checkpoint(path).config == CONFIG
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".npz", ".part"]
+    with reserved(path):
+        assert sorted(p.suffix for p in tmp_path.iterdir()) == [".lock", ".npz"]
+        save_checkpoint(path, fresh(CONFIG._replace(width=8)))
+    assert load_checkpoint(path).config.width == 8 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_has_one_writer_at_a_time(tmp_path):
+    """The second is refused and disturbs nothing; other files are free; afterwards it may."""
+    path = tmp_path / "a"
+    for one in (whole_file, reserved):
+        with one(path):
+            before = {p for p in tmp_path.iterdir() if p.name != "b"}
+            with pytest.raises(BlockingIOError, match="another process is writing .*a': wait"), one(path):
+                raise AssertionError("work has begun")
+            with one(tmp_path / "b"):
+                pass
+            assert {p for p in tmp_path.iterdir() if p.name != "b"} == before
+        with one(path):
+            pass
+    with reserved(path), whole_file(path) as file:  # whoever has reserved a file may write it
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    """Some network disks have none: then keeping writers apart is left to the user."""
+
+    def none(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    with reserved(tmp_path / "a"):
+        save_arrays(tmp_path / "a", {"x": np.ones(1)})
+    monkeypatch.setattr(files, "fcntl", None)
+    with reserved(tmp_path / "a"):
+        save_arrays(tmp_path / "a", {"x": np.ones(1)})
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 # --- files that are no checkpoints
@@ -258,8 +362,14 @@ def test_a_damaged_compressed_file_is_refused(tmp_path, saved):
 
 
 def test_arrays_without_a_description_are_refused(tmp_path):
-    """No meta, meta that is no JSON, JSON that is no description."""
-    for arrays in ({"x": np.ones(2)}, {"meta": np.ones(2)}, {"meta": described()}, {"meta": np.frombuffer(b"[1]", dtype="uint8")}):
+    """No meta, meta that is no JSON, JSON that is no description, or is nested without end."""
+    texts = (b"[1]", b"[" * 200_000, b'{"format":' * 200_000)
+    for arrays in (
+        {"x": np.ones(2)},
+        {"meta": np.ones(2)},
+        {"meta": described()},
+        *({"meta": np.frombuffer(t, dtype="uint8")} for t in texts),
+    ):
         np.savez(tmp_path / "model.npz", **arrays)
         refused(tmp_path / "model.npz", "without a description")
 
@@ -280,6 +390,21 @@ WRONG = {
     "no step": lambda m: m.pop("step"),
     "no history": lambda m: m.pop("history"),
     "half a record": lambda m: m.update(history=[[1, 2.0]]),
+    "a record of words": lambda m: m.update(history=[[1, "2.0", 1.0, [0.0] * 6, 0.0]]),
+    "a record of seven step sizes": lambda m: m.update(history=[[1, 2.0, 1.0, [0.0] * 7, 0.0]]),
+    "no text": lambda m: m.pop("text"),
+    "half a text": lambda m: m.update(text=["stdlib"]),
+    "no writer": lambda m: m.pop("writer"),
+    "a step before the first": lambda m: m.update(step=-1),
+    "a window of nothing": lambda m: m["settings"].update(window=0),
+    "half a window": lambda m: m["settings"].update(window=2.5),
+    "a batch that is true": lambda m: m["settings"].update(batch=True),
+    "a rate that is no number": lambda m: m["settings"].update(rate=float("nan")),
+    "a rate left out": lambda m: m["settings"].pop("rate"),
+    "more layers than arrays": lambda m: m["config"].update(layers=10**9),
+    "a width beyond memory": lambda m: m["config"].update(width=10**12),
+    "a width beyond machine numbers": lambda m: m["config"].update(width=10**30),
+    "nested too deeply": lambda m: m.update(config=[[[]]]),
 }
 
 
@@ -318,4 +443,31 @@ def test_the_file_holds_what_its_description_says(tmp_path, saved):
     path.write_bytes(saved)
     names = [name for name, _ in named_leaves(fresh().progress.params)]
     assert sorted(contents(path)) == sorted(["meta", *(f"{kind}/{name}" for kind in ("params", "mean", "square") for name in names)])
-    assert meta(path)["format"] == FORMAT and meta(path)["config"]["width"] == 4 and meta(path)["corpus"] == "stdlib"
+    assert (
+        meta(path)["format"] == FORMAT
+        and meta(path)["config"]["width"] == 4
+        and meta(path)["text"] == [*TEXT[:1], list(TEXT[1]), *TEXT[2:]]
+    )
+
+
+def test_a_claimed_size_is_compared_before_anything_is_drawn(tmp_path, saved, monkeypatch):
+    """Thirty layers of width 4000 would take minutes and 30 GB: the first array tells."""
+    path = tmp_path / "model.npz"
+    path.write_bytes(saved)
+    description = meta(path)
+    description["config"].update(width=4000, layers=30)
+    np.savez(path, **contents(path) | {"meta": described(**description)})
+
+    def drawn(*_):
+        raise AssertionError("numbers are drawn")
+
+    monkeypatch.setattr(np.random, "default_rng", drawn)
+    refused(path, "params/embedding", "(256, 4000)", "(256, 4)")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_shapes_without_numbers_are_those_of_the_parameters(fast):
+    """The same tree, at no cost."""
+    config = Config(width=6, layers=2, heads=3, vocabulary=7, fast=fast)
+    drawn, shapes = initialize(config), parameter_shapes(config)
+    assert [(n, p.shape) for n, p in named_leaves(drawn)] == [(n, p.shape) for n, p in named_leaves(shapes)]

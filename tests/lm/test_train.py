@@ -1,10 +1,15 @@
 """Training: the optimizer's formulas, repeatability to the bit, resuming."""
 
+import io
+import math
+import sys
+
 import numpy as np
 import pytest
 
 from fwl_ref.lm import train as training
-from fwl_ref.lm.adamw import adam_init, adam_step, clip, cosine, global_norm, squares
+from fwl_ref.lm.adamw import NonFiniteError, adam_init, adam_step, clip, cosine, global_norm, squares
+from fwl_ref.lm.bar import Bar
 from fwl_ref.lm.data import training_batch
 from fwl_ref.lm.model import Config, initialize
 from fwl_ref.lm.train import Progress, TrainSettings, train, train_step
@@ -137,6 +142,136 @@ def test_saving_happens_every_so_often_and_at_the_end(corpus):
     saved = []
     train(corpus, CONFIG, SETTINGS, save=lambda p: saved.append(p.adam.step), save_every=4, quiet=True)
     assert saved == [4, 6]
+
+
+def interrupted(monkeypatch, step, error=KeyboardInterrupt, where="loss_and_gradient"):
+    """Step number ``step`` (or the first saving from there on) does not come to its end."""
+    original, calls = getattr(training, where), []
+
+    def broken(*args):
+        calls.append(1)
+        if len(calls) == step + 1:
+            raise error
+        return original(*args)
+
+    monkeypatch.setattr(training, where, broken)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+@pytest.mark.parametrize("host", [True, False])
+@pytest.mark.parametrize("k", [1, 4])
+def test_training_that_breaks_off_saves_every_finished_step(corpus, monkeypatch, error, host, k):
+    """Whatever ends it, and also where records come home many at a time: going on from there is
+    training straight through.
+    """
+    straight, saved = train(corpus, CONFIG, SETTINGS, quiet=True), []
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "is_host", lambda _: host)
+        interrupted(patched, k, error)
+        with pytest.raises(error):
+            train(corpus, CONFIG, SETTINGS, save=saved.append, quiet=True)
+    assert [p.adam.step for p in saved] == [k] and len(saved[0].history) == k
+    resumed = train(corpus, CONFIG, SETTINGS, start=saved[0], quiet=True)
+    assert_bitwise(straight.params, resumed.params)
+    assert straight.history == resumed.history
+
+
+def test_what_is_saved_already_is_not_saved_again(corpus, monkeypatch):
+    """Interrupted just after a save, or in the first step: there is nothing new to keep."""
+    for step, expected in ((0, []), (2, [2]), (3, [2, 3])):
+        saved = []
+        with monkeypatch.context() as patched:
+            interrupted(patched, step)
+            with pytest.raises(KeyboardInterrupt):
+                train(corpus, CONFIG, SETTINGS, save=lambda p, saved=saved: saved.append(p.adam.step), save_every=2, quiet=True)
+        assert saved == expected
+
+
+def test_an_interrupted_save_is_made_again(corpus):
+    """The interruption comes while the file is written: it is written before training ends."""
+    saved = []
+
+    def save(progress):
+        saved.append(progress.adam.step)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(corpus, CONFIG, SETTINGS, save=save, save_every=4, quiet=True)
+    assert saved == [4, 4]
+
+
+def test_nothing_is_saved_of_a_loss_or_a_parameter_that_is_not_finite(corpus, monkeypatch):
+    """A gradient that is not finite; an update that is not, after a loss that was. Both name the
+    step, and nothing is returned.
+    """
+    saved = []
+    original, update = training.loss_and_gradient, training.adam_step
+
+    def poisoned(*args):
+        loss, grads, output = original(*args)
+        return loss, grads._replace(gain=grads.gain * np.nan), output
+
+    def spoiled(params, *args):
+        params, state = update(params, *args)
+        return params._replace(bias=params.bias + (np.inf if state.step == 6 else 0)), state
+
+    for name, function, words in (
+        ("loss_and_gradient", poisoned, "step 0: the gradient of gain"),
+        ("adam_step", spoiled, "step 5: bias is not finite after the update.*lower the learning rate"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(training, name, function)
+            with pytest.raises(NonFiniteError, match=words):
+                train(corpus, CONFIG, SETTINGS, save=saved.append, quiet=True)
+            with pytest.raises(NonFiniteError, match=words):
+                train(corpus, CONFIG, SETTINGS, quiet=True)
+    assert not saved
+
+
+@pytest.mark.host("standard error")
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), OSError(5, "Input/output error"), ValueError("I/O operation on closed file")]
+)
+def test_a_progress_bar_that_nobody_sees_ends_alone(corpus, monkeypatch, error):
+    """The reader has gone, the terminal has gone, the stream is closed: training goes on, and so
+    does sampling. While somebody reads, the bar is there.
+    """
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            if self.closed_for_good:
+                raise error
+            return super().write(text)
+
+        def flush(self):
+            if self.closed_for_good:
+                raise error
+
+    for closed in (False, True):
+        stream = Gone()
+        stream.closed_for_good = closed
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert train(corpus, CONFIG, SETTINGS).adam.step == 6
+        assert len(list(Bar(range(3), mininterval=0))) == 3
+        with Bar(total=2, mininterval=0) as bar:
+            bar.update()
+            Bar.write("a line", file=io.StringIO())
+            bar.update()
+        assert ("bits/byte" in stream.getvalue()) is not closed
+    monkeypatch.setattr(sys, "stderr", None)
+    assert train(corpus, CONFIG, SETTINGS).adam.step == 6 and len(list(Bar(range(3)))) == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"warmup": -1}, {"weight_decay": math.nan}, {"weight_decay": -0.1}, {"step_size": math.inf}, {"clip": 0.0}, {"decay": math.nan}],
+)
+def test_settings_that_cannot_be_are_refused_by_name(corpus, changes):
+    """Before the first step: which one, and what was found."""
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=f"{name} must .*got {value}"):
+        train(corpus, CONFIG, SETTINGS._replace(**changes), quiet=True)
 
 
 def test_plain_and_fast_models_see_the_same_batches(corpus, monkeypatch):

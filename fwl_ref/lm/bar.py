@@ -1,0 +1,40 @@
+"""A progress bar that ends alone: a terminal or pipe that is gone does not end the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Bar(tqdm):
+    """tqdm on standard error; what it cannot show it leaves out."""
+
+    def __init__(self, *args: Any, disable: bool = False, **options: Any) -> None:
+        super().__init__(*args, disable=disable or sys.stderr is None, **options)
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """What writes a line to the stream; nothing, if that is closed."""
+        try:
+            return tqdm.status_printer(file)
+        except (OSError, ValueError):
+            return lambda _: None
+
+    def display(self, *args: Any, **options: Any) -> None:
+        """Draw the bar if anybody can see it."""
+        with suppress(OSError):
+            super().display(*args, **options)
+
+    def clear(self, *args: Any, **options: Any) -> None:
+        """Take the bar away for a line of text."""
+        with suppress(OSError):
+            super().clear(*args, **options)
+
+    def close(self) -> None:
+        """The last line, and no error if nobody reads it."""
+        with suppress(OSError):
+            super().close()
