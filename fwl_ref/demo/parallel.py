@@ -47,8 +47,9 @@ class Workers(ProcessPoolExecutor):
             self.submit(_start)
 
     def submit(self, job: Callable, /, *args: Any, **kwargs: Any) -> Future:
-        """As every executor; words among the arguments tell jobs of one function apart."""
-        label = " ".join([job.__name__, *(word for word in args if isinstance(word, str))])
+        """As every executor; a first argument that is a word tells jobs of one function apart."""
+        name = f" ({args[0]})" if args and isinstance(args[0], str) else ""
+        label = f"{job.__name__.strip('_').replace('_', ' ')}{name}"
         future = super().submit(_run, self.notes, label, job, *args, **kwargs)
         self.processes |= set(multiprocessing.active_children()) - self.others
         return future
@@ -63,12 +64,12 @@ class Workers(ProcessPoolExecutor):
             )
         ended = {process.pid: process.exitcode for process in self.processes}
         killed = [
-            f"{notes.get(pid, 'starting')} (exit code {code})"
+            f"{notes.get(pid, 'start')}, exit code {code}"
             for pid, code in ended.items()
             if code not in ENDED_AS_ASKED
         ]
         return (
-            f"a worker process was killed while it did this: {', '.join(killed) or 'unknown'}. "
+            f"a worker process was killed while it was to {'; '.join(killed) or 'end'}. "
             "Most likely memory ran out: close other programs or choose smaller sizes. The same "
             "command goes on from the last checkpoint of each model"
         )

@@ -92,22 +92,34 @@ def cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
 
 
 def check_finite(
-    step: int, loss: float, norm: float, squares: list[float], names: list[str]
+    step: int,
+    loss: float,
+    norm: float,
+    squares: list[float],
+    finite: list[float],
+    names: list[str],
 ) -> None:
-    """Raise NonFiniteError naming the step, and the first leaf whose sum of squares is not finite,
-    unless loss and norm are finite.
+    """Raise NonFiniteError, naming the step, unless loss, norm and updated parameters are finite.
+
+    It names the first leaf whose sum of squared gradients is not finite, or that is itself not
+    ``finite`` (1 or 0 a leaf) after the update.
     """
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    for name, square in zip(names, squares, strict=True):
-        if not math.isfinite(square):
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        for name, square in zip(names, squares, strict=True):
+            if not math.isfinite(square):
+                raise NonFiniteError(
+                    f"step {step}: the gradient of {name} is not finite, or too large to square "
+                    f"(loss {loss}); parameters from before this step are in what was passed in or "
+                    "saved last. Lower the learning rate or the step sizes, or look for a window "
+                    "of constant features if LayerNorm has no epsilon"
+                )
+        raise NonFiniteError(
+            f"step {step}: the loss is {loss}, the gradients' norm {norm}, though each is finite; "
+            "lower the learning rate"
+        )
+    for name, whole in zip(names, finite, strict=True):
+        if not whole:
             raise NonFiniteError(
-                f"step {step}: the gradient of {name} is not finite, or too large to square "
-                f"(loss {loss}); parameters from before this step are in what was passed in or "
-                "saved last. Lower the learning rate or the step sizes, or look for a window of "
-                "constant features if LayerNorm has no epsilon"
+                f"step {step}: {name} is not finite after the update, so this model is not saved; "
+                "lower the learning rate"
             )
-    raise NonFiniteError(
-        f"step {step}: the loss is {loss}, the gradients' norm {norm}, though each is finite; "
-        "lower the learning rate"
-    )

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from ..backend import Array, Tree, is_host, namespace, to_numpy
 from ..slow_block import FastParameters
-from ..tree import named_leaves, tree_map
+from ..tree import leaves, named_leaves, tree_map
 from .adamw import (
     AdamState,
     NonFiniteError,
@@ -141,7 +141,9 @@ def advance(
     rates, decays = learning_rates(params, config, s, cosine(step, s.steps, s.warmup))
     params, adam = adam_step(params, clip(grads, s.clip, norm), adam, rates, decays)
     params = _project(params, s)
-    row = xp.concat([xp.stack([loss, norm, *params.eta, params.decay]), leaf_squares])  # (9+L,)
+    numbers = xp.stack([loss, norm, *params.eta, params.decay])  # (9,)
+    finite = xp.stack([xp.all(xp.isfinite(p)) for p in leaves(params)])  # (L,)
+    row = xp.concat([numbers, leaf_squares, xp.astype(finite, numbers.dtype)])  # (9+2L,)
     return params, adam, row
 
 
@@ -153,22 +155,9 @@ def records(rows: list[Array], first: int, params: Parameters) -> tuple[Record, 
     table = to_numpy(namespace(*rows).stack(rows)).tolist()
     done = []
     for step, (loss, norm, *rest) in enumerate(table, start=first):
-        check_finite(step, loss, norm, rest[7:], names)
+        check_finite(step, loss, norm, rest[7 : 7 + len(names)], rest[7 + len(names) :], names)
         done.append(Record(step, loss / LN2, norm, tuple(rest[:6]), rest[6]))
     return tuple(done)
-
-
-def check_parameters(progress: Progress, s: TrainSettings) -> None:
-    """Raise NonFiniteError, naming the first, if a parameter is not finite after the last step."""
-    named = list(named_leaves(progress.params))
-    xp = namespace(*(leaf for _, leaf in named))
-    finite = to_numpy(xp.stack([xp.all(xp.isfinite(leaf)) for _, leaf in named])).tolist()
-    for (name, _), whole in zip(named, finite, strict=True):
-        if not whole:
-            raise NonFiniteError(
-                f"step {progress.adam.step - 1}: {name} is not finite after the update, "
-                f"so this model is not saved; lower the learning rate (now {s.rate:g})"
-            )
 
 
 def train(
@@ -222,10 +211,8 @@ def train(
                 speed = (step - first) * settings.batch * settings.window / seconds
                 bar.set_postfix_str(_so_far(progress.history, speed), refresh=False)
                 bar.update(step - bar.n)
-                if saving:
-                    check_parameters(progress, settings)
-                    if save:
-                        save(progress)
+                if saving and save:
+                    save(progress)
                     kept = step
         except NonFiniteError:
             raise
@@ -233,7 +220,6 @@ def train(
             if rows and len(rows) == adam.step - progress.adam.step:  # each step left its row
                 progress = _recorded(progress, params, adam, rows)
             if save and progress.adam.step > kept:
-                check_parameters(progress, settings)
                 save(progress)
             raise
     return progress

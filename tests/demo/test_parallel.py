@@ -14,7 +14,7 @@ from fwl_ref.demo.parallel import WorkerError, worker_pool
 pytestmark = pytest.mark.host("processes")
 
 
-def works_until_asked(folder, name):
+def works_until_asked(name, folder):
     """Leaves a file when it begins, and another one when it is asked to end and has saved."""
     Path(folder, f"{name} begun").touch()
     try:
@@ -26,7 +26,7 @@ def works_until_asked(folder, name):
         raise
 
 
-def killed(word):
+def run_out(word):
     """As if the kernel had run out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -45,11 +45,11 @@ def test_a_killed_worker_is_named_and_the_other_one_saves(tmp_path):
     """Which job, how it ended, the likely reason, and what to do; no notes are left behind."""
     with pytest.raises(WorkerError) as caught, worker_pool(2) as pool:
         notes = Path(pool.notes)
-        pool.submit(works_until_asked, str(tmp_path), "plain")
+        pool.submit(works_until_asked, "plain", str(tmp_path))
         wait_for(tmp_path / "plain begun")
-        pool.submit(killed, "fast").result()
+        pool.submit(run_out, "fast").result()
     words = str(caught.value)
-    assert all(word in words for word in ("killed fast (exit code -9)", "memory", "The same command goes on")), words
+    assert all(word in words for word in ("was to run out (fast), exit code -9", "memory", "The same command goes on")), words
     assert "plain" not in words and isinstance(caught.value, OSError)
     assert (tmp_path / "plain saved").exists() and not notes.exists()
 
@@ -60,7 +60,7 @@ def test_workers_are_asked_to_end_and_save(tmp_path, error):
     """Interrupted, or because something else went wrong: both jobs save, none is waited for."""
     paths = [tmp_path / f"{name} begun" for name in "ab"]
     with pytest.raises(error), worker_pool(2) as pool:
-        jobs = [pool.submit(works_until_asked, str(tmp_path), name) for name in "ab"]
+        jobs = [pool.submit(works_until_asked, name, str(tmp_path)) for name in "ab"]
         wait_for(*paths)
         for process in pool.processes:  # as Ctrl-C in a terminal, which reaches everybody
             os.kill(process.pid, signal.SIGINT)

@@ -276,6 +276,27 @@ def test_a_finished_demo_starts_anew(tmp_path, text, inline):
     assert sorted(inline) == [False] * 3 + [True] * 3 and other["settings"]["training"]["steps"] == 3
 
 
+def test_an_interrupted_demo_starts_anew_on_a_text_that_has_changed(tmp_path, text, inline, monkeypatch, capsys):
+    """It says so, with documents and bytes; the models of the other text are not gone on with."""
+    folder = tmp_path / "text"
+    shutil.copytree(text, folder)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(demo, "read_all", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(tmp_path / "out", str(folder), settings=SHORT)
+    inline.clear()
+    trained_on = folder / load_corpus(str(folder)).train[0].name
+    trained_on.write_text(trained_on.read_text() + "!")
+    run_demo(tmp_path / "out", str(folder), settings=SHORT)
+    assert sorted(inline) == [False] * 8 + [True] * 8
+    said = [line for line in capsys.readouterr().out.splitlines() if "training anew" in line]
+    assert len(said) == 2 and all("has changed since" in line and "documents and" in line for line in said)
+
+
 def test_one_document_has_no_standard_error(tmp_path, text, inline):
     """It is null in the JSON, which stays JSON."""
     run_demo(tmp_path, text, settings=SHORT._replace(test=(1, 34)))
