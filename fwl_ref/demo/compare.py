@@ -12,9 +12,8 @@ import statistics
 import time
 from concurrent.futures import Executor, Future
 
-from tqdm import tqdm
-
 from ..backend import Array, host
+from ..lm.bar import Bar
 from ..lm.data import Document
 from ..lm.evaluate import Way, bits_per_byte, read
 
@@ -26,7 +25,7 @@ def read_all(
 
     The readings are spread over the pool; a progress bar counts them.
     """
-    with tqdm(total=len(ways) * len(documents), desc=title, unit="document") as bar:
+    with Bar(total=len(ways) * len(documents), desc=title, unit="document") as bar:
 
         def submit(way: Way, document: Document) -> Future:
             future = pool.submit(read, way, document)

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from ..backend import Array, host, namespace, to_numpy
 from ..checks import check_segment
 from ..dynamic_evaluation import FAST_ONLY, Descent, update
 from ..ops.common import chunk_slices
 from ..slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from ..tree import tree_map
+from .bar import Bar
 from .data import Batch, Document, windows
 from .device import batch_like
 from .model import DIALECTS, Config, Parameters, features_fwd, loss_and_gradient, model_fwd
@@ -172,12 +171,12 @@ def print_table(documents: Iterable[Document], ways: dict[str, Way], note: str =
         )
     print("bytes".rjust(9), *(name.rjust(26) for name in ways), f" document  {note}".rstrip())
     total: dict[str, list[Array]] = {name: [] for name in ways}
-    for document in tqdm(kept, desc="reading", unit="document", leave=False):
+    for document in Bar(kept, desc="reading", unit="document", leave=False):
         for name, way in ways.items():
             losses = read(way, document)
             total[name].append(losses)
         last = {name: each[-1:] for name, each in total.items()}
-        tqdm.write(_row(f"{len(losses):,}", last, document.name))
+        Bar.write(_row(f"{len(losses):,}", last, document.name))
     print(_row("", total, f"all {len(kept)} documents"))
 
 
