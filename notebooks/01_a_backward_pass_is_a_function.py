@@ -25,7 +25,7 @@ from fwl_ref.gradcheck import AdjointError, check_adjoint
 from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 rng = np.random.default_rng(0)
 
 # %% [markdown]

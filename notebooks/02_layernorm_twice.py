@@ -18,7 +18,7 @@ from fwl_ref.exercises import adjoint_by_differences, agree, check, second_adjoi
 from fwl_ref.gradcheck import check_adjoint
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 rng = np.random.default_rng(1)
 
 # %% [markdown]

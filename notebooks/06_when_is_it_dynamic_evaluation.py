@@ -33,7 +33,7 @@ from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_fwd
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.tree import add, tree_map, zeros_like
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 T, D, F, V, EPS = 10, 6, 24, 9, 1e-6
 rng = np.random.default_rng(0)
 x = rng.standard_normal((T, D))  # features of T tokens

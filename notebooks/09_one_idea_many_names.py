@@ -34,7 +34,7 @@ from fwl_ref.rules.titans import titans_recurrent_fwd
 from fwl_ref.rules.ttt_linear import TTTLinearState, ttt_linear_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, SlowParameters
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 rng = np.random.default_rng(0)
 
 # %% [markdown]

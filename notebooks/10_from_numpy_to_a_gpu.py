@@ -28,7 +28,7 @@ from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd, linear_at
 from fwl_ref.tree import leaves, tree_map
 
 # %%
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 try:
     import array_api_strict as strict
 
