@@ -11,13 +11,10 @@ import ast
 import io
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -304,28 +301,6 @@ def test_an_ipynb_alone_finds_its_style_and_its_picture(tmp_path: Path) -> None:
     assert any(cell.startswith("SVG(") for cell in alone)
     broken = [cell.replace("fwl_ref.figures.lecture", "lecture.mplstyle") for cell in first_cells(SOURCES[0])]
     assert "lecture.mplstyle" in run_in(tmp_path, notebooks.ROOT, broken).stderr
-
-
-BUILDER = int(version("setuptools").split(".")[0]) if find_spec("setuptools") else 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BUILDER < 77, reason="a wheel is built by setuptools 77 or newer (the extra test)")
-def test_the_wheel_holds_what_the_notebooks_load(tmp_path: Path) -> None:
-    """Built from a copy of the sources, installed nowhere: unpacked, it runs the same cells."""
-    tree = tmp_path / "source"
-    shutil.copytree(notebooks.ROOT / "fwl_ref", tree / "fwl_ref", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy2(notebooks.ROOT / name, tree)
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(tree)]
-    built = subprocess.run(build, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    package, empty = tmp_path / "package", tmp_path / "empty"
-    shutil.unpack_archive(wheel, package, "zip")
-    empty.mkdir()
-    done = run_in(empty, package, [cell for source in SOURCES for cell in first_cells(source)])
-    assert done.stdout.endswith(f"\n{package}\n15.0\n"), done.stderr
 
 
 # The tool
