@@ -196,7 +196,7 @@ g_z = sum(parts.values())
 print("g_z equals the library's:", agree(g_z, g_library[1]))
 
 # %% [markdown]
-# None of them is rounding. Whoever drops one gets a gradient that is off by percents, always, and trains something else.
+# None of them is as small as rounding. Without one of them the gradient is always off by percents, and one trains something else.
 
 
 # %%

@@ -191,8 +191,8 @@ for t in range(T):
     sum_g = add(sum_g, gradient_at(theta0, t))
 
 # %% [markdown]
-# That was computed at $\theta_0$, before any learner ran, and knows nothing of $\eta$. Now run both at many step sizes. The prediction is
-# a straight line of slope 2 **whose height is known**, so it can be wrong in two ways.
+# That was computed at $\theta_0$, before any learner ran and before any $\eta$ was chosen. Now run both at many step sizes. The prediction
+# is a straight line of slope 2 **whose height is known**, so it can be wrong in two ways.
 
 # %%
 etas = 10.0 ** np.arange(-6, 0.6, 0.5)

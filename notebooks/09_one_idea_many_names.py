@@ -347,7 +347,7 @@ print("a fast weight layer with segments is dynamic evaluation in segments:", ag
 # %% [markdown]
 # ## The library's source
 #
-# All rules have one shape, so that whoever knows one knows them all. Here is the delta rule again.
+# All rules have one shape, so that one who has read one can read them all. Here is the delta rule again.
 
 # %%
 source = inspect.getsource(delta_recurrent_fwd)

@@ -40,9 +40,10 @@ def test_the_wheel_has_every_module_and_data_file_and_nothing_else(python: Path,
     """All of fwl_ref/ is installed, tests and tools are not."""
     where = Path(run(python, "-c", "import fwl_ref; print(fwl_ref.__file__)", cwd=tmp_path).strip()).parent
     assert ROOT not in where.parents
-    unshipped = {"ruff.toml", "README.md"}
+    unshipped, made = {"ruff.toml", "README.md"}, {"__pycache__", ".ruff_cache"}
     ours, theirs = (
-        {p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc" and ".ruff_cache" not in p.parts} for folder in (ROOT / "fwl_ref", where)
+        {p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and not made & set(p.parts)}
+        for folder in (ROOT / "fwl_ref", where)
     )
     assert {p for p in ours if p.name not in unshipped} <= theirs <= ours
     for name in ("tests", "tools", "benchmarks", "notebooks"):
