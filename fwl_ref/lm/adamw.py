@@ -1,8 +1,8 @@
 """AdamW (Loshchilov and Hutter, arXiv 1711.05101), warm-up and cosine schedule, clipping by global
 norm, over parameter trees.
 
-Nothing here looks at a value on a device: norms stay there, and clipping is a factor. Whoever wants
-to print them decides when to fetch them.
+Nothing here reads a value from a device: norms stay there, and clipping is a factor. The caller
+decides when to fetch them, for instance to print them.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def check_finite(
     for name, square in zip(names, squares, strict=True):
         if not math.isfinite(square):
             raise NonFiniteError(
-                f"step {step}: the gradient of {name} is not finite, or too large to square (loss {loss}); parameters from before this "
-                "step are in what was passed in or saved last. Lower the learning rate or the step sizes, or look for a window of "
+                f"step {step}: the gradient of {name} is not finite, or too large to square (loss {loss}); the parameters of "
+                "before this step are those passed in or saved last. Lower the learning rate or the step sizes, or look for a window of "
                 "constant features if LayerNorm has no epsilon"
             )
     raise NonFiniteError(
-        f"step {step}: the loss is {loss}, the gradients' norm {norm}, though each is finite; lower the learning rate"
+        f"step {step}: the loss is {loss}, the gradients' norm {norm}, though each gradient is finite; lower the learning rate"
     )
