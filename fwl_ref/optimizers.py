@@ -5,7 +5,7 @@ parameters by
 
     theta_t - theta_0 = - eta sum_{s<t} M_ts g_s
 
-and its impulse response M says all there is to say: M_ts is how far a unit gradient at s has moved
+and its impulse response M describes it completely: M_ts is how far a unit gradient at s has moved
 the parameters when token t reads them. A fast weight block whose read has the mask M *is* that
 optimizer. Each optimizer below is written as what it carries from token to token, a few slots of
 the parameters' shape (displacement, velocity, ...), from which the mask and the chunked and
@@ -316,5 +316,5 @@ def _check_divisor(divisor: Array, what: str) -> None:
         bad = host.argwhere(~(host.isfinite(divisor) & (divisor > 0)))[0]
         raise ValueError(
             f"{what} must be finite and > 0, got {divisor[tuple(bad)]} at index "
-            f"{tuple(int(i) for i in bad)}: a gradient that was never seen needs an epsilon"
+            f"{tuple(int(i) for i in bad)}: where all gradients were 0 add an epsilon to it"
         )

@@ -1,7 +1,7 @@
 """The block before any fast weights: an ordinary layer, first-order gradients only.
 
-The plain model and dynamic evaluation use it. It knows nothing of writing and reading, so it can
-serve as the literal side of the equivalence that the fast weight block claims.
+The plain model and dynamic evaluation use it. It uses no code of the write and the read, so it
+can serve as the literal side of the equivalence that the fast weight block claims.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from fwl_ref.gradcheck import AdjointError, check_adjoint
 from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 rng = np.random.default_rng(0)
 
 # %% [markdown]
@@ -237,7 +237,7 @@ assert agree(squared_relu_bwd_bwd(g_dx1, dy1, res1)[0], forward_derivative)
 #     g_dy, *g_inputs = f_bwd_bwd(*g_d_inputs, dy, res)    # adjoint of f_bwd as a function of (dy, *inputs)
 #
 # `check_adjoint` tests the second and the third with a random tangent $v$ and a random cotangent $u$, by
-# $\langle u, J v \rangle = \langle J^T u, v \rangle$. The left side is a finite difference along $v$. It knows nothing of the op.
+# $\langle u, J v \rangle = \langle J^T u, v \rangle$. The left side is a finite difference along $v$. It uses no derivative of the op.
 #
 # A check is worth what it rejects. So let us break `dense_bwd_bwd` on purpose, in ways that people really do.
 
@@ -281,7 +281,7 @@ for name in list(mutants)[1:]:
 assert errors["right"] < 1e-8 and all(error > 1e-2 for name, error in errors.items() if name != "right")
 
 # %% [markdown]
-# The library's code is what we derived, with the same comments. It is printed live, not copied. One thing is new: whoever calls it may
+# The library's code is what we derived, with the same comments. It is printed live, not copied. One thing is new: a caller may
 # pass `None` for a gradient that is zero by structure. The fast weight block never asks for weight gradients of its inner pass, so
 # products with zeros are not formed.
 

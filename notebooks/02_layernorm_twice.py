@@ -18,7 +18,7 @@ from fwl_ref.exercises import adjoint_by_differences, agree, check, second_adjoi
 from fwl_ref.gradcheck import check_adjoint
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 rng = np.random.default_rng(1)
 
 # %% [markdown]
@@ -196,7 +196,7 @@ g_z = sum(parts.values())
 print("g_z equals the library's:", agree(g_z, g_library[1]))
 
 # %% [markdown]
-# None of them is rounding. Whoever drops one gets a gradient that is off by percents, always, and trains something else.
+# None of them is as small as rounding. Without one of them the gradient is always off by percents, and one trains something else.
 
 
 # %%

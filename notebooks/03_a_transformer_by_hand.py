@@ -25,7 +25,7 @@ from fwl_ref.ops.gelu import gelu_bwd, gelu_fwd
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_fwd
 from fwl_ref.ops.rotary import rotary_bwd, rotary_fwd
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 rng = np.random.default_rng(2)
 
 # %% [markdown]

@@ -24,7 +24,7 @@ from fwl_ref.ops.linear_attention import (
 )
 
 # %%
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 rng = np.random.default_rng(3)
 
 # %% [markdown]

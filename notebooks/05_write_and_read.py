@@ -11,10 +11,12 @@
 
 # %%
 import inspect
+from importlib.resources import files
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import SVG
 
 from fwl_ref.exercises import adjoint_by_differences, agree, check
 from fwl_ref.fwl import FastSettings, Memory, fast_block_bwd, fast_block_fwd, read_bwd, read_fwd, sweep5, write_bwd, write_fwd
@@ -28,7 +30,7 @@ from fwl_ref.ops.linear_attention import linear_attention_bwd, linear_attention_
 from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 rng = np.random.default_rng(5)
 
 # %% [markdown]
@@ -73,30 +75,7 @@ literal = np.concatenate(rows, axis=1)  # (1,T,V)
 # towards the features $x$.
 
 # %%
-forward, backward = "#0072B2", "#D55E00"
-arrows = [(1, 0.6, "slow\nforward"), (2, 1.6, "slow\nbackward"), (5, 2.6, "backward\nof 2"), (6, 3.6, "backward\nof 1")]
-arrows += [(3, 6.4, "fast\nforward"), (4, 7.6, "backward\nof 3")]  # number, place, what it does; odd numbers go up
-links = [(forward, (1.6, 0.15), (4.2, -0.35)), (forward, (5.8, -0.35), (6.4, 0.1))]
-links += [(backward, (7.6, 0.15), (5.8, -0.85)), (backward, (4.2, -0.85), (2.6, 0.1))]
-boxes = [(5.0, -0.35, "keys, values"), (5.0, -0.85, "their gradients")]
-boxes += [(2.1, 2.85, "WRITE, slow weights"), (7.0, 2.85, "READ, fast weights")]
-
-# %%
-fig, ax = plt.subplots(figsize=(11, 6))
-for number, where, what in arrows:
-    colour, (start, end) = (forward if number < 4 else backward, (0.2, 1.8) if number % 2 else (1.8, 0.2))
-    ax.annotate("", (where, end), (where, start), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 4, "mutation_scale": 25})
-    ax.text(
-        where, 1.0, str(number), ha="center", va="center", size=20, color=colour, bbox={"boxstyle": "circle", "fc": "white", "ec": colour}
-    )
-    ax.text(where, 2.0, what, ha="center", va="bottom")
-for colour, start, end in links:
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "lw": 2, "linestyle": "--"})
-for where, height, name in boxes:
-    ax.text(where, height, name, ha="center", va="center", bbox={"boxstyle": "round,pad=0.4", "fc": "white"})
-ax.set(xlim=(-0.2, 8.4), ylim=(-1.2, 3.1))
-ax.axis("off")
-plt.show()
+SVG(files("fwl_ref").joinpath("figures/six_sweeps.svg").read_text(encoding="utf-8"))
 
 # %%
 (logits, logits_slow, state), _ = fast_block_fwd(x, labels, weights, slow, eta, decay, settings)
@@ -290,6 +269,7 @@ assert agree(g_memory, library[0]) and agree((g_memory,), by_memory, rtol=1e-7)
 # | $d\mathrm{logits} = \frac{w}{N}(p - e)$ | cross-entropy, notebook 3 | | $g_{\mathrm{logits}}$ |
 
 # %%
+forward, backward = "#0072B2", "#D55E00"
 heights = ["h", "a", "z", "n", "logits"]  # of the network, from the bottom
 labels_at = [(2, i, f"$g_{{d{name}}}$", backward) for i, name in enumerate(heights)]
 labels_at += [(6, i, f"$g_{{{name}}}$", forward) for i, name in enumerate(heights)] + [(6, -1, "$g_x$", forward)]

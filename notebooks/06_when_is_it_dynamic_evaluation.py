@@ -33,7 +33,7 @@ from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_fwd
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.tree import add, tree_map, zeros_like
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 T, D, F, V, EPS = 10, 6, 24, 9, 1e-6
 rng = np.random.default_rng(0)
 x = rng.standard_normal((T, D))  # features of T tokens
@@ -191,8 +191,8 @@ for t in range(T):
     sum_g = add(sum_g, gradient_at(theta0, t))
 
 # %% [markdown]
-# That was computed at $\theta_0$, before any learner ran, and knows nothing of $\eta$. Now run both at many step sizes. The prediction is
-# a straight line of slope 2 **whose height is known**, so it can be wrong in two ways.
+# That was computed at $\theta_0$, before any learner ran and before any $\eta$ was chosen. Now run both at many step sizes. The prediction
+# is a straight line of slope 2 **whose height is known**, so it can be wrong in two ways.
 
 # %%
 etas = 10.0 ** np.arange(-6, 0.6, 0.5)

@@ -35,7 +35,7 @@ from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_fwd
 from fwl_ref.slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.tree import tree_map
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 
 # %% [markdown]
 # ## A model that knows a little, and a text that repeats

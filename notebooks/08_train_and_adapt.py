@@ -31,7 +31,7 @@ from fwl_ref.slow_block import FastParameters, SlowParameters
 from fwl_ref.stream import stream_predict, stream_reveal, stream_start  # noqa: F401  for the last exercise
 from fwl_ref.tree import size, tree_map
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 
 # %% [markdown]
 # ## The text

@@ -34,7 +34,7 @@ from fwl_ref.rules.titans import titans_recurrent_fwd
 from fwl_ref.rules.ttt_linear import TTTLinearState, ttt_linear_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, SlowParameters
 
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 rng = np.random.default_rng(0)
 
 # %% [markdown]
@@ -84,7 +84,7 @@ print("the loop is the library's delta rule, and its gradient is that of the los
 
 
 # %%
-def same(a, b):
+def equal(a, b):
     return agree(a[0][0], b[0][0])
 
 
@@ -92,19 +92,19 @@ tokens, on, off = (k[None], k[None], v[None]), np.ones((1, T)), np.zeros((1, T))
 delta = delta_recurrent_fwd(*tokens, beta[None], read="strict")
 linear = linear_recurrent_fwd(*tokens, read="strict")
 one = {"minibatch": 1, "read": "strict", "state": TTTLinearState(np.zeros((1, K, E)), None)}  # no bias
-assert same(gated_delta_recurrent_fwd(*tokens, on, beta[None], read="strict"), delta)  # nothing fades
-assert same(titans_recurrent_fwd(*tokens, off, off, beta[None], read="strict"), delta)  # no momentum, no decay
-assert same(ttt_linear_recurrent_fwd(*tokens, beta[None] / 2, None, None, **one), delta)  # the loss has no 1/2
-assert same(decay_recurrent_fwd(*tokens, on, read="strict"), linear)  # nothing fades
+assert equal(gated_delta_recurrent_fwd(*tokens, on, beta[None], read="strict"), delta)  # nothing fades
+assert equal(titans_recurrent_fwd(*tokens, off, off, beta[None], read="strict"), delta)  # no momentum, no decay
+assert equal(ttt_linear_recurrent_fwd(*tokens, beta[None] / 2, None, None, **one), delta)  # the loss has no 1/2
+assert equal(decay_recurrent_fwd(*tokens, on, read="strict"), linear)  # nothing fades
 
 # %%
 rate = longhorn_rate(tokens[1], beta[None])  # beta / (1 + beta |k|^2)
-assert same(longhorn_recurrent_fwd(*tokens, beta[None], read="strict"), delta_recurrent_fwd(*tokens, rate, read="strict"))
+assert equal(longhorn_recurrent_fwd(*tokens, beta[None], read="strict"), delta_recurrent_fwd(*tokens, rate, read="strict"))
 whole_text = one | {"minibatch": T}  # every gradient at S = 0
-assert same(ttt_linear_recurrent_fwd(*tokens, on / 2, None, None, **whole_text), linear)
+assert equal(ttt_linear_recurrent_fwd(*tokens, on / 2, None, None, **whole_text), linear)
 Q, _ = np.linalg.qr(rng.standard_normal((T, T)))  # keys that do not overlap
 apart = (rng.standard_normal((1, T, T)), Q[None], v[None])
-assert same(delta_recurrent_fwd(*apart, on, read="strict"), linear_recurrent_fwd(*apart, read="strict"))
+assert equal(delta_recurrent_fwd(*apart, on, read="strict"), linear_recurrent_fwd(*apart, read="strict"))
 print("seven pairs of names agree:", True)
 
 # %% [markdown]
@@ -347,7 +347,7 @@ print("a fast weight layer with segments is dynamic evaluation in segments:", ag
 # %% [markdown]
 # ## The library's source
 #
-# All rules have one shape, so that whoever knows one knows them all. Here is the delta rule again.
+# All rules have one shape, so that one who has read one can read them all. Here is the delta rule again.
 
 # %%
 source = inspect.getsource(delta_recurrent_fwd)

@@ -4,7 +4,7 @@
 # **Question.** Everything so far ran on NumPy. What has to change before it runs on a GPU, and what must one watch then?
 #
 # **Answer to look forward to.** Nothing changes. No function of this library knows which array library it works with: the arrays decide.
-# What to watch are four things: arrays that do not belong together, copies that nobody asked for, float32, and memory.
+# What to watch are four things: arrays that do not belong together, hidden copies, float32, and memory.
 #
 # This page was made on a machine **without** a GPU. A stand-in takes its place: `array_api_strict`, with arrays on a second, pretended
 # device. It computes with NumPy, but it refuses whatever the array API standard does not promise, and it never lets an array of the
@@ -28,7 +28,7 @@ from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd, linear_at
 from fwl_ref.tree import leaves, tree_map
 
 # %%
-plt.style.use("lecture.mplstyle")
+plt.style.use("fwl_ref.figures.lecture")
 try:
     import array_api_strict as strict
 
@@ -106,7 +106,7 @@ print("loss and every gradient of the model agree:", agree(tree_map(to_numpy, mo
 # ## What does not belong together is refused
 #
 # An array on the host and one on a device cannot be added without a copy. A float32 and a float64 array can, but the result is a float64
-# array and everything after it twice as slow, which nobody notices. `namespace` refuses both, and says what it found.
+# array and everything after it twice as slow, and no error says so. `namespace` refuses both, and says what it found.
 
 
 # %%

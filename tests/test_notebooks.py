@@ -11,6 +11,7 @@ import ast
 import io
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -32,6 +33,7 @@ SOURCES = sorted(notebooks.FOLDER.glob("*.py"))
 LIBRARY = {node.name for _, node in functions()}
 every_notebook = pytest.mark.parametrize("source", SOURCES, ids=[path.stem for path in SOURCES])
 SHOWS = "inspect.getsource("
+STYLE = 'plt.style.use("fwl_ref.figures.lecture")'
 
 
 def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -72,7 +74,7 @@ def rules_broken(notebook: nbformat.NotebookNode) -> list[str]:
         found.append("the first cell is a title that asks a **Question.**")
     found += [f"a cell of {n} lines: {c.source.splitlines()[0]}" for c in cells if (n := len(c.source.splitlines())) > 15]
     found += [f"defines {name} again" for name in sorted(redefined(everything))]
-    found += [f"no {need}" for need in ("from fwl_ref", 'plt.style.use("lecture.mplstyle")', SHOWS, "check(") if need not in everything]
+    found += [f"no {need}" for need in ("from fwl_ref", STYLE, SHOWS, "check(") if need not in everything]
     found += [] if any("exercise" in tags(cell) for cell in cells) else ["no exercise"]
     for heading, part in sections(notebook).items():
         figures = [i for i, cell in enumerate(part) if cell.cell_type == "code" and "plt.show()" in cell.source]
@@ -259,6 +261,46 @@ def test_a_hint_that_cannot_come_is_found() -> None:
     assert len(silent_hints("f", None, lambda x: x * x, cases, {"doubled": lambda x: 2 * x})) == 1
     assert len(silent_hints("f", None, lambda x: x * x, cases, {"half": lambda x: x / 2, "also": lambda x: x / 2})) == 1
     assert silent_hints("f", None, lambda x: (x, x), cases, {"second": lambda x: (None, 3 * x)}) == []
+
+
+# Standing alone
+
+IN_ANOTHER_PLACE = """
+import sys, warnings
+sys.path.insert(0, sys.argv[1])
+warnings.simplefilter("error")
+import matplotlib
+matplotlib.use("Agg")
+for cell in sys.stdin.read().split(sys.argv[2]):
+    exec(cell)
+import fwl_ref
+print("", fwl_ref.__path__[0].removesuffix("/fwl_ref"), matplotlib.rcParams["font.size"], sep="\\n")
+"""
+
+
+def first_cells(source: Path) -> list[str]:
+    """The cells of a notebook up to the one that chooses the style, and one that shows a picture."""
+    cells = [cell.source for cell in code(notebooks.read(source))]
+    style = next(i for i, cell in enumerate(cells) if "plt.style.use" in cell)
+    return cells[: style + 1] + [cell for cell in cells[style + 1 :] if cell.startswith("SVG(")]
+
+
+def run_in(folder: Path, package: Path, cells: list[str]) -> subprocess.CompletedProcess:
+    """Run cells in a folder, with the package imported from another."""
+    command = [sys.executable, "-I", "-c", IN_ANOTHER_PLACE, str(package), "# next cell"]
+    return subprocess.run(command, input="# next cell".join(cells), cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_an_ipynb_alone_finds_its_style_and_its_picture(tmp_path: Path) -> None:
+    """Its first cells run in an empty folder, for every notebook; a style of that folder would not
+    be found.
+    """
+    alone = [cell for source in SOURCES for cell in first_cells(source)]
+    done = run_in(tmp_path, notebooks.ROOT, alone)
+    assert done.stdout.endswith(f"\n{notebooks.ROOT}\n15.0\n"), done.stderr
+    assert any(cell.startswith("SVG(") for cell in alone)
+    broken = [cell.replace("fwl_ref.figures.lecture", "lecture.mplstyle") for cell in first_cells(SOURCES[0])]
+    assert "lecture.mplstyle" in run_in(tmp_path, notebooks.ROOT, broken).stderr
 
 
 # The tool

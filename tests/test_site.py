@@ -114,7 +114,7 @@ def test_an_op_is_derived_in_the_same_form_as_all(module):
 
 def test_every_op_is_derived_somewhere():
     """An op without a page of its own opens the page that it belongs to."""
-    opening = "".join(page.read_text(encoding="utf-8").split("\n## ")[0] for page in DOCS.glob("theory/*.md"))
+    opening = "".join(page.read_text(encoding="utf-8").split("\n## ")[0] for page in DOCS.glob("theory/**/*.md"))
     assert {module for module in OPS if f"`{module.replace('.', '/')}.py`" not in opening} == set()
 
 
@@ -122,10 +122,43 @@ def test_every_page_of_theory_says_why_and_shows_that_it_agrees():
     """A page that derives something has a reason, and code that would fail if it were wrong: it
     asserts, or says what it prints.
     """
-    for page in DOCS.glob("theory/*.md"):
+    for page in DOCS.glob("theory/**/*.md"):
         code = "".join(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
         assert re.search(r"^ *assert |^ *print\(.*\)  # ", code, re.MULTILINE), f"{page.name} shows nothing"
         assert page.name == "reading.md" or "Why" in headings(page), f"{page.name} does not say why"
+
+
+RULES = [p.stem for p in sorted((ROOT / "fwl_ref" / "rules").glob("*.py")) if p.stem not in ("__init__", "common", "ttt")]
+
+
+def rule_page(rule: str) -> dict[str, str]:
+    """Heading -> text of the page of a rule; what stands before the first section is under ''."""
+    parts = re.split(r"^## (.*)$", (DOCS / f"theory/rules/{rule}.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_a_page_of_the_same_form(rule):
+    """Why, inner loss, two forms, each with its backward pass, special cases, cost, agreement, in
+    this order; and the overview links to it.
+    """
+    page, second = rule_page(rule), "Dual form" if rule.startswith("ttt") else "Chunked form"
+    form = ["", "Why", "Inner loss", "Recurrent form", second, "Special cases", "Cost", "Agreement"]
+    assert [heading for heading in page if heading != "The stale form"] == form
+    assert f"`rules/{rule}.py`" in page[""]
+    for heading in ("Recurrent form", second):
+        assert f"### Backward of the {heading.lower()}\n" in page[heading]
+    assert f"](rules/{rule}.md)" in (DOCS / "theory/rules.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_page_of_a_rule_has_the_costs_of_the_readme(rule):
+    """The README of the rules has them, measured by ``tests/rules``; the page says the same."""
+    readme = (ROOT / "fwl_ref" / "rules" / "README.md").read_text(encoding="utf-8").split("Multiply-adds per token")[1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in readme.splitlines() if line.startswith("|")]
+    costs = next(row[1:] for row in rows if f"`{rule}`" in row[0])
+    said = [[cell.strip() for cell in line.strip("|").split("|")] for line in rule_page(rule)["Cost"].splitlines() if line.startswith("|")]
+    assert [row[1] for row in said[2:]] == costs
 
 
 def test_every_question_that_is_asked_most_is_answered_with_code():

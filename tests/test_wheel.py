@@ -40,9 +40,10 @@ def test_the_wheel_has_every_module_and_data_file_and_nothing_else(python: Path,
     """All of fwl_ref/ is installed, tests and tools are not."""
     where = Path(run(python, "-c", "import fwl_ref; print(fwl_ref.__file__)", cwd=tmp_path).strip()).parent
     assert ROOT not in where.parents
-    unshipped = {"ruff.toml", "README.md"}
+    unshipped, made = {"ruff.toml", "README.md"}, {"__pycache__", ".ruff_cache"}
     ours, theirs = (
-        {p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"} for folder in (ROOT / "fwl_ref", where)
+        {p.relative_to(folder) for p in folder.rglob("*") if p.is_file() and not made & set(p.parts)}
+        for folder in (ROOT / "fwl_ref", where)
     )
     assert {p for p in ours if p.name not in unshipped} <= theirs <= ours
     for name in ("tests", "tools", "benchmarks", "notebooks"):
@@ -52,6 +53,14 @@ def test_the_wheel_has_every_module_and_data_file_and_nothing_else(python: Path,
 def test_the_ten_lines_of_the_readme_run_as_installed(python: Path, tmp_path: Path) -> None:
     """The equivalence, with the wheel alone."""
     assert run(python, "-c", TEN_LINES, cwd=tmp_path).split() == ["True", "True"]
+
+
+def test_a_notebook_finds_its_style_and_its_picture_as_installed(python: Path, tmp_path: Path) -> None:
+    """What every notebook loads in its first cells, from a folder that has neither; see also test_notebooks.py."""
+    style = "import matplotlib.pyplot as plt; plt.style.use('fwl_ref.figures.lecture'); print(plt.rcParams['font.size'])"
+    assert run(python, "-c", style, cwd=tmp_path).split() == ["15.0"]
+    picture = "from importlib.resources import files; print(files('fwl_ref').joinpath('figures/six_sweeps.svg').read_text())"
+    assert run(python, "-c", picture, cwd=tmp_path).startswith("<svg ")
 
 
 def test_the_commands_run_as_installed(python: Path, tmp_path: Path) -> None:

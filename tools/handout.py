@@ -19,7 +19,7 @@ from pathlib import Path
 from tools import equations
 
 TEMPLATE = equations.DOCS / "handout" / "handout.typ"
-PICTURE = equations.DOCS / "six_sweeps.svg"
+PICTURE = equations.ROOT / "fwl_ref" / "figures" / "six_sweeps.svg"
 PAGES = 2
 USED = re.compile(r'#eq\("([A-Z]\.\d+)"')
 
@@ -28,7 +28,7 @@ def build(target: Path) -> None:
     """Make the PDF, unless it is newer than all it is made of. Raises ValueError for an unknown
     label, or if it is not two pages.
     """
-    sources = [TEMPLATE, PICTURE, Path(__file__), Path(equations.__file__), *equations.DOCS.glob("theory/*.md")]
+    sources = [TEMPLATE, PICTURE, Path(__file__), Path(equations.__file__), *equations.DOCS.glob("theory/**/*.md")]
     if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in sources):
         return
     import typst

@@ -26,7 +26,7 @@ def tables() -> str:
     errors = {Path(r.file).stem: r.error for r in check_folder(FOLDER) if not r.problem}
     lines = []
     for program, cases in manifest.items():
-        lines += ["", f"### {program}", "", "| function | case | agrees within | in the case's variables |", "|:--|:--|--:|:--|"]
+        lines += ["", f"## {program}", "", "| function | case | agrees within | in the case's variables |", "|:--|:--|--:|:--|"]
         for case in cases:
             bound = f"1e{math.ceil(math.log10(max(errors[case['case']], 1e-15)))}" if case["case"] in errors else "1e-12"
             kind = " ".join(case["case"].split("_")[1:-1])

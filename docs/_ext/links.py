@@ -126,7 +126,9 @@ def inline_pictures(app: Sphinx, doctree: nodes.document) -> None:
     for node in list(doctree.findall(nodes.image)):
         if node["uri"].endswith(".svg"):
             picture = (Path(app.srcdir) / node["uri"]).read_text(encoding="utf-8")
-            node.replace_self(nodes.raw("", picture.replace("<svg ", f'<svg aria-label="{html.escape(node["alt"])}" ', 1), format="html"))
+            if "alt" in node:  # a notebook's output has none, and keeps the title of the picture
+                picture = picture.replace("<svg ", f'<svg aria-label="{html.escape(node["alt"])}" ', 1)
+            node.replace_self(nodes.raw("", picture, format="html"))
 
 
 def _above(node: nodes.Node) -> list[nodes.Node]:

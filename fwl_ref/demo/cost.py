@@ -1,7 +1,7 @@
 """Multiply-adds by formula, for every way of reading one window of ``length`` bytes.
 
 They are exact integers, equal to a count of the real products. A document costs the sum over its
-windows. Matrix products count, nothing else; they are what grows with the square of the width. Left
+windows. Only matrix products are counted; they are what grows with the square of the width. Left
 out: sums, elementwise work, and the update of dynamic evaluation, a few operations per parameter
 and segment (dozens with the RMS rule).
 

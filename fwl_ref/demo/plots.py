@@ -57,8 +57,8 @@ def draw(
     """Three panels: training curves; gain by position in the document; cost against gain. One
     legend below names the ways to read.
 
-    Not made through pyplot: nothing is shown, and the figures and settings of whoever calls stay as
-    they are.
+    Not made through pyplot: nothing is shown, and the caller's figures and settings stay as they
+    are.
     """
     with matplotlib.rc_context(SIZES):
         figure = Figure(figsize=(16, 6.8), dpi=110, layout="constrained")

@@ -1,5 +1,5 @@
-"""Bytes by formula, said before the work starts, and what to lower if they are not there. A test
-compares with what NumPy allocates.
+"""Memory by formula, in bytes: said before the work starts, with what to lower if there is too little.
+A test compares it with what NumPy allocates.
 
 Per token and layer the transformer keeps 23 D numbers for its backward pass, 12 D of them in the
 MLP; the fast block keeps about 8 F more, and one state per chunk and sequence. Nothing grows with

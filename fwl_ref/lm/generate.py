@@ -36,7 +36,7 @@ def generate(
     """
     if not prompt:
         raise ValueError(
-            "the prompt must hold at least 1 byte: the first prediction needs something to look at"
+            "the prompt must hold at least 1 byte: the first prediction is made from it"
         )
     limits = {
         "count": (count, 0),

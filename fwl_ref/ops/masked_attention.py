@@ -121,7 +121,7 @@ def masked_attention_chunked_bwd(
 ):
     """Adjoint of masked_attention_chunked_fwd: dq, dk, dv, dstate; the chunks in reverse.   (O.17)
 
-    ``dstate_out`` None if nobody used the final slots.
+    ``dstate_out`` None if the final slots were not used.
     """
     xp = namespace(dout)
     dqs, dks, dvs, stop = [], [], [], dout.shape[1]

@@ -67,7 +67,7 @@ def check_positive(rate: Array, name: str) -> None:
     """Logarithms are taken: > 0. Values are looked at on the host only."""
     if is_host(rate) and (rate <= 0).any():
         raise ValueError(
-            f"{name} must be > 0 where its logarithm is taken, got {rate[rate <= 0][0]}: "
+            f"{name} must be > 0, got {rate[rate <= 0][0]}: the chunked form takes its logarithm; "
             "the recurrent form takes any number"
         )
 
@@ -124,7 +124,7 @@ def read_from(states: Array, read: str) -> Array:
 
 
 def read_from_bwd(dseen: Array, read: str) -> Array:
-    """Adjoint of read_from: 0 for the state that nobody reads."""
+    """Adjoint of read_from: 0 for the state that is not read."""
     xp = namespace(dseen)
     shape = (dseen.shape[0], 1, *dseen.shape[2:])
     unread = xp.zeros(shape, dtype=dseen.dtype, device=dseen.device)  # (B,1,...)

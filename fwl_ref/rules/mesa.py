@@ -306,7 +306,7 @@ def _checked(
     check_rule(read, **tokens, **{"state.G": (G, "BKE"), "state.H": (H, "BKK")})
     if is_host(ridge) and not (ridge > 0).all():
         raise ValueError(
-            f"the ridge must be > 0, got {ridge}: without it the memory of no tokens has no minimum"
+            f"the ridge must be > 0, got {ridge}: without a ridge the loss of an empty memory has no single minimum"
         )
     return xp, MesaState(start_state(G, k, v), start_state(H, k, k))
 

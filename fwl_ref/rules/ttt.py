@@ -111,7 +111,7 @@ def inner_gradient_bwd(g_dz: Array, res: InnerGradientResidual) -> tuple[Array, 
         # backward: dz = df,  df = 2 (z - v)
         return None, 2 * g_dz, -2 * g_dz
     # backward: dz = LN^T(df), which depends on df, z and gain
-    none = xp.zeros_like(df)  # (...,E) nobody asks for the inner gradients of gain and bias
+    none = xp.zeros_like(df)  # (...,E) inner gradients of gain and bias are not used
     g_df, g_z_twice, g_gain_twice, _ = layernorm_bwd_bwd(g_dz, none, none, df, norm)  # (...,E)
     # backward: df = 2 (f - v),  f = k + LN(z; gain, bias)
     g_k, g_z, g_gain, g_bias = predict_bwd(2 * g_df, norm)  # (...,E)
