@@ -25,8 +25,9 @@ from .stream import Stream, stream_predict, stream_reveal, stream_start
 __version__ = "0.1.0"
 
 __all__ = [
-    "AdjointError", "Config", "Descent", "FastParameters", "FastSettings", "Memory", "Parameters", "SlowParameters", "Stream",
-    "check_adjoint", "evaluate_block", "fast_block_bwd", "fast_block_fwd", "initialize", "like", "loss_and_gradient", "model_bwd",
-    "model_fwd", "namespace", "read_bwd", "read_fwd", "slow_block_bwd", "slow_block_fwd", "stream_predict", "stream_reveal",
-    "stream_start", "to_numpy", "write_bwd", "write_fwd",
+    "AdjointError", "Config", "Descent", "FastParameters", "FastSettings", "Memory",
+    "Parameters", "SlowParameters", "Stream", "check_adjoint", "evaluate_block",
+    "fast_block_bwd", "fast_block_fwd", "initialize", "like", "loss_and_gradient", "model_bwd",
+    "model_fwd", "namespace", "read_bwd", "read_fwd", "slow_block_bwd", "slow_block_fwd",
+    "stream_predict", "stream_reveal", "stream_start", "to_numpy", "write_bwd", "write_fwd",
 ]  # fmt: skip

@@ -5,8 +5,9 @@
 
 prints ``not done yet``, the first wrong entry with a hint, or ``correct``. A hint comes from
 ``mistakes``, which maps a hint to a wrong version of the function that gives the same results.
-Without a match the hint is the sign or the size of the entry. A blank, a wrong shape or an error inside the
-attempt is a line too, not a traceback, so a notebook with blanks runs from top to bottom.
+Without a match the hint is the sign or the size of the entry. A blank, a wrong shape or an error
+inside the attempt is a line too, not a traceback, so a notebook with blanks runs from top to
+bottom.
 
 ``agree`` and the two ``adjoint_by_differences`` are what the notebooks compare gradients with on
 the way.

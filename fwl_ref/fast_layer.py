@@ -60,7 +60,7 @@ class FastLayerGradient(NamedTuple):
 
 def pasts(
     x: Array, decay: Array, chunk: int | None, optimizer: Optimizer | None, token: int
-) -> tuple[Past, Past, Past]:
+) -> tuple[Past, ...]:
     """The masks of the two dense layers and of the sums, for the window x that begins at ``token``.
 
     It is one mask. A preconditioner has other heads for each of the three.
@@ -86,7 +86,7 @@ def fast_layer_fwd(
     eta_b: Array,
     past: Past,
     state: Pair | None = None,
-):
+) -> tuple[tuple[Array, Pair | None], FastLayerResidual]:
     """(B,T,K),(B,T,K),(B,T,E),(),()->(B,T,E),state   what the past takes off a dense layer   (F.10)
 
     ``state``: (B,K,E), (B,E), with an optimizer (B,N,K,E), (B,N,E) for its N slots; None = empty.
@@ -112,7 +112,9 @@ def fast_layer_bwd(g_out: Array, g_state: Pair | None, res: FastLayerResidual) -
     return FastLayerGradient(g_query, g_key, g_value, g_eta, g_keep, _unstacked(g_S))
 
 
-def past_sums_fwd(dgain: Array, dbias: Array, past: Past, state: Pair | None = None):
+def past_sums_fwd(
+    dgain: Array, dbias: Array, past: Past, state: Pair | None = None
+) -> tuple[tuple[Array, Array, Pair | None], PastAttentionResidual]:
     """(B,T,D),(B,T,D)->(B,T,D),(B,T,D),state   sums over the tokens before: q = k = 1   (F.14)
 
     ``state``: (B,D), (B,D), with an optimizer (B,N,D), (B,N,D); None = empty.
@@ -124,7 +126,9 @@ def past_sums_fwd(dgain: Array, dbias: Array, past: Past, state: Pair | None = N
     return (*_halves(sums), _apart(S)), attention
 
 
-def past_sums_bwd(g_gain: Array, g_bias: Array, g_state: Pair | None, res: PastAttentionResidual):
+def past_sums_bwd(
+    g_gain: Array, g_bias: Array, g_state: Pair | None, res: PastAttentionResidual
+) -> tuple[Array, ...]:
     """Adjoint of past_sums_fwd: g_dgain, g_dbias, g_keep, g_state.   (F.15)"""
     xp = namespace(g_gain, g_bias)
     # forward: sums, S = attention(1, 1, [dgain, dbias])
@@ -133,7 +137,9 @@ def past_sums_bwd(g_gain: Array, g_bias: Array, g_state: Pair | None, res: PastA
     return *_halves(g_value), g_keep, _apart(g_S)
 
 
-def past_attention_fwd(q: Array, k: Array, v: Array, past: Past, state: Array | None):
+def past_attention_fwd(
+    q: Array, k: Array, v: Array, past: Past, state: Array | None
+) -> tuple[tuple[Array, Array], PastAttentionResidual]:
     """(B,T,K),(B,T,K),(B,T,E),(B,K,E)->(B,T,E),(B,K,E)   one read of the past, by its mask
 
     With an optimizer it is the sum over the heads of its preconditioner, and a state has its slots.
@@ -144,14 +150,16 @@ def past_attention_fwd(q: Array, k: Array, v: Array, past: Past, state: Array | 
     total, residuals = 0, []
     for u, w in past.heads:
         # out = sum_r ((q u_r) . memory) w_r: all heads read one memory of plain gradients
-        read = masked_attention_chunked_fwd(u * q, k, v, *past.tables, state, past.chunk)
-        (out, state_out), res = read
+        one = masked_attention_chunked_fwd(u * q, k, v, *past.tables, state, past.chunk)
+        (out, state_out), head = one
         total = total + w * out  # (B,T,E)
-        residuals.append(res)
+        residuals.append(head)
     return (total, state_out), PastAttentionResidual(past, tuple(residuals))
 
 
-def past_attention_bwd(dout: Array, dstate_out: Array | None, res: PastAttentionResidual):
+def past_attention_bwd(
+    dout: Array, dstate_out: Array | None, res: PastAttentionResidual
+) -> tuple[Array, ...]:
     """Adjoint of past_attention_fwd: gradients of q, k, v, keep and the state."""
     past, attention = res
     if past.tables is None:

@@ -121,7 +121,7 @@ def load_arrays(path: Path) -> dict[str, Array]:
 
 
 def finite(data: Any) -> Any:
-    """Nested plain data with None for every number that is not finite, for which JSON has no word."""
+    """Nested plain data with None for every number that is not finite: JSON has no word for it."""
     if isinstance(data, dict):
         return {key: finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -41,7 +41,7 @@ linear attention, with query the fast input, key the slow input, value the slow 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .backend import Array, namespace
 from .checks import check_fast_block
@@ -160,7 +160,7 @@ def normalizer(weights: Array, settings: FastSettings) -> Array:
 
 def write_fwd(
     x: Array, labels: Array, weights: Array, slow: SlowParameters, settings: FastSettings
-):
+) -> tuple[tuple[Memory, Array], WriteResidual]:
     """(B,T,D),(B,T),(B,T)->Memory,(B,T,V)   sweeps 1 and 2   (F.1)"""
     xp = namespace(x, weights, *slow)
     # sweep 1, up: slow forward
@@ -193,7 +193,7 @@ def read_fwd(
     decay: Array,
     state: FastParameters | OptimizerState | None,
     settings: FastSettings,
-):
+) -> tuple[tuple[Array, Any], ReadResidual]:
     """Memory,(B,T,D)->(B,T,V),FastParameters   sweep 3: fast logits, accumulated gradients   (F.2)
 
     With ``settings.optimizer`` the mask is its own and the state an OptimizerState.   (O.23)
@@ -218,7 +218,9 @@ def read_fwd(
     return (logits, held if past1.seen is None else OptimizerState(held, past1.seen)), res
 
 
-def read_bwd(g_logits: Array, g_state: FastParameters | None, res: ReadResidual):
+def read_bwd(
+    g_logits: Array, g_state: FastParameters | None, res: ReadResidual
+) -> tuple[Memory, Array, SlowParameters, FastParameters, Array, FastParameters | None]:
     """Adjoint of read_fwd: sweep 4.   (F.4), (F.12), (F.13)
 
     Returns g_memory, g_x, g_slow (None for W1 and b1, which enter through memory.h alone), g_eta,
@@ -307,7 +309,7 @@ def fast_block_fwd(
     decay: Array,
     settings: FastSettings,
     state: FastParameters | OptimizerState | None = None,
-):
+) -> tuple[tuple[Array, Array, Any], FastBlockResidual]:
     """(B,T,D),(B,T),(B,T)->(B,T,V),(B,T,V),FastParameters   write, then read   (F.6)
 
     Parameters
@@ -339,7 +341,9 @@ def fast_block_fwd(
     return (logits, logits_slow, state_out), FastBlockResidual(write, read)
 
 
-def fast_block_bwd(g_logits: Array, g_state: FastParameters | None, res: FastBlockResidual):
+def fast_block_bwd(
+    g_logits: Array, g_state: FastParameters | None, res: FastBlockResidual
+) -> tuple[Array, SlowParameters, FastParameters, Array, FastParameters | None]:
     """Adjoint of fast_block_fwd: sweeps 4, 5, 6.   (F.7)
 
     For a loss on the fast logits and, rarely, on the final state. Returns g_x, g_slow, g_eta,
@@ -357,6 +361,6 @@ def _pairs(fast: FastParameters | None) -> tuple:
     return (None, None, None) if fast is None else (fast[:2], fast[2:4], fast[4:])
 
 
-def _join(layer1: tuple | None, layer2: tuple | None, norm: tuple | None) -> FastParameters | None:
+def _join(layer1: tuple | None, layer2: tuple | None, norm: tuple | None) -> Any:
     """The inverse of _pairs."""
     return None if layer1 is None else FastParameters(*layer1, *layer2, *norm)

@@ -226,9 +226,9 @@ def _agree(sides: _Sides, rtol: float, leaf: Array, sizes: list[float]) -> bool:
 
 
 def _refuse_outputs_that_cannot_move(found: list, output: Tree, sizes: list[float]) -> None:
-    """An output that does not move is 0 = 0, if a thousandth of what others do to it would show."""
+    """An output that does not move is 0 = 0, if a thousandth of the largest |J v| would show."""
+    most = max(sides.scale for sides in found)
     for k, (label, y) in enumerate(named_leaves(output)):
-        most = max(sides.moved[k] for sides in found)
         for sides in found:
             if sides.moved[k] == 0 and not sides.noise[k] <= _RESOLUTION * most:
                 raise AdjointError(_unseen(sides, label, k, sizes[k], most, y))
@@ -290,7 +290,7 @@ def _unseen(sides: _Sides, label: str, k: int, size: float, most: float, y: Arra
     return (
         f"{sides.where}: rounding hides whether the derivative is 0. Output {label or k}, of size "
         f"{size:.3g} in {_digits(y)}, does not move at a step of {sides.step:.1g}; a |J v| below "
-        f"{sides.noise[k]:.2g} might not show, and no input moves it by more than {most:.2g}: "
+        f"{sides.noise[k]:.2g} might not show, and no |J v| is larger than {most:.2g}: "
         f"{_more_digits(y)}take a larger step, or subtract what is constant from the output"
     )
 

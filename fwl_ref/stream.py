@@ -14,7 +14,7 @@ mathematics.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .backend import Array, namespace
 from .checks import (
@@ -37,7 +37,7 @@ from .tree import tree_map
 class Stream(NamedTuple):
     """What is carried from token to token, one entry per sequence."""
 
-    state: FastParameters | OptimizerState  # sums of past gradients, or an optimizer's slots
+    state: Any  # FastParameters, sums of past gradients; with an optimizer OptimizerState
     pending: Array | None  # (B,D) features predicted from, until reveal; then None
 
 

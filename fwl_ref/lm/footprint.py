@@ -1,4 +1,4 @@
-"""Memory by formula, in bytes: said before the work starts, with what to lower if there is too little.
+"""Memory by formula, in bytes, said before the work starts; with what to lower if it is too much.
 A test compares it with what NumPy allocates.
 
 Per token and layer the transformer keeps 23 D numbers for its backward pass, 12 D of them in the

@@ -9,7 +9,7 @@ is equal, so that comparing the two measures the fast weights alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backend import Array, host, library, namespace
 from ..checks import (
@@ -20,13 +20,12 @@ from ..checks import (
     check_shapes,
     check_weights,
 )
-from ..fwl import FastBlockResidual, FastSettings, fast_block_bwd, fast_block_fwd
-from ..ops.cross_entropy import CrossEntropyResidual, cross_entropy_bwd, cross_entropy_fwd
+from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd
+from ..ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from ..ops.embedding import EmbeddingResidual, embedding_bwd, embedding_fwd
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
 from ..slow_block import (
     FastParameters,
-    SlowBlockResidual,
     SlowParameters,
     slow_block_bwd,
     slow_block_fwd,
@@ -48,11 +47,10 @@ class Config(NamedTuple):
     layers: int = 3
     heads: int = 4  # H
     vocabulary: int = 256  # V: bytes
-    attention_window: int | None = (
-        None  # keys a token may look back on; None = all of the text window
-    )
+    attention_window: int | None = None  # keys a token may look back on; None = the text window
     fast: bool = True
-    dialect: str = "tf"  # "tf": six step sizes, no epsilon; "jax": no fast dense biases, one step size for gain and bias
+    # "tf": six step sizes, no epsilon; "jax": no fast dense biases, one step size for gain and bias
+    dialect: str = "tf"
     normalizer: str = "constant"
     constant: float = 1.0
     chunk: int | None = 64
@@ -75,8 +73,8 @@ class ModelResidual(NamedTuple):
     embed: EmbeddingResidual
     stack: tuple
     norm: LayerNormResidual
-    block: FastBlockResidual | SlowBlockResidual
-    loss: CrossEntropyResidual | None
+    block: Any  # FastBlockResidual or SlowBlockResidual
+    loss: Any  # CrossEntropyResidual of a fast model; that of a plain one is in its block
     config: Config
 
 
@@ -87,16 +85,18 @@ def check_config(config: Config) -> None:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.width % config.heads:
         raise ValueError(
-            f"the width must be a multiple of the number of heads, got width {config.width} and {config.heads} heads"
+            f"the width must be a multiple of the number of heads, got width {config.width} "
+            f"and {config.heads} heads"
         )
     if (config.width // config.heads) % 2:
         raise ValueError(
-            f"rotary positions need an even head width, got {config.width} / {config.heads} = {config.width // config.heads}: "
-            "change the width or the number of heads"
+            f"rotary positions need an even head width, got {config.width} / {config.heads} = "
+            f"{config.width // config.heads}: change the width or the number of heads"
         )
     if config.attention_window is not None and config.attention_window < 1:
         raise ValueError(
-            f"the attention window must be at least 1 (or None for all), got {config.attention_window}"
+            "the attention window must be at least 1 (or None for all), "
+            f"got {config.attention_window}"
         )
     if config.dialect not in DIALECTS:
         raise ValueError(
@@ -170,8 +170,10 @@ def _assemble(
     out = 0.02 / (2 * config.layers) ** 0.5
     trunk = tuple(
         BlockParameters(
-            constant(1, d), constant(0, d), normal(d, 3 * d), constant(0, 3 * d), normal(d, d, scale=out), constant(0, d),
-            constant(1, d), constant(0, d), normal(d, f), constant(0, f), normal(f, d, scale=out), constant(0, d),
+            constant(1, d), constant(0, d), normal(d, 3 * d), constant(0, 3 * d),
+            normal(d, d, scale=out), constant(0, d),
+            constant(1, d), constant(0, d), normal(d, f), constant(0, f),
+            normal(f, d, scale=out), constant(0, d),
         )
         for _ in range(config.layers)
     )  # fmt: skip
@@ -217,7 +219,9 @@ def effective_step_sizes_bwd(g_eta: FastParameters, dialect: str) -> FastParamet
     )
 
 
-def features_fwd(p: Parameters, tokens: Array, config: Config, past: tuple | None = None):
+def features_fwd(
+    p: Parameters, tokens: Array, config: Config, past: tuple | None = None
+) -> tuple[tuple[Array, tuple], tuple]:
     """(B,T)->(B,T,D),(KeyValues,...)   embedding, stack, final LayerNorm   (M.1)"""
     check_labels(tokens, config.vocabulary, "tokens")
     x, embed = embedding_fwd(p.embedding, tokens)  # (B,T,D)
@@ -269,6 +273,7 @@ def model_fwd(
     check_weights(weights)
     check_labels(labels, config.vocabulary)
     (x, caches), features = features_fwd(p, tokens, config, past)
+    block: Any  # the residual of either block
     if config.fast:
         eta = effective_step_sizes(p.eta, config.dialect)
         (logits, _, state), block = fast_block_fwd(
@@ -303,7 +308,7 @@ def loss_and_gradient(
     weights: Array | None,
     config: Config,
     past: tuple | None = None,
-):
+) -> tuple[Array, Parameters, Output]:
     """Mean next-token loss over weighted tokens in nats, its gradient, and the Output   (M.5)"""
     xp = namespace(p.embedding)
     output, res = model_fwd(p, tokens, labels, weights, config, past=past)

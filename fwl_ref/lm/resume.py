@@ -131,6 +131,6 @@ def known_all(text: Text, source: str, documents: list[Document]) -> str:
         if now.fingerprint.train == text.fingerprint.train:
             return f"all of {shown(source)}, what the model was trained on among it"
     return (
-        f"all of {shown(source)}; as a whole not what the model was trained on ({shown(text.source)}), "
-        "though single documents may be"
+        f"all of {shown(source)}; as a whole not what the model was trained on "
+        f"({shown(text.source)}), though single documents may be"
     )

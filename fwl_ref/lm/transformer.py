@@ -65,7 +65,7 @@ def block_fwd(
     heads: int,
     window: int | None = None,
     past: KeyValues | None = None,
-):
+) -> tuple[tuple[Array, KeyValues], BlockResidual]:
     """(B,T,D)->(B,T,D),KeyValues   one pre-LN block   (T.1)"""
     xp = namespace(x, *p)
     start = 0 if past is None else past.k.shape[2]
@@ -131,7 +131,7 @@ def block_bwd(dx: Array, res: BlockResidual) -> tuple[Array, BlockParameters]:
 
 def stack_fwd(
     x: Array, blocks: tuple, heads: int, window: int | None = None, past: tuple | None = None
-):
+) -> tuple[tuple[Array, tuple[KeyValues, ...]], tuple[BlockResidual, ...]]:
     """(B,T,D)->(B,T,D),(KeyValues,...)   all blocks in turn   (T.3)"""
     residuals, caches = [], []
     for i, p in enumerate(blocks):

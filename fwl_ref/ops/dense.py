@@ -43,7 +43,7 @@ def dense_bwd(dy: Array, res: DenseResidual) -> tuple[Array, Array, Array]:
 
 def dense_bwd_bwd(
     g_dx: Array, g_dw: Array | None, g_db: Array | None, dy: Array, res: DenseResidual
-):
+) -> tuple[Array, Array | None, Array | None, None]:
     """Adjoint of dense_bwd as a function of (dy, x, w, b); ``None`` = zero everywhere.   (D.3)"""
     xp = namespace(g_dx, dy)
     # backward: dx = dy w^T

@@ -48,7 +48,7 @@ def layernorm_bwd(dy: Array, res: LayerNormResidual) -> tuple[Array, Array, Arra
 
 def layernorm_bwd_bwd(
     g_dz: Array, g_dgain: Array, g_dbias: Array, dy: Array, res: LayerNormResidual
-):
+) -> tuple[Array, Array, Array, None]:
     """Adjoint of layernorm_bwd as a function of (dy, z, gain, bias).   (N.3)"""
     xp = namespace(g_dz, dy)
     n, rstd, gain = res

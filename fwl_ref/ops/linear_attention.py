@@ -41,7 +41,9 @@ class Decay(NamedTuple):
     whole: Array  # () keep^L
 
 
-def linear_attention_fwd(q: Array, k: Array, v: Array, keep: Array, state: Array | None = None):
+def linear_attention_fwd(
+    q: Array, k: Array, v: Array, keep: Array, state: Array | None = None
+) -> tuple[tuple[Array, Array], LinearAttentionResidual]:
     """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   parallel form   (L.1)"""
     xp = namespace(q, k, v, keep, state)
     decay = _decay(keep, q.shape[1])
@@ -54,7 +56,9 @@ def linear_attention_fwd(q: Array, k: Array, v: Array, keep: Array, state: Array
     return (out, state_out), LinearAttentionResidual(q, k, v, keep, state)
 
 
-def linear_attention_bwd(dout: Array, dstate_out: Array | None, res: LinearAttentionResidual):
+def linear_attention_bwd(
+    dout: Array, dstate_out: Array | None, res: LinearAttentionResidual
+) -> tuple[Array, ...]:
     """Adjoint of linear_attention_fwd; ``dstate_out`` None: no final state was used.   (L.2)"""
     xp = namespace(dout, res.q)
     q, k, v, keep, state = res
@@ -89,7 +93,7 @@ def linear_attention_bwd(dout: Array, dstate_out: Array | None, res: LinearAtten
 
 def linear_attention_chunked_fwd(
     q: Array, k: Array, v: Array, keep: Array, state: Array | None = None, chunk: int | None = None
-):
+) -> tuple[tuple[Array, Array], tuple[LinearAttentionResidual, ...]]:
     """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)
     the parallel form on chunks of any size   (L.3)
 
@@ -107,7 +111,7 @@ def linear_attention_chunked_fwd(
 
 def linear_attention_chunked_bwd(
     dout: Array, dstate_out: Array | None, res: tuple[LinearAttentionResidual, ...]
-):
+) -> tuple[Array, ...]:
     """Adjoint of linear_attention_chunked_fwd: the chunks in reverse, and so the state.   (L.4)"""
     xp = namespace(dout)
     dqs, dks, dvs, dkeep, stop, dstate = [], [], [], 0, dout.shape[1], dstate_out
@@ -125,7 +129,7 @@ def linear_attention_chunked_bwd(
 
 def linear_attention_recurrent_fwd(
     q: Array, k: Array, v: Array, keep: Array, state: Array | None = None
-):
+) -> tuple[tuple[Array, Array], LinearAttentionResidual]:
     """(B,T,K),(B,T,K),(B,T,E),(),(B,K,E)->(B,T,E),(B,K,E)   the definition   (L.5)"""
     xp = namespace(q, k, v, keep, state)
     start = state
@@ -140,7 +144,7 @@ def linear_attention_recurrent_fwd(
 
 def linear_attention_recurrent_bwd(
     dout: Array, dstate_out: Array | None, res: LinearAttentionResidual
-):
+) -> tuple[Array, ...]:
     """Adjoint of linear_attention_recurrent_fwd: backpropagation through time.   (L.6)"""
     xp = namespace(dout, res.q)
     q, k, v, keep, start = res

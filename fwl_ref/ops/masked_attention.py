@@ -59,7 +59,9 @@ class RecurrentResidual(NamedTuple):
     state: Array | None  # (B,N,K,E)
 
 
-def masked_attention_fwd(q: Array, k: Array, v: Array, mask: Array):
+def masked_attention_fwd(
+    q: Array, k: Array, v: Array, mask: Array
+) -> tuple[Array, MaskedAttentionResidual]:
     """(B,T,K),(B,T,K),(B,T,E),(T,T)->(B,T,E)   parallel form, any strictly causal mask   (O.14)
 
     Raises ValueError if the mask lets a token read itself or its future (``check_strict``).
@@ -70,7 +72,7 @@ def masked_attention_fwd(q: Array, k: Array, v: Array, mask: Array):
     return causal_product(scores, v), MaskedAttentionResidual(q, k, v, mask)
 
 
-def masked_attention_bwd(dout: Array, res: MaskedAttentionResidual):
+def masked_attention_bwd(dout: Array, res: MaskedAttentionResidual) -> tuple[Array, ...]:
     """Adjoint of masked_attention_fwd with respect to q, k, v.   (O.15)"""
     xp = namespace(dout, res.q)
     q, k, v, mask = res
@@ -92,7 +94,7 @@ def masked_attention_chunked_fwd(
     read: Array,
     state: Array | None = None,
     chunk: int | None = None,
-):
+) -> tuple[tuple[Array, Array], tuple[ChunkResidual, ...]]:
     """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)
     N slots, in chunks of any size   (O.16)
 
@@ -118,7 +120,7 @@ def masked_attention_chunked_fwd(
 
 def masked_attention_chunked_bwd(
     dout: Array, dstate_out: Array | None, res: tuple[ChunkResidual, ...]
-):
+) -> tuple[Array, ...]:
     """Adjoint of masked_attention_chunked_fwd: dq, dk, dv, dstate; the chunks in reverse.   (O.17)
 
     ``dstate_out`` None if the final slots were not used.
@@ -155,7 +157,7 @@ def masked_attention_chunked_bwd(
 
 def masked_attention_recurrent_fwd(
     q: Array, k: Array, v: Array, keep: Array, write: Array, read: Array, state: Array | None = None
-):
+) -> tuple[tuple[Array, Array], RecurrentResidual]:
     """(B,T,K),(B,T,K),(B,T,E),(T,N,N),(T,N),(T,N),(B,N,K,E)->(B,T,E),(B,N,K,E)
     the definition, token by token   (O.18)
     """
@@ -169,7 +171,9 @@ def masked_attention_recurrent_fwd(
     return (xp.concat(outs, axis=1), state), res
 
 
-def masked_attention_recurrent_bwd(dout: Array, dstate_out: Array | None, res: RecurrentResidual):
+def masked_attention_recurrent_bwd(
+    dout: Array, dstate_out: Array | None, res: RecurrentResidual
+) -> tuple[Array, ...]:
     """Adjoint of masked_attention_recurrent_fwd: dq, dk, dv, dstate; through time.   (O.19)"""
     xp = namespace(dout, res.q)
     q, k, v, keep, write, read, start = res

@@ -187,7 +187,7 @@ def sums(q: Array, k: Array, u: Array, fade: Array, state: Array, read: str) -> 
 def sums_bwd(
     dout: Array, dstate_out: Array | None, q: Array, k: Array, u: Array, fade: Array, state: Array,
     read: str,
-):  # fmt: skip
+) -> tuple[Array, ...]:  # fmt: skip
     """Adjoint of sums: dq, dk, du, dfade, dstate.   (U.6)"""
     xp = namespace(dout, q, k, u, fade, state)
     dstate_out = xp.zeros_like(state) if dstate_out is None else dstate_out  # (B,K,E)
@@ -248,7 +248,9 @@ def solve_bwd(dx: Array, a: Array, x: Array) -> tuple[Array, Array]:
 # --- chunks
 
 
-def chunks_fwd(chunk_fwd: Callable, tokens: tuple[Array, ...], state: Array, chunk: int | None):
+def chunks_fwd(
+    chunk_fwd: Callable, tokens: tuple[Array, ...], state: Array, chunk: int | None
+) -> tuple[tuple, tuple]:
     """``chunk_fwd(*tokens, state) -> (out, state), res`` on one chunk after the other."""
     outs, residuals = [], []
     for part in chunk_slices(tokens[0].shape[1], chunk):
@@ -258,7 +260,7 @@ def chunks_fwd(chunk_fwd: Callable, tokens: tuple[Array, ...], state: Array, chu
     return (namespace(*outs).concat(outs, axis=1), state), tuple(residuals)
 
 
-def chunks_bwd(chunk_bwd: Callable, dout: Array, dstate: Array | None, res: tuple):
+def chunks_bwd(chunk_bwd: Callable, dout: Array, dstate: Array | None, res: tuple) -> tuple:
     """Adjoint of chunks_fwd: ``chunk_bwd(dout, dstate, res) -> *dtokens, dstate`` in reverse."""
     xp = namespace(dout)
     pieces, stop = [], dout.shape[1]

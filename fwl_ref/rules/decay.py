@@ -65,7 +65,7 @@ def decay_gradient(S: Array, k: Array, v: Array, gamma: Array) -> Array:
 
 def decay_recurrent_fwd(
     q: Array, k: Array, v: Array, gamma: Array, state: Array | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], DecayResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     S_{t+1} = gamma_t S_t + k_t^T v_t   (U.15)
 
@@ -84,7 +84,9 @@ def decay_recurrent_fwd(
     return (reads(q, states, read), states[:, -1, ...]), DecayResidual(q, k, v, gamma, states, read)
 
 
-def decay_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DecayResidual):
+def decay_recurrent_bwd(
+    dout: Array, dstate_out: Array | None, res: DecayResidual
+) -> tuple[Array, ...]:
     """Adjoint of decay_recurrent_fwd: backpropagation through time.   (U.16)
 
     Returns dq, dk, dv, dgamma, dstate.
@@ -107,7 +109,7 @@ def decay_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DecayResidua
 def decay_chunked_fwd(
     q: Array, k: Array, v: Array, gamma: Array, state: Array | None = None,
     chunk: int | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     o = (q k^T * G) v + G_0 q S_0, chunk after chunk   (U.17)
 
@@ -124,7 +126,9 @@ def decay_chunked_fwd(
     )
 
 
-def decay_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[DecayResidual, ...]):
+def decay_chunked_bwd(
+    dout: Array, dstate_out: Array | None, res: tuple[DecayResidual, ...]
+) -> tuple[Array, ...]:
     """Adjoint of decay_chunked_fwd. Returns dq, dk, dv, dgamma, dstate.   (U.18)"""
     return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
 

@@ -85,7 +85,7 @@ def delta_gradient_bwd(dg: Array, S: Array, k: Array, v: Array) -> tuple[Array, 
 
 def delta_recurrent_fwd(
     q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], DeltaResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     S_{t+1} = S_t - beta_t k_t^T (k_t S_t - v_t)   (U.25)
 
@@ -104,7 +104,9 @@ def delta_recurrent_fwd(
     return (reads(q, states, read), states[:, -1, ...]), DeltaResidual(q, k, v, beta, states, read)
 
 
-def delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidual):
+def delta_recurrent_bwd(
+    dout: Array, dstate_out: Array | None, res: DeltaResidual
+) -> tuple[Array, ...]:
     """Adjoint of delta_recurrent_fwd: backpropagation through time.   (U.26)
 
     Returns dq, dk, dv, dbeta, dstate.
@@ -131,7 +133,7 @@ def delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaResidua
 def delta_chunked_fwd(
     q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, chunk: int | None = None,
     *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     u = (I + A)^{-1} beta (v - k S_0), then linear attention with u   (U.27)
 
@@ -147,7 +149,9 @@ def delta_chunked_fwd(
     )
 
 
-def delta_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[DeltaResidual, ...]):
+def delta_chunked_bwd(
+    dout: Array, dstate_out: Array | None, res: tuple[DeltaResidual, ...]
+) -> tuple[Array, ...]:
     """Adjoint of delta_chunked_fwd. Returns dq, dk, dv, dbeta, dstate.   (U.28)"""
     return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
 

@@ -16,7 +16,7 @@ Siems et al. 2025 (arXiv 2502.10297).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backend import Array, namespace
 from .common import check_rule, each, reads, reads_bwd, stack, start_state
@@ -34,7 +34,7 @@ class DeltaProductResidual(NamedTuple):
     steps: int  # N
     read: str
     # steps as tokens: k (B,TN,K), v (B,TN,E), beta (B,TN); recurrent: all TN + 1 states
-    delta: DeltaResidual | tuple[DeltaResidual, ...]
+    delta: Any  # DeltaResidual, or one per chunk
 
 
 def delta_product_loss(S: Array, k: Array, v: Array) -> Array:
@@ -49,7 +49,7 @@ def delta_product_gradient(S: Array, k: Array, v: Array) -> Array:
 
 def delta_product_recurrent_fwd(
     q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], DeltaProductResidual]:  # fmt: skip
     """(B,T,K),(B,T,N,K),(B,T,N,E),(B,T,N),(B,K,E)->(B,T,E),(B,K,E)
     S <- S - beta_tn k_tn^T (k_tn S - v_tn), n = 0 .. N-1   (U.35)
 
@@ -70,7 +70,9 @@ def delta_product_recurrent_fwd(
     return (out, states[:, -1, ...]), DeltaProductResidual(steps, read, res)
 
 
-def delta_product_recurrent_bwd(dout: Array, dstate_out: Array | None, res: DeltaProductResidual):
+def delta_product_recurrent_bwd(
+    dout: Array, dstate_out: Array | None, res: DeltaProductResidual
+) -> tuple[Array, ...]:
     """Adjoint of delta_product_recurrent_fwd: backpropagation through time.   (U.36)
 
     Returns dq, dk, dv, dbeta, dstate.
@@ -100,7 +102,7 @@ def delta_product_recurrent_bwd(dout: Array, dstate_out: Array | None, res: Delt
 def delta_product_chunked_fwd(
     q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, chunk: int | None = None,
     *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], DeltaProductResidual]:  # fmt: skip
     """(B,T,K),(B,T,N,K),(B,T,N,E),(B,T,N),(B,K,E)->(B,T,E),(B,K,E)
     the delta rule on N T tokens, every N-th one read   (U.37)
 
@@ -115,7 +117,9 @@ def delta_product_chunked_fwd(
     return (_every(out, steps, read), state), DeltaProductResidual(steps, read, delta)
 
 
-def delta_product_chunked_bwd(dout: Array, dstate_out: Array | None, res: DeltaProductResidual):
+def delta_product_chunked_bwd(
+    dout: Array, dstate_out: Array | None, res: DeltaProductResidual
+) -> tuple[Array, ...]:
     """Adjoint of delta_product_chunked_fwd. Returns dq, dk, dv, dbeta, dstate.   (U.38)"""
     steps, read, delta = res
     # forward: out = every N-th output of the delta rule, whose queries are 0 in between

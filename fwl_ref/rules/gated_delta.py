@@ -79,7 +79,7 @@ def gated_delta_gradient(S: Array, k: Array, v: Array) -> Array:
 def gated_delta_recurrent_fwd(
     q: Array, k: Array, v: Array, alpha: Array, beta: Array, state: Array | None = None, *,
     read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], GatedDeltaResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     S_{t+1} = S' - beta_t k_t^T (k_t S' - v_t), S' = alpha_t S_t   (U.30)
 
@@ -106,7 +106,9 @@ def gated_delta_recurrent_fwd(
     return (reads(q, states, read), states[:, -1, ...]), res
 
 
-def gated_delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GatedDeltaResidual):
+def gated_delta_recurrent_bwd(
+    dout: Array, dstate_out: Array | None, res: GatedDeltaResidual
+) -> tuple[Array, ...]:
     """Adjoint of gated_delta_recurrent_fwd: backpropagation through time.   (U.31)
 
     Returns dq, dk, dv, dalpha, dbeta, dstate.
@@ -137,7 +139,7 @@ def gated_delta_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GatedD
 def gated_delta_chunked_fwd(
     q: Array, k: Array, v: Array, alpha: Array, beta: Array, state: Array | None = None,
     chunk: int | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     u = (I + A)^{-1} beta (v - G k S_0), then faded sums   (U.32)
 
@@ -165,7 +167,7 @@ def gated_delta_chunked_fwd(
 
 def gated_delta_chunked_bwd(
     dout: Array, dstate_out: Array | None, res: tuple[GatedDeltaResidual, ...]
-):
+) -> tuple[Array, ...]:
     """Adjoint of gated_delta_chunked_fwd. Returns dq, dk, dv, dalpha, dbeta, dstate.   (U.33)"""
     return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
 

@@ -67,7 +67,7 @@ def gla_gradient(S: Array, k: Array, v: Array, alpha: Array) -> Array:
 
 def gla_recurrent_fwd(
     q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], GLAResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)
     S_{t+1} = Diag(alpha_t) S_t + k_t^T v_t   (U.20)
 
@@ -86,7 +86,7 @@ def gla_recurrent_fwd(
     return (reads(q, states, read), states[:, -1, ...]), GLAResidual(q, k, v, alpha, states, read)
 
 
-def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
+def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual) -> tuple[Array, ...]:
     """Adjoint of gla_recurrent_fwd: backpropagation through time.   (U.21)
 
     Returns dq, dk, dv, dalpha, dstate.
@@ -109,7 +109,7 @@ def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
 def gla_chunked_fwd(
     q: Array, k: Array, v: Array, alpha: Array, state: Array | None = None,
     chunk: int | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)
     o = (sum_c q_c k_c^T * G^c) v + (q * G_0) S_0, by chunks   (U.22)
 
@@ -126,7 +126,9 @@ def gla_chunked_fwd(
     )
 
 
-def gla_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[GLAResidual, ...]):
+def gla_chunked_bwd(
+    dout: Array, dstate_out: Array | None, res: tuple[GLAResidual, ...]
+) -> tuple[Array, ...]:
     """Adjoint of gla_chunked_fwd. Returns dq, dk, dv, dalpha, dstate.   (U.23)"""
     return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
 

@@ -55,7 +55,9 @@ def linear_gradient(S: Array, k: Array, v: Array) -> Array:
     return -outer(k, v)
 
 
-def linear_recurrent_fwd(q: Array, k: Array, v: Array, state: Array | None = None, *, read: str):
+def linear_recurrent_fwd(
+    q: Array, k: Array, v: Array, state: Array | None = None, *, read: str
+) -> tuple[tuple[Array, Array], LinearResidual]:
     """(B,T,K),(B,T,K),(B,T,E),(B,K,E)->(B,T,E),(B,K,E)   S_{t+1} = S_t + k_t^T v_t   (U.10)
 
     ``read`` "strict": o_t = q_t S_t; "inclusive": o_t = q_t S_{t+1}. ``state`` None is an empty
@@ -71,7 +73,9 @@ def linear_recurrent_fwd(q: Array, k: Array, v: Array, state: Array | None = Non
     return (reads(q, states, read), states[:, -1, ...]), LinearResidual(q, k, v, states, read)
 
 
-def linear_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LinearResidual):
+def linear_recurrent_bwd(
+    dout: Array, dstate_out: Array | None, res: LinearResidual
+) -> tuple[Array, ...]:
     """Adjoint of linear_recurrent_fwd: backpropagation through time.   (U.11)
 
     Returns dq, dk, dv, dstate.
@@ -93,7 +97,7 @@ def linear_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LinearResid
 def linear_chunked_fwd(
     q: Array, k: Array, v: Array, state: Array | None = None, chunk: int | None = None, *,
     read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,K,E)->(B,T,E),(B,K,E)
     o = (q k^T * mask) v + q S_0, chunk after chunk   (U.12)
 
@@ -107,7 +111,9 @@ def linear_chunked_fwd(
     )
 
 
-def linear_chunked_bwd(dout: Array, dstate_out: Array | None, res: tuple[LinearResidual, ...]):
+def linear_chunked_bwd(
+    dout: Array, dstate_out: Array | None, res: tuple[LinearResidual, ...]
+) -> tuple[Array, ...]:
     """Adjoint of linear_chunked_fwd. Returns dq, dk, dv, dstate.   (U.13)"""
     return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
 

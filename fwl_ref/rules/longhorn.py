@@ -21,7 +21,7 @@ own beta and approximates k k^T in the solution by its diagonal.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backend import Array, namespace
 from .common import check_rule, each, reads, start_state
@@ -38,7 +38,7 @@ from .delta import (
 class LonghornResidual(NamedTuple):
     k: Array  # (B,T,K)
     beta: Array  # (B,T)
-    delta: DeltaResidual | tuple[DeltaResidual, ...]  # of the delta rule with rate beta'
+    delta: Any  # DeltaResidual of the delta rule with rate beta', or one per chunk
 
 
 def longhorn_loss(S: Array, k: Array, v: Array) -> Array:
@@ -70,7 +70,7 @@ def longhorn_rate_bwd(drate: Array, k: Array, beta: Array) -> tuple[Array, Array
 
 def longhorn_recurrent_fwd(
     q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], LonghornResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     S_{t+1} = S_t - beta'_t k_t^T (k_t S_t - v_t)   (U.40)
 
@@ -91,7 +91,9 @@ def longhorn_recurrent_fwd(
     return (reads(q, states, read), states[:, -1, ...]), LonghornResidual(k, beta, delta)
 
 
-def longhorn_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LonghornResidual):
+def longhorn_recurrent_bwd(
+    dout: Array, dstate_out: Array | None, res: LonghornResidual
+) -> tuple[Array, ...]:
     """Adjoint of longhorn_recurrent_fwd: the delta rule's through time, then beta'.   (U.41)
 
     Returns dq, dk, dv, dbeta, dstate.
@@ -102,7 +104,7 @@ def longhorn_recurrent_bwd(dout: Array, dstate_out: Array | None, res: LonghornR
 def longhorn_chunked_fwd(
     q: Array, k: Array, v: Array, beta: Array, state: Array | None = None, chunk: int | None = None,
     *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array], LonghornResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     the delta rule's chunks with the rates beta'   (U.42)
 
@@ -118,7 +120,9 @@ def longhorn_chunked_fwd(
     return out, LonghornResidual(k, beta, delta)
 
 
-def longhorn_chunked_bwd(dout: Array, dstate_out: Array | None, res: LonghornResidual):
+def longhorn_chunked_bwd(
+    dout: Array, dstate_out: Array | None, res: LonghornResidual
+) -> tuple[Array, ...]:
     """Adjoint of longhorn_chunked_fwd. Returns dq, dk, dv, dbeta, dstate.   (U.43)"""
     return _through_rate(delta_chunked_bwd(dout, dstate_out, res.delta), res)
 

@@ -125,7 +125,7 @@ def mesa_minimum_bwd(
 def mesa_recurrent_fwd(
     q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array,
     state: MesaState | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, MesaState], MesaResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState
     o_t = q_t S, S = argmin of the loss   (W.26)
 
@@ -147,7 +147,7 @@ def mesa_recurrent_fwd(
     return (reads(q, minima, read), states[-1]), res
 
 
-def mesa_recurrent_bwd(dout: Array, dstate_out: MesaState | None, res: MesaResidual):
+def mesa_recurrent_bwd(dout: Array, dstate_out: MesaState | None, res: MesaResidual) -> tuple:
     """Adjoint of mesa_recurrent_fwd: backpropagation through time.   (W.27)
 
     Returns dq, dk, dv, dkeep, dweight, dridge, dstate.
@@ -186,7 +186,7 @@ def mesa_recurrent_bwd(dout: Array, dstate_out: MesaState | None, res: MesaResid
 def mesa_chunked_fwd(
     q: Array, k: Array, v: Array, keep: Array, weight: Array, ridge: Array,
     state: MesaState | None = None, chunk: int | None = None, *, read: str, iterations: int = 30,
-):  # fmt: skip
+) -> tuple[tuple[Array, MesaState], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(K),MesaState->(B,T,E),MesaState
     o_t = x_t G, x_t (H + Lambda) = q_t   (W.28)
 
@@ -207,7 +207,9 @@ def mesa_chunked_fwd(
     )
 
 
-def mesa_chunked_bwd(dout: Array, dstate_out: MesaState | None, res: tuple[MesaChunkResidual, ...]):
+def mesa_chunked_bwd(
+    dout: Array, dstate_out: MesaState | None, res: tuple[MesaChunkResidual, ...]
+) -> tuple:
     """Adjoint of mesa_chunked_fwd, if the iterations sufficed.   (W.29)
 
     Returns dq, dk, dv, dkeep, dweight, dridge, dstate.
@@ -219,7 +221,7 @@ def mesa_chunked_bwd(dout: Array, dstate_out: MesaState | None, res: tuple[MesaC
 def conjugate_gradients(
     q: Array, k: Array, weight: Array, ridge: Array, fade: Array, H: Array, read: str,
     iterations: int,
-):  # fmt: skip
+) -> tuple[Array, Array]:  # fmt: skip
     """(B,L,K),(B,L,K),(B,L),(K),(B,L+1,L+1),(B,K,K)->(B,L,K),(B,L)
     x_t (H_t + Lambda) = q_t, and what is left, |q_t - x_t (...)|   (W.28)
 
@@ -306,7 +308,8 @@ def _checked(
     check_rule(read, **tokens, **{"state.G": (G, "BKE"), "state.H": (H, "BKK")})
     if is_host(ridge) and not (ridge > 0).all():
         raise ValueError(
-            f"the ridge must be > 0, got {ridge}: without a ridge the loss of an empty memory has no single minimum"
+            f"the ridge must be > 0, got {ridge}: without a ridge the loss of an empty memory has "
+            "no single minimum"
         )
     return xp, MesaState(start_state(G, k, v), start_state(H, k, k))
 

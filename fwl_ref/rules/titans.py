@@ -99,7 +99,7 @@ def titans_gradient(M: Array, k: Array, v: Array) -> Array:
 def titans_recurrent_fwd(
     q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
     state: TitansState | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, TitansState], TitansResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
     M' = (1 - alpha) M + eta U - theta dl/dM   (W.2)
 
@@ -118,7 +118,7 @@ def titans_recurrent_fwd(
     return (reads(q, states.M, read), TitansState(memories[-1], updates[-1])), res
 
 
-def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual):
+def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual) -> tuple:
     """Adjoint of titans_recurrent_fwd: backpropagation through time.   (W.3)
 
     Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
@@ -157,7 +157,7 @@ def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: Titan
 def titans_chunked_fwd(
     q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
     state: TitansState | None = None, chunk: int | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, TitansState], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
     the same function by chunks   (W.5)
 
@@ -176,7 +176,7 @@ def titans_chunked_fwd(
 
 def titans_chunked_bwd(
     dout: Array, dstate_out: TitansState | None, res: tuple[TitansResidual, ...]
-):
+) -> tuple:
     """Adjoint of titans_chunked_fwd.   (W.6)
 
     Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
@@ -187,7 +187,7 @@ def titans_chunked_bwd(
 def titans_stale_fwd(
     q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
     state: TitansState | None = None, chunk: int | None = None, *, read: str,
-):  # fmt: skip
+) -> tuple[tuple[Array, TitansState], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
     u = theta (v - k M_0): not titans_recurrent_fwd   (W.7)
 
@@ -203,7 +203,9 @@ def titans_stale_fwd(
     )
 
 
-def titans_stale_bwd(dout: Array, dstate_out: TitansState | None, res: tuple[TitansResidual, ...]):
+def titans_stale_bwd(
+    dout: Array, dstate_out: TitansState | None, res: tuple[TitansResidual, ...]
+) -> tuple:
     """Adjoint of titans_stale_fwd.   (W.8)
 
     Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.

@@ -63,7 +63,7 @@ class InnerGradientResidual(NamedTuple):
 
 def predict_fwd(
     x: Array, z: Array, gain: Array | None = None, bias: Array | None = None, *, eps: float = EPS,
-):  # fmt: skip
+) -> tuple[Array, LayerNormResidual | None]:  # fmt: skip
     """(...,E),(...,E),(...,E),(...,E)->(...,E)   f = x + LN(z; gain, bias), or f = z   (W.9)"""
     namespace(x, z, gain, bias)
     if gain is None:
@@ -93,7 +93,7 @@ def inner_loss(
 def inner_gradient(
     k: Array, z: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *,
     eps: float = EPS,
-):  # fmt: skip
+) -> tuple[Array, InnerGradientResidual]:  # fmt: skip
     """(...,E),(...,E),(...,E),(...,E),(...,E)->(...,E)   dz = LN^T(2 (f(k) - v))   (W.11)"""
     f, norm = predict_fwd(k, z, gain, bias, eps=eps)  # (...,E)
     df = 2 * (f - v)  # (...,E)
@@ -202,7 +202,7 @@ def descend_bwd(g_state: Tree, rate: Array, gradient: Tree) -> tuple[Array, Tree
 def recurrent_fwd(
     network: Network, q: Array, k: Array, v: Array, step: Array, norm: tuple[Array, ...],
     state: Tree, *, minibatch: int, read: str, eps: float,
-):  # fmt: skip
+) -> tuple[tuple, TTTResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T,E)...,state->(B,T,E),state
     state_{t+1} = state_t - step_t dl_t/dstate   (W.14), (W.20)
     """

@@ -103,7 +103,7 @@ def ttt_linear_gradient_bwd(
 def ttt_linear_recurrent_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
     state: TTTLinearState | None = None, *, minibatch: int, read: str, eps: float = EPS,
-):  # fmt: skip
+) -> tuple[tuple[Array, TTTLinearState], TTTResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState
     S_{t+1} = S_t - step_t dl_t/dS   (W.14)
 
@@ -119,7 +119,9 @@ def ttt_linear_recurrent_fwd(
     )
 
 
-def ttt_linear_recurrent_bwd(g_out: Array, g_state_out: TTTLinearState | None, res: TTTResidual):
+def ttt_linear_recurrent_bwd(
+    g_out: Array, g_state_out: TTTLinearState | None, res: TTTResidual
+) -> tuple:
     """Adjoint of ttt_linear_recurrent_fwd: backpropagation through time.   (W.15)
 
     Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.
@@ -130,7 +132,7 @@ def ttt_linear_recurrent_bwd(g_out: Array, g_state_out: TTTLinearState | None, r
 def ttt_linear_dual_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
     state: TTTLinearState | None = None, *, minibatch: int, read: str, eps: float = EPS,
-):  # fmt: skip
+) -> tuple[tuple[Array, TTTLinearState], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState
     by whole mini-batches   (W.16)
 
@@ -148,7 +150,7 @@ def ttt_linear_dual_fwd(
 
 def ttt_linear_dual_bwd(
     g_out: Array, g_state_out: TTTLinearState | None, res: tuple[TTTResidual, ...]
-):
+) -> tuple:
     """Adjoint of ttt_linear_dual_fwd.   (W.17)
 
     Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.

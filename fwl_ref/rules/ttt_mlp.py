@@ -114,7 +114,7 @@ def ttt_mlp_gradient_bwd(
 def slow_fwd(
     state: TTTMLPState, k: Array, v: Array, gain: Array | None = None, bias: Array | None = None, *,
     eps: float = EPS,
-):  # fmt: skip
+) -> tuple[tuple[Array, Array, Array], SlowResidual]:  # fmt: skip
     """TTTMLPState,(B,...,K),(B,...,E)->(B,...,F),(B,...,F),(B,...,E)
     sweeps 1 and 2: dh, a, dz of each token   (W.18)
     """
@@ -157,7 +157,7 @@ def slow_bwd(
 def ttt_mlp_recurrent_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
     state: TTTMLPState, *, minibatch: int, read: str, eps: float = EPS,
-):  # fmt: skip
+) -> tuple[tuple[Array, TTTMLPState], TTTResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState
     state_{t+1} = state_t - step_t dl_t/dstate   (W.20)
 
@@ -172,7 +172,7 @@ def ttt_mlp_recurrent_fwd(
     )
 
 
-def ttt_mlp_recurrent_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual):
+def ttt_mlp_recurrent_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual) -> tuple:
     """Adjoint of ttt_mlp_recurrent_fwd: backpropagation through time.   (W.21)
 
     Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.
@@ -183,7 +183,7 @@ def ttt_mlp_recurrent_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TT
 def ttt_mlp_dual_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
     state: TTTMLPState, *, minibatch: int, read: str, eps: float = EPS,
-):  # fmt: skip
+) -> tuple[tuple[Array, TTTMLPState], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState
     by whole mini-batches   (W.22)
 
@@ -199,7 +199,9 @@ def ttt_mlp_dual_fwd(
     )
 
 
-def ttt_mlp_dual_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: tuple[TTTResidual, ...]):
+def ttt_mlp_dual_bwd(
+    g_out: Array, g_state_out: TTTMLPState | None, res: tuple[TTTResidual, ...]
+) -> tuple:
     """Adjoint of ttt_mlp_dual_fwd.   (W.23)
 
     Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.
