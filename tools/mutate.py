@@ -2,6 +2,7 @@
 notices.
 
     python tools/mutate.py [MODULE ...] [--jobs 2] [--again]     e.g. ops.dense fwl; default: the whole core
+    python tools/mutate.py --since REV                           try only functions whose code is not what it was at REV
     python tools/mutate.py --page                                write docs/mutation.md from the results so far
 
 A mutant is one changed operator, comparison, number, branch or statement, or two exchanged
@@ -22,6 +23,7 @@ import importlib.abc
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -35,6 +37,7 @@ PACKAGE = ROOT / "fwl_ref"
 RESULTS = ROOT / "results" / "mutation.json"
 PAGE = ROOT / "docs" / "mutation.md"
 EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"  # reasons, "# " before each, and under it the mutants as the report prints them
+RENAMED = {"adamw.py": "optim.py"}  # present and former name of a file, for --since
 SECONDS = 120  # a mutant that loops for ever is killed, and counts as noticed
 
 THEOREMS = [
@@ -269,6 +272,36 @@ def digest(module: str) -> str:
     return hashlib.sha256(path_of(module).read_bytes()).hexdigest()[:16]
 
 
+def same_since(revision: str, module: str) -> list[range]:
+    """Lines of the functions and classes whose code, annotations and docstrings aside, is what it was at ``revision``.
+
+    Files may have moved: any file of the package at that revision with the module's last name, or the name before it, will do.
+    """
+
+    def listed(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    name = path_of(module).name
+    paths = [
+        p for p in listed("ls-tree", "-r", "--name-only", revision, "fwl_ref").split() if Path(p).name in (name, RENAMED.get(name, name))
+    ]
+    before = {code for path in paths for _, code in bodies(listed("show", f"{revision}:{path}"))}
+    return [lines for lines, code in bodies(path_of(module).read_text(encoding="utf-8")) if code in before]
+
+
+def bodies(source: str) -> list[tuple[range, str]]:
+    """(lines, code) of every statement at the top level of a module, without annotations and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
+    return [(range(n.lineno, (n.end_lineno or n.lineno) + 1), ast.unparse(n)) for n in tree.body]
+
+
 def load() -> dict:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
@@ -283,9 +316,10 @@ def save(results: dict) -> None:
     partial.replace(RESULTS)
 
 
-def run(modules: list[str], jobs: int, again: bool) -> None:
+def run(modules: list[str], jobs: int, again: bool, since: str) -> None:
     """Try every mutant that has no result yet, or with ``again`` has survived without an
-    explanation.
+    explanation. A mutant of code that is the same ``since`` a revision keeps what was found there:
+    explained or noticed, for no page with open ones is ever committed.
     """
     results, explained = load(), explanations()
     for module in modules:
@@ -293,6 +327,10 @@ def run(modules: list[str], jobs: int, again: bool) -> None:
         if entry is None or entry["digest"] != digest(module):
             entry = results[module] = {"digest": digest(module), "mutants": {}}
         todo, done = {m.key: m for m in mutants(module)}, entry["mutants"]
+        same = same_since(since, module) if since else []
+        for key, m in todo.items():
+            if key not in done and any(m.line in lines for lines in same):
+                done[key] = {"line": m.line, "survived": key in explained, "since": since}
         todo = {k: m for k, m in todo.items() if k not in done or (again and done[k]["survived"] and k not in explained)}
         if todo and not survives(Mutant(module, 0, UNCHANGED)):
             sys.exit(f"{module}: its tests fail without a mutant, so they would seem to notice every one: run {' '.join(CORE[module])}")
@@ -338,6 +376,7 @@ def page() -> str:
         "errors are not mutated: `tests/test_bad_input.py` is about them. Hypothesis draws the same examples of a property, ten at most,",
         "for every mutant, and with the unchanged module all of those tests pass. A number behind a change: it is the second, third, ...",
         "place in the file where the same line could change in this way.",
+        *kept(results),
         "",
         "| module | mutants | noticed | survived, explained | survived, open |",
         "|:--|--:|--:|--:|--:|",
@@ -357,12 +396,22 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def kept(results: dict) -> list[str]:
+    """What the page says of results that stand from an earlier run."""
+    since = Counter(m["since"] for module in CORE for m in results[module]["mutants"].values() if "since" in m)
+    return [
+        f"{count} of them were not tried again: their functions have not changed since {revision}, where all were noticed or explained."
+        for revision, count in since.items()
+    ]
+
+
 def main() -> int:
     """Run or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("modules", nargs="*", help="default: the whole core")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="try survivors that are not explained once more")
+    parser.add_argument("--since", default="", help="keep what was found for functions that are unchanged since this commit")
     parser.add_argument("--page", action="store_true", help="write docs/mutation.md and run nothing")
     args = parser.parse_args()
     if unknown := [m for m in args.modules if m not in CORE]:
@@ -379,7 +428,7 @@ def main() -> int:
     import numpy  # noqa: F401
     import pytest  # noqa: F401
 
-    run(args.modules or list(CORE), args.jobs, args.again)
+    run(args.modules or list(CORE), args.jobs, args.again, args.since)
     return 0
 
 
