@@ -1,5 +1,7 @@
 """The backend finds the library of its arrays and refuses to mix; training stays on its device; the
 suite's stand-ins have teeth.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations

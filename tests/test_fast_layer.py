@@ -1,5 +1,7 @@
 """The fast layer alone: it is a dense layer whose weights really moved, and its backward pass is its
 adjoint, for every kind of mask.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Optimizers as slots: their masks against the formulas of the dictionary, how many slots they
 need, what they refuse.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations

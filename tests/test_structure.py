@@ -119,7 +119,9 @@ def test_only_the_backend_imports_an_array_library() -> None:
 
 
 def test_imports_point_down_only() -> None:
-    """backend <- tree <- checks <- ops, gradcheck <- slow_block <- fast_layer <- fwl <- stream <- lm <- demo."""
+    """backend <- tree <- checks <- ops, gradcheck <- slow_block <- fast_layer <- fwl <- stream <- lm <- demo
+    <- verify <- __main__.
+    """
     for name in set(SOURCES) - PACKAGES:
         for module in inner_imports(name):
             wing = name.split(".")[0] if "." in name else None
@@ -191,7 +193,7 @@ def parse(signature: str) -> tuple[list[list[str]], list[list[str]]]:
 
 
 def test_every_op_has_a_signature_to_run() -> None:
-    """Nine ops, some in several forms; the parser reads all of them and refuses nonsense."""
+    """At least nine ops, some in several forms; the parser reads all of them and refuses nonsense."""
     assert {module for module, _ in FORWARD} == set(OPS)
     assert len(OPS) >= 9
     assert parse("(...,D),(D,F),()->(...,F)   y") == ([["...", "D"], ["D", "F"], []], [["...", "F"]])
@@ -258,17 +260,20 @@ def labels_in_docs() -> tuple[list[str], set[str]]:
     return re.findall(r"\\tag\{([A-Z]\.\d+)\}", text), set(LABEL.findall(text))
 
 
+def prose(source: str) -> list[str]:
+    """Docstrings and comments of a file, that of the module first."""
+    nodes = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef))
+    comments = (t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT)
+    return [*(ast.get_docstring(n) or "" for n in nodes), *comments]
+
+
 def labels_in_tests() -> set[str]:
     """Labels in docstrings and comments of the tests; a range of labels, first "to" last, cites
     what lies between.
     """
     found = set()
     for path in sorted((ROOT / "tests").rglob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        nodes = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef))
-        texts = [ast.get_docstring(n) or "" for n in nodes]
-        texts += [t.string for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
-        for text in texts:
+        for text in prose(path.read_text(encoding="utf-8")):
             found |= set(LABEL.findall(text))
             for letter, low, high in re.findall(r"\(([A-Z])\.(\d+)\)\s+to\s+\(\1\.(\d+)\)", text):
                 found |= {f"{letter}.{i}" for i in range(int(low), int(high) + 1)}
@@ -296,3 +301,26 @@ def test_every_equation_is_cited_by_a_test() -> None:
     docs, tests = set(labels_in_docs()[0]), labels_in_tests()
     assert not docs - tests, f"no test cites {sorted(docs - tests)}"
     assert not tests - docs, f"tests cite equations that docs/ does not have: {sorted(tests - docs)}"
+
+
+# Negative controls
+
+MARK = re.compile(r"(^|[#;] |\n)N: ")
+
+
+def unexplained_marks(source: str) -> list[str]:
+    """Docstrings and comments with an "N:", if the file's first docstring does not say what it means."""
+    module, *texts = prose(source)
+    return [] if '"N:"' in module and "negative control" in module else [text for text in texts if MARK.search(text)]
+
+
+def test_the_mark_of_a_negative_control_is_explained_in_every_file_that_uses_it() -> None:
+    """Who opens one file of tests is told there that "N:" marks something that must not hold."""
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("*.py"))}
+    used = [path for path, source in sources.items() if any(map(MARK.search, prose(source)))]
+    assert len(used) > 15
+    unexplained = {path.name: unexplained_marks(sources[path]) for path in used}
+    assert not any(unexplained.values()), f"used without a word: {unexplained}"
+    marked = ['def f():\n    """N: x"""\n', "x = 1  # N: x\n", 'def f():\n    """A; N: x"""\n']
+    assert [len(unexplained_marks(source)) for source in marked] == [1, 1, 1]
+    assert not unexplained_marks('"""A docstring that opens with "N:" is a negative control."""\n' + marked[1])

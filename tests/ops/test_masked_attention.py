@@ -1,5 +1,7 @@
 """Masked attention: any strictly causal mask, three forms for memory slots, their state, causality
 and gradients.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Which rule is which: each update is the textbook's formula, each special case is the simpler
 rule, and each claim of optimality holds.
+
+What follows an "N:" is a negative control.
 """
 
 from __future__ import annotations

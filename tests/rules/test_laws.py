@@ -4,6 +4,8 @@
 res) = (d fwd)^T (d_out, d_state_out)
 
 Two forms, recurrent (the definition) and chunked, each with a strict and an inclusive read.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Mesa: the memory is the minimum of its loss, conjugate gradients find what it reads, and how far
 off they are is known.
+
+What follows an "N:" is a negative control.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Each mutant is the library with one name inside one of its modules replaced. ``CHECKS`` are the
 comparisons of this folder without Hypothesis: they pass on the library, and for every mutant those
 that are listed beside it fail. What no check could see is named too.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations

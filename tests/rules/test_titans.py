@@ -1,5 +1,7 @@
 """Titans with a linear memory: heavy ball run literally, the chunked form that is exact, the stale
 one that is another function.
+
+What follows an "N:" is a negative control.
 """
 
 from __future__ import annotations

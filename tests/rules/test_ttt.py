@@ -1,5 +1,7 @@
 """Test-time training: gradient descent run literally on a loss that knows no derivative, the dual
 forms, what is a special case of what.
+
+What follows an "N:" is a negative control.
 """
 
 from __future__ import annotations
