@@ -1,0 +1,1 @@
+"""A language model on bytes with a fast weight block at its end, and what one does with it."""

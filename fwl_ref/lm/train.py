@@ -41,6 +41,8 @@ LOG_EVERY = 10  # steps per transfer of records from a device
 
 
 class TrainSettings(NamedTuple):
+    """How a model is trained; the defaults are those of the command ``train``."""
+
     steps: int = 600
     batch: int = 4
     window: int = 256  # T
@@ -63,6 +65,8 @@ class Progress(NamedTuple):
 
 
 class Record(NamedTuple):
+    """What is recorded of a step."""
+
     step: int
     bits_per_byte: float
     grad_norm: float

@@ -1,0 +1,1 @@
+"""Is this installation sound (self-test), and is another implementation right (golden cases)?"""

@@ -2,7 +2,7 @@
 compared without sharing any code.
 
     python -m fwl_ref golden make DIR [--count N] [--seed S]     write varied cases with answers
-    python -m fwl_ref golden run CASE.npz OUT.npz                answer somebody's case
+    python -m fwl_ref golden run CASE.npz OUT.npz                answer a case of yours
     python -m fwl_ref golden check DIR                           recompute a folder and compare
 
 With ``--backend cupy`` the answers are computed on a GPU, in float64 like all others.
@@ -218,7 +218,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--count", type=int, default=len(PLANS), metavar="N", help=count_help)
     seed_help = "of the numbers drawn (default %(default)s)"
     make.add_argument("--seed", type=int, default=0, metavar="S", help=seed_help)
-    run = actions.add_parser("run", help="compute the answers to somebody's case")
+    run = actions.add_parser("run", help="compute the answers to a case of yours")
     run.add_argument("case", metavar="CASE.npz")
     run.add_argument("out", metavar="OUT.npz")
     check = actions.add_parser("check", help="recompute a folder of cases and compare")
