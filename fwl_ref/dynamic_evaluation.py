@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from .backend import Array, Tree, namespace, to_numpy
 from .checks import check_block_data, check_evaluation, check_segment
+from .ops.common import chunk_slices
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from .tree import add, leaves, size, tree_map
 
@@ -166,7 +167,7 @@ def evaluate_block(
     xp = namespace(x, weights, *slow)
     rates = SlowParameters(*eta, 0.0, 0.0)
     descent = Descent(rates, decay, subset=FAST_ONLY)
-    parts = [slice(i, min(i + segment, x.shape[1])) for i in range(0, x.shape[1], segment)]
+    parts = chunk_slices(x.shape[1], segment)
 
     def score(theta: SlowParameters, part: tuple) -> tuple[Array, SlowParameters]:
         x, labels, share = part  # (L,D), (L,), (L,)
@@ -181,7 +182,7 @@ def evaluate_block(
         normalizer = n if isinstance(n, int | float) or n.ndim == 0 else n[b]
         share = weights[b, ...] / normalizer  # (T,)
         segments = [(x[b, part, :], labels[b, part], share[part]) for part in parts]
-        rows, theta = [xp.zeros((0, slow.U.shape[1]), dtype=x.dtype, device=x.device)], slow
+        rows, theta = [], slow
         for logits, after in dynamic_evaluation(slow, segments, score, descent):
             rows.append(logits)
             theta = after  # the last one is the answer

@@ -10,8 +10,8 @@ input is 1: the bracket is [eta_W q_t, eta_b] . [k_s, 1], and one attention serv
 bias of LayerNorm are sums of the past without any query, ``past_sums_fwd``.
 
 The mask M is one value, ``Past``: that of the learned decay, M_ts = keep^(t-s-1), or that of an
-optimizer. A state is what the sums over earlier tokens have come to, a pair of gradients: step
-sizes sit in the queries and do not enter it.
+optimizer. A state is the sum over earlier tokens, one gradient for the weight and one for the
+bias. Step sizes sit in the queries and do not enter it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Pair = tuple[Array, Array]  # what belongs to a weight and its bias, or to a gai
 class Past(NamedTuple):
     """The mask M of a read: how strongly a token reads each token before it."""
 
-    keep: Array  # () 1 - lambda, what one token leaves of the memory; read if there are no tables
+    keep: Array  # () 1 - lambda, what one token leaves of the memory; used only without tables
     chunk: int | None = None  # tokens per chunk of the attention; None = one chunk
     tables: tuple[Array, Array, Array] | None = None  # an optimizer's keep, write, read
     heads: tuple = ((1.0, 1.0),)  # (u, w) of each head of its preconditioner, (K,) and (E,)

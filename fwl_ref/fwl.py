@@ -6,8 +6,8 @@
     2      write_fwd   down   slow backward -> memory; no weight gradient is ever formed
     3      read_fwd    up     fast forward through the memory (linear attention)
     4      read_bwd    down   -> gradients of features, memory, parameters, step sizes
-    5      write_bwd   up     backward of the slow backward: here *_bwd_bwd are called
-    6      write_bwd   down   backward of the slow forward
+    5      sweep5      up     backward of the slow backward: here *_bwd_bwd are called
+    6      write_bwd   down   backward of the slow forward; write_bwd runs both
 
               WRITE, slow weights               MEMORY              READ, fast weights
 
@@ -75,7 +75,7 @@ from .slow_block import FastParameters, SlowParameters
 class FastSettings(NamedTuple):
     """What is fixed about a fast weight block.
 
-    docs/notation.md has the normalizers, model.py the dialects.
+    docs/notation.md has the normalizers and the dialects.
     """
 
     normalizer: str = "constant"  # "constant", "sequence" or "batch"

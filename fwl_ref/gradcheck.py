@@ -7,7 +7,7 @@ adjoint of the backward pass too.
 
 J v is a sixth-order central difference of the forward pass, so the check knows nothing about how
 the backward pass was derived. Both sides are compared in units of |J v|, the standard deviation of
-<u, J v> over random u: an accidental near-zero can neither fail nor pass a check. Every leaf is
+<u, J v> over random u: a value near zero by chance can neither fail nor pass a check. Every leaf is
 checked on its own, so a small gradient cannot hide behind a large one.
 
 A difference has rounding errors. Where they could hide an error of a thousandth of |J v|, nothing

@@ -42,7 +42,7 @@ class Stream(NamedTuple):
 
 
 def stream_start(batch: int, slow: SlowParameters, settings: FastSettings | None = None) -> Stream:
-    """An empty memory for ``batch`` sequences; ``settings`` None are the default ones."""
+    """An empty memory for ``batch`` sequences; ``settings`` None means the default ones."""
     check_block_parameters(slow)
     xp, optimizer = namespace(*slow), settings.optimizer if settings else None
     lead = (batch,) if optimizer is None else (batch, slots(optimizer))

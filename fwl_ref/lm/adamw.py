@@ -35,7 +35,7 @@ def adam_step(
     state: AdamState,
     rates: Tree,
     decays: Tree,
-    betas=(0.9, 0.99),
+    betas: tuple[float, float] = (0.9, 0.99),
     eps: float = 1e-8,
 ) -> tuple[Tree, AdamState]:
     """One AdamW step. ``rates``, ``decays`` are trees of floats: learning rate and weight decay of
