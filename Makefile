@@ -1,6 +1,7 @@
 # What one does here. `make help` lists it.
 PYTHON ?= python3
 BIN := .venv/bin
+STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 .PHONY: help demo check test notebooks docs lint format golden clean
@@ -23,7 +24,7 @@ check: .venv/run ## is this installation sound? every theorem and the quick demo
 	$(BIN)/python -m fwl_ref check $(if $(BACKEND),--backend $(BACKEND))
 
 test: .venv/dev ## the whole suite on every backend there is; QUICK=1 for fewer examples
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(STYLE)
 	HYPOTHESIS_PROFILE=$(if $(QUICK),quick,$(if $(CI),thorough,quick)) $(BIN)/python -m tests.backends $(if $(QUICK),--quick)
 
 notebooks: .venv/dev ## execute the notebooks and write their outputs; CHECK=1 only compares; ONLY="03 05" picks
@@ -34,8 +35,8 @@ docs: .venv/dev ## build the site and the handout into build/docs, strictly (the
 	$(BIN)/python -m sphinx -n -W --keep-going -q -E -d build/docs/doctrees -b html docs build/docs/html
 	@echo "build/docs/html/index.html, build/docs/handout.pdf"
 
-lint: .venv/dev ## check style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: .venv/dev ## check style and types
+	$(STYLE)
 
 format: .venv/dev ## rewrite to style
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

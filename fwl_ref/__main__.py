@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from .lm.resume import CONFIG, TRAINING
 from .verify import golden
 
 RESULTS = Path("results")
-SAMPLING = generation.generate.__kwdefaults__
+SAMPLING = signature(generation.generate).parameters
 MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, BackendError)
 GOING_ON = "; every finished step is saved, and training goes on from there when run again"
 
@@ -146,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--count", type=int, default=300, help="bytes to write" + DEFAULT)
     for name, what in (("temperature", "0 takes the likeliest byte"), ("seed", "of the draws")):
-        default = SAMPLING[name]
+        default = SAMPLING[name].default
         sample.add_argument(f"--{name}", type=type(default), default=default, help=what + DEFAULT)
     sample.add_argument(
         "--no-adapt", action="store_true", help="do not write sampled bytes to the fast weights"
@@ -269,7 +270,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     params = to_backend(found.progress.params, args.backend)
     if args.data is None:
         corpus = load_corpus(found.text.source)
-        documents, line, note = corpus.test, summary(corpus), known(found.text, corpus)
+        documents, line = list(corpus.test), summary(corpus)
+        note = known(found.text, corpus)
     else:
         documents, left_out = read(args.data)
         line = f"text {shown(args.data)}: {amount(documents)}{omissions(left_out)}"

@@ -242,10 +242,10 @@ def check_state(state: Any, batch: int, slow: Any, optimizer: Any = None) -> Non
             f"the state must hold {wanted}, got {found}: "
             "carry a state only between calls with the same optimizer"
         )
-    held, per, lead = state, "sequence", (batch,)
-    if optimizer is not None:
-        held, per = state.slots, "sequence and slot"
-        lead = (batch, len(optimizer.write(0)))
+    if optimizer is None:
+        held, per, lead = state, "sequence", [batch]
+    else:
+        held, per, lead = state.slots, "sequence and slot", [batch, len(optimizer.write(0))]
     for name, array in zip(held._fields, held, strict=True):
         check_is_array(array, f"the state of {name}")
         expected = (*lead, *getattr(slow, name).shape)

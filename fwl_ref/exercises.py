@@ -16,6 +16,8 @@ the way.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 from .backend import Tree, host, is_host, to_numpy
@@ -38,10 +40,10 @@ RTOL = 1e-8  # of the largest entry: far above float64 rounding, far below a wro
 class WrongEntry(NamedTuple):
     """The first entry of an array that is wrong, and how many are."""
 
-    index: tuple[int, ...]
+    place: tuple[int, ...]  # its index
     found: float
     expected: float
-    count: int
+    total: int  # of wrong entries
 
 
 def check(
@@ -127,7 +129,8 @@ def adjoint_by_differences(
         For arguments or cotangents in float32 or less: rounding would be a part in a thousand.
     """
     _refuse_few_digits((args, cotangent))
-    given, results = leaves((cotangent,)), []
+    given = leaves((cotangent,))
+    results: list[Any] = []
     for i, arg in enumerate(args):
         parts = leaves((arg,))
         if not all(hasattr(a, "dtype") and a.dtype.kind == "f" for a in parts):
@@ -189,15 +192,15 @@ def first_wrong(found: Any, expected: Any, rtol: float = RTOL) -> WrongEntry | N
 
 
 def _call(f: Any, args: tuple) -> Any:
-    return f(*args) if isinstance(f, Callable) else f
+    return f(*args) if callable(f) else f
 
 
 def _line(error: Exception) -> str:
     """The line of the reader's function where it happened, counted from its def."""
-    trace = error.__traceback__.tb_next
-    while trace and trace.tb_frame.f_code.co_name in ("_call", "<module>"):
-        trace = trace.tb_next
-    return f"line {trace.tb_lineno - trace.tb_frame.f_code.co_firstlineno + 1} " if trace else ""
+    for frame, line in islice(walk_tb(error.__traceback__), 1, None):  # the first is verdict
+        if frame.f_code.co_name not in ("_call", "<module>"):
+            return f"line {line - frame.f_code.co_firstlineno + 1} "
+    return ""
 
 
 def _problem(found: Any, expected: Any, returns: Sequence[str] = (), name: str = "") -> str | None:
@@ -233,9 +236,9 @@ def _array_problem(found: Any, expected: Any, name: str) -> str | None:
     if wrong is None:
         return None
     entry = name or "the result"
-    if wrong.index:
-        entry = f"{name or 'entry '}[{', '.join(map(str, wrong.index))}]"
-    count = f"; {wrong.count} of {found.size} entries are wrong" if found.size > 1 else ""
+    if wrong.place:
+        entry = f"{name or 'entry '}[{', '.join(map(str, wrong.place))}]"
+    count = f"; {wrong.total} of {found.size} entries are wrong" if found.size > 1 else ""
     how = f"{_side(wrong)}{_pattern(found, expected)}{count}"
     return f"first wrong entry: {entry} = {wrong.found:.3g}, {how}"
 

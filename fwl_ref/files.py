@@ -17,10 +17,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 from .backend import Array, host
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows: no such locks, so keeping two writers apart is left to the user

@@ -43,7 +43,7 @@ CASES = [(generator(1)(3, 4),)]
 
 @given(shape=shapes, seed=seeds, data=st.data())
 def test_the_first_wrong_entry_is_the_first_in_reading_order(shape: tuple, seed: int, data: st.DataObject) -> None:
-    """Wrong entries at random places: index and count are those of the mask, and an exact answer
+    """Wrong entries at random places: place and number are those of the mask, and an exact answer
     has none.
     """
     expected = generator(seed)(*shape)
@@ -52,11 +52,11 @@ def test_the_first_wrong_entry_is_the_first_in_reading_order(shape: tuple, seed:
     found.flat[sorted(flat)] += 1.0
     wrong = first_wrong(found, expected)
     assert wrong is not None
-    assert np.ravel_multi_index(wrong.index, shape) == min(flat)
-    assert wrong.count == len(flat)
-    assert (wrong.found, wrong.expected) == (found[wrong.index], expected[wrong.index])
+    assert np.ravel_multi_index(wrong.place, shape) == min(flat)
+    assert wrong.total == len(flat)
+    assert (wrong.found, wrong.expected) == (found[wrong.place], expected[wrong.place])
     assert first_wrong(expected, expected) is None
-    assert f"[{', '.join(map(str, wrong.index))}]" in verdict("f", found, expected)
+    assert f"[{', '.join(map(str, wrong.place))}]" in verdict("f", found, expected)
 
 
 @given(shape=shapes, seed=seeds)

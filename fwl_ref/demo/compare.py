@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from concurrent.futures import Executor, Future
+from operator import itemgetter
 
 from ..backend import Array, host
 from ..lm.bar import Bar
@@ -50,13 +51,14 @@ def choose(
     chosen = {}
     for name, ways in candidates.items():
         bits = table[name]
-        finite = [way for way in ways if math.isfinite(bits[way.label])]  # not the diverged ones
+        scored = [(bits[way.label], way) for way in ways]
+        finite = [pair for pair in scored if math.isfinite(pair[0])]  # not the diverged ones
         if not finite:
             raise ValueError(
                 f"{name}: all of {', '.join(bits)} diverged on the validation documents: "
                 "try smaller step sizes"
             )
-        chosen[name] = min(finite, key=lambda way, bits=bits: bits[way.label])
+        _, chosen[name] = min(finite, key=itemgetter(0))
     return chosen, table
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,7 +42,8 @@ class Workers(ProcessPoolExecutor):
 
     def __init__(self, count: int, notes: str, **options: Any) -> None:
         super().__init__(count, **options)
-        self.notes, self.processes = notes, set()
+        self.notes = notes
+        self.processes: set[BaseProcess] = set()
         self.others = set(multiprocessing.active_children())
         for _ in range(count):  # all start now: the end of one that starts later may go unnoticed
             self.submit(_start)
@@ -56,13 +58,13 @@ class Workers(ProcessPoolExecutor):
 
     def what_happened(self) -> str:
         """Why a pool is broken, and what to do; to be asked when its processes are gone."""
-        notes = {int(path.name): path.read_text() for path in Path(self.notes).iterdir()}
+        notes = {path.name: path.read_text() for path in Path(self.notes).iterdir()}
         if not notes:
             return (
                 "the worker processes could not start. Each imports the main module first, so call "
                 'run_demo from a file, under `if __name__ == "__main__":`'
             )
-        ended = {process.pid: process.exitcode for process in self.processes}
+        ended = {str(process.pid): process.exitcode for process in self.processes}
         killed = [
             f"{notes.get(pid, 'start')}, exit code {code}"
             for pid, code in ended.items()
@@ -157,4 +159,5 @@ def _run(notes: str, label: str, job: Callable, *args: Any, **kwargs: Any) -> An
     try:
         return job(*args, **kwargs)
     except SystemExit as asked:  # without a traceback, and without waiting for another job
-        os._exit(asked.code)
+        # a job that ends itself with words, or with nothing, has not done its work
+        os._exit(asked.code if isinstance(asked.code, int) else 1)

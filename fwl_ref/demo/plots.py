@@ -7,10 +7,12 @@ from __future__ import annotations
 import io
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from ..backend import Array, host
@@ -27,7 +29,7 @@ COLOURS = {
     "fast_carried": "#0072B2",
 }
 MARKERS = dict(zip(COLOURS, "osD^vPX", strict=True))
-SIZES = {
+SIZES: dict[Any, int] = {  # Any: newer versions of matplotlib want a type that older ones lack
     "font.size": 14,
     "axes.titlesize": 16,
     "legend.fontsize": 14,
@@ -60,9 +62,9 @@ def draw(
     Not made through pyplot: nothing is shown, and the caller's figures and settings stay as they
     are.
     """
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
     with matplotlib.rc_context(SIZES):
-        figure = Figure(figsize=(16, 6.8), dpi=110, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        figure = Figure(figsize=(16, 6.8), dpi=110, layout=layout)
         left, middle, right = figure.subplots(1, 3)
         _training(left, curves)
         _by_position(middle, losses, window)
@@ -154,8 +156,9 @@ def _cost(axis: Axes, results: dict) -> list:
     handles = []
     for name, colour in COLOURS.items():
         place = ([], []) if bits[name] is None else (times[name], bits[name])  # None: it diverged
-        style = {"color": colour, "marker": MARKERS[name], "markersize": 13, "linestyle": "none"}
-        handles += axis.plot(*place, **style)
+        dots = axis.plot(*place, color=colour, marker=MARKERS[name], markersize=13)
+        dots[0].set_linestyle("none")
+        handles += dots
     axis.set(
         xlabel="time per byte, static = 1",
         ylabel="bits per byte (lower is better)",

@@ -314,8 +314,8 @@ def equivalence_error(params: Parameters, config: Config, document: Document, wi
     eta, fixed = effective_step_sizes(params.eta, config.dialect), fast_settings(config)
     block = (x, labels, weights, params.block, eta)
     (logits, _, _), _ = fast_block_fwd(*block, params.decay, fixed)  # (1,T,V)
-    rule = {"decay": _number(params.decay), "n": fixed.constant, "eps": fixed.eps}
-    literal, _ = evaluate_block(*block, segment=1, stale=True, **rule)  # (1,T,V)
+    decay, n, eps = _number(params.decay), fixed.constant, fixed.eps
+    literal, _ = evaluate_block(*block, segment=1, decay=decay, n=n, eps=eps, stale=True)  # (1,T,V)
     return float(host.max(host.abs(to_numpy(logits - literal))))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from .reading import Document, LeftOut, read, shown
 
@@ -22,6 +22,8 @@ PIECE = 1024  # bytes of each of the first pieces of a single file
 SAME_LENGTH = 16  # so many pieces, then longer ones
 MIN_FILE = 10 * PIECE  # ten pieces are the fewest that fill all three parts
 PARTS = ("train", "validation", "test")
+
+Documents: TypeAlias = tuple[Document, ...]
 
 
 class Fingerprint(NamedTuple):
@@ -36,13 +38,13 @@ class Corpus(NamedTuple):
     """Documents of one source, split by document."""
 
     source: str
-    train: tuple[Document, ...]
-    validation: tuple[Document, ...]
-    test: tuple[Document, ...]
+    train: Documents
+    validation: Documents
+    test: Documents
     left_out: tuple[LeftOut, ...] = ()
 
     @property
-    def parts(self) -> tuple[tuple[Document, ...], ...]:
+    def parts(self) -> tuple[Documents, Documents, Documents]:
         """The documents to train on, to choose by and to test on."""
         return self.train, self.validation, self.test
 
@@ -99,8 +101,8 @@ def split(source: str, documents: Iterable[Document], left_out: Iterable[LeftOut
             continue
         first = texts.setdefault(document.data.tobytes(), document)
         if first is not document:
-            kept, copy = sorted((first, document), key=_rank)
-            texts[document.data.tobytes()] = kept
+            one, copy = sorted((first, document), key=_rank)
+            texts[document.data.tobytes()] = one
             left_out.append(LeftOut(copy.name, len(copy.data), "duplicate"))
     kept = list(texts.values())
     size = sum(len(d.data) for d in kept)
@@ -161,7 +163,7 @@ def _rank(document: Document) -> tuple[int, bytes]:
     return max(0, int.from_bytes(found[:4], "big") % 10 - 7), found
 
 
-def _by_name(source: str, documents: list[Document]) -> list[tuple[Document, ...]]:
+def _by_name(source: str, documents: list[Document]) -> tuple[Documents, Documents, Documents]:
     parts: list[list[Document]] = [[], [], []]
     for document in documents:
         parts[_rank(document)[0]].append(document)
@@ -177,7 +179,7 @@ def _by_name(source: str, documents: list[Document]) -> list[tuple[Document, ...
             f"the hash of their names ({empty} would be empty): give at least three documents, "
             "better ten, or one longer file"
         )
-    return [tuple(part) for part in parts]
+    return tuple(train), tuple(validation), tuple(test)
 
 
 def cut(document: Document) -> list[Document]:
@@ -195,6 +197,6 @@ def cut(document: Document) -> list[Document]:
     return pieces
 
 
-def _by_number(pieces: list[Document]) -> list[tuple[Document, ...]]:
+def _by_number(pieces: list[Document]) -> tuple[Documents, Documents, Documents]:
     train = tuple(piece for number, piece in enumerate(pieces) if number % 10 not in (4, 9))
-    return [train, tuple(pieces[4::10]), tuple(pieces[9::10])]
+    return train, tuple(pieces[4::10]), tuple(pieces[9::10])

@@ -111,11 +111,11 @@ def _folder(
     for name, item in sorted(_walk(root, skipped).items()):
         if not wanted(name):
             continue
-        item = _file(item) if isinstance(item, Path) else item
-        if isinstance(item, LeftOut):
-            left_out.append(item._replace(name=shown(name)))
+        text = _file(item) if isinstance(item, Path) else item
+        if isinstance(text, LeftOut):
+            left_out.append(text._replace(name=shown(name)))
         else:
-            found.append(document(shown(name), item))
+            found.append(document(shown(name), text))
     return Reading(found, left_out)
 
 
@@ -126,7 +126,9 @@ def _walk(root: Path, skipped: Set[str]) -> dict[str, Path | LeftOut]:
     name. A folder is read once, so circles of links end.
     """
     found: dict[str, Path | LeftOut] = {}
-    folders, links, seen = [("", root)], [], set()
+    folders: list[tuple[str, Path]] = [("", root)]
+    links: list[tuple[str, Path]] = []
+    seen: set[Path] = set()
     while folders or links:
         links.sort(reverse=True)  # the first name is taken first
         prefix, folder = (folders or links).pop()

@@ -103,8 +103,10 @@ def train_towards(
 
     need = footprint.training(config, settings.batch, settings.window)
     with footprint.explained("a training step", need, config, settings.window, settings.batch):
-        fresh = start is None
-        start = begin(config, settings, backend) if fresh else on_backend(start, backend)
+        if start is None:
+            start = begin(config, settings, backend)
+        else:
+            start = on_backend(start, backend)
         return train(corpus, config, settings, start=start, save=save, **bar)
 
 

@@ -246,7 +246,7 @@ def _project(params: Parameters, s: TrainSettings) -> Parameters:
     """Back into the range where a step size is a descent and a decay forgets."""
     xp = namespace(params.embedding)
 
-    def between(x, low, high):
+    def between(x: Array, low: float, high: float) -> Array:
         return xp.where(x < low, 0 * x + low, xp.where(x > high, 0 * x + high, x))
 
     eta = tree_map(lambda e: between(e, 0.0, math.inf), params.eta) if s.nonnegative else params.eta

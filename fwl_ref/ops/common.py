@@ -27,6 +27,12 @@ def chunk_slices(length: int, chunk: int | None) -> list[slice]:
     return [slice(start, min(start + chunk, length)) for start in range(0, max(length, 1), chunk)]
 
 
+def check_integers(a: Array, what: str) -> None:
+    """Raise TypeError unless ``a`` has an integer dtype: 2.7 would become 2 without a word."""
+    if not namespace(a).isdtype(a.dtype, "integral"):
+        raise TypeError(f"{what} must be integers, got dtype {a.dtype}")
+
+
 def before(length: int, like: Array, own: bool = False) -> Array:
     """(L,L) bool   s < t: which tokens s token t sees; with ``own`` also itself, s <= t"""
     i = namespace(like).arange(length, device=like.device)  # (L,)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from .common import check_integers
 
 
 class CrossEntropyResidual(NamedTuple):
@@ -19,8 +20,9 @@ class CrossEntropyResidual(NamedTuple):
 def cross_entropy_fwd(logits: Array, labels: Array) -> tuple[Array, CrossEntropyResidual]:
     """(...,V),(...)->(...)   l = log sum exp(logits) - logits[y]   (C.1)
 
-    Labels may have any integer dtype, also one that cannot count to V.
+    Labels may have any integer dtype, also one that cannot count to V. Raises TypeError for others.
     """
+    check_integers(labels, "labels")
     xp = namespace(logits)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)  # (...,V)
     p = xp.exp(shifted)  # (...,V)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from .common import check_integers
 
 
 class EmbeddingResidual(NamedTuple):
@@ -17,8 +18,9 @@ class EmbeddingResidual(NamedTuple):
 def embedding_fwd(table: Array, tokens: Array) -> tuple[Array, EmbeddingResidual]:
     """(V,D),(...)->(...,D)   y = table[token]   (E.1)
 
-    Tokens may have any integer dtype, also one that cannot count to V.
+    Tokens may have any integer dtype, also one that cannot count to V. Raises TypeError for others.
     """
+    check_integers(tokens, "tokens")
     xp = namespace(table)
     tokens = xp.astype(tokens, xp.int64)  # (...)
     y = xp.take(table, xp.reshape(tokens, (-1,)), axis=0)  # (N,D)

@@ -37,7 +37,7 @@ class AttentionCase(NamedTuple):
     k: Array  # (B,T,K)
     v: Array  # (B,T,E)
     keep: Array  # ()
-    state: Array | None  # (B,K,E)
+    state: Array  # (B,K,E), or None: nothing came before
 
 
 # Drawing

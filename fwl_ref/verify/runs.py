@@ -41,7 +41,7 @@ class Gradients(NamedTuple):
     slow: SlowParameters
     eta: FastParameters
     decay: Array  # ()
-    state: State | None  # None if no state came in
+    state: FastParameters | None  # of an optimizer's slots; None if no state came in
 
 
 def run(case: BlockCase, state: State | None = None) -> Run:
@@ -51,7 +51,10 @@ def run(case: BlockCase, state: State | None = None) -> Run:
 
 
 def gradients(
-    case: BlockCase, g_logits: Array, g_state: State | None = None, state: State | None = None
+    case: BlockCase,
+    g_logits: Array,
+    g_state: FastParameters | None = None,
+    state: State | None = None,
 ) -> Gradients:
     """The backward pass of the block for a cotangent of its logits and, if given, its state."""
     _, res = fast_block_fwd(*case, state)
@@ -66,7 +69,7 @@ def as_function(case: BlockCase) -> tuple[Callable, Callable]:
         (logits, _, out), res = fast_block_fwd(*changed)
         return (logits, out), res
 
-    def bwd(g: tuple, res: Any) -> tuple:
+    def bwd(g: tuple[Array, Any], res: Any) -> tuple:
         return fast_block_bwd(*g, res)[:4]
 
     return fwd, bwd

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fwl_ref.demo.parallel import WorkerError, worker_pool
+from fwl_ref.demo.parallel import WorkerError, _run, worker_pool
 
 pytestmark = pytest.mark.host("processes")
 
@@ -67,6 +67,19 @@ def test_workers_are_asked_to_end_and_save(tmp_path, error):
         raise error
     assert all(job.done() for job in jobs)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a begun", "a saved", "b begun", "b saved"]
+
+
+@pytest.mark.parametrize(("given", "status"), [(143, 143), ("no room", 1), (None, 1)])
+def test_a_job_that_ends_itself_ends_its_worker(tmp_path, monkeypatch, given, status):
+    """With the exit status that it gives; words, or nothing, are a failure, and no TypeError."""
+
+    def job():
+        raise SystemExit(given)
+
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    _run(str(tmp_path), "job", job)
+    assert ended == [status]
 
 
 SCRIPT = """

@@ -50,3 +50,13 @@ def test_embedding_of_tokens_in_any_integer_dtype(dtype: str, vocabulary: int) -
     expected = np.zeros_like(table)
     np.add.at(expected, tokens.astype("int64"), dy)
     assert_close(embedding_bwd(dy, res), expected)
+
+
+@pytest.mark.parametrize("dtype", [float, np.float32, bool])
+def test_what_is_no_integer_is_refused(dtype: type) -> None:
+    """2.7 would become 2, True the label 1."""
+    index = np.ones((2, 3), dtype=dtype)
+    with pytest.raises(TypeError, match="labels must be integers"):
+        cross_entropy_fwd(np.ones((2, 3, 5)), index)
+    with pytest.raises(TypeError, match="tokens must be integers"):
+        embedding_fwd(np.ones((5, 4)), index)
