@@ -279,7 +279,7 @@ CHEATS = [
 
 def make_reader(params: Parameters, config: Config, window: int, segment: int, text: Array, **settings: Any) -> Reader:
     """A reader whose statistics come from ``text``, which is none of the test text."""
-    defaults = {"rate": 0.3, "rates": (0.1, 0.3, 1.0, 3.0), "rms_rate": 6e-4, "step_size": 0.003}
+    defaults = {"rate": 0.1, "rates": (0.02, 0.05, 0.1, 0.2, 0.4), "rms_rate": 6e-4, "step_size": 3e-4}
     reader = Reader(params, config, window, segment, **defaults | settings, train_moments=None, train_squares=None)
     return reader._replace(train_moments=moments(features(reader, text)), train_squares=squares(reader, text))
 
@@ -303,8 +303,8 @@ def chosen(reader: Reader, documents: list[Array]) -> Reader:
 
     return reader._replace(
         rate=best("rate", reader.rates, scored_before_the_update),
-        rms_rate=best("rms_rate", (3e-4, 1e-3, 3e-3, 1e-2), squares_of_training_text),
-        step_size=best("step_size", (0.001, 0.003, 0.01), strict_read),
+        rms_rate=best("rms_rate", (2e-4, 5e-4, 1e-3, 2e-3), squares_of_training_text),
+        step_size=best("step_size", (3e-5, 1e-4, 3e-4, 1e-3), strict_read),
     )
 
 
