@@ -32,6 +32,7 @@ from fwl_ref.stream import stream_predict, stream_reveal, stream_start
 Array = np.ndarray
 Evaluator = Callable[[Array], Array]
 SHARE = 0.2  # of counts in a mixture of model and counts
+DECAY = 0.01  # of the fast weights, per token
 
 
 class Reader(NamedTuple):
@@ -151,7 +152,7 @@ def fast_weights(reader: Reader, inclusive: bool) -> Evaluator:
         for x, label in zip(features(reader, tokens), tokens[1:], strict=True):
             x, label = x[None], label[None]
             logits, asked = stream_predict(stream, x, params.block, eta, settings)
-            stream = stream_reveal(asked, label, np.ones(1, dtype), params.block, dtype(0), settings)
+            stream = stream_reveal(asked, label, np.ones(1, dtype), params.block, dtype(DECAY), settings)
             if inclusive:
                 logits, _ = stream_predict(stream, x, params.block, eta, settings)
             rows.append(logits[0])
@@ -304,7 +305,7 @@ def chosen(reader: Reader, documents: list[Array]) -> Reader:
     return reader._replace(
         rate=best("rate", reader.rates, scored_before_the_update),
         rms_rate=best("rms_rate", (2e-4, 5e-4, 1e-3, 2e-3), squares_of_training_text),
-        step_size=best("step_size", (3e-5, 1e-4, 3e-4, 1e-3), strict_read),
+        step_size=best("step_size", (3e-4, 1e-3, 3e-3), strict_read),
     )
 
 
@@ -328,7 +329,7 @@ def measure(corpus: Corpus, steps: int, seed: int, count: int, length: int) -> s
         f"{config.layers} layers, {steps} steps of 8 windows of {window} bytes, seed {seed}; segments of {reader.segment} bytes; static "
         f"{bits_per_byte(static(reader), test):.3f}. Chosen on 1,024 bytes of 3 validation documents: rate {reader.rate:g} of "
         f"{', '.join(f'{r:g}' for r in reader.rates)} (the cheat chooses from the same), RMS rate {reader.rms_rate:g}, step size of the "
-        f"fast weights {reader.step_size:g}. Counts have a share of {SHARE:g}."
+        f"fast weights {reader.step_size:g}, their decay {DECAY:g}. Counts have a share of {SHARE:g}."
     )
     print(f"{time.perf_counter() - clock:.0f} s")
     return "\n".join([*lines, "", settings])
