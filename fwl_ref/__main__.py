@@ -1,4 +1,4 @@
-"""The command line: ``python -m fwl_ref demo | train | evaluate | generate | golden | audit | check``."""
+"""``python -m fwl_ref demo | train | evaluate | generate | golden | audit | check``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Is this score legal? Was every token scored before anything that had seen it?
 
     from fwl_ref.audit import check_score_first
-    check_score_first(evaluator, document)      # raises ScoreLeak, which says what leaks, and how far
+    check_score_first(evaluator, document)  # raises ScoreLeak, which says what leaks, how far
 
 An evaluator is any function from tokens (n,) to losses (n-1,) or logits (n-1,V): row i scores token
 i + 1. See docs/audit.md for what is checked, and what no such check can see.

@@ -144,7 +144,7 @@ def repeats(audit: Audit) -> Finding | None:
 
 
 def labels_sum_to_one(audit: Audit, count: int) -> tuple[list[Finding], str]:
-    """With losses the own label cannot be seen by changing tokens, but by adding its alternatives."""
+    """With losses the own label is not seen by changing tokens, but by adding its alternatives."""
     allowed = ROUNDINGS * precision(audit.scores) + audit.tolerance
     rows = unsure_rows(audit, count, 0, len(audit.scores))
     sums = {row: label_sum(audit, row) for row in rows}
@@ -173,8 +173,8 @@ def lengths_agree(audit: Audit) -> tuple[list[Finding], str]:
     error, row = length_error(audit, places)
     allowed = max(ROUNDING * precision(audit.scores), audit.tolerance)
     line = (
-        f"documents of {', '.join(map(str, places))}, {n + n // 2} and {2 * n} tokens: scores agree "
-        f"within {error:.1g} (rounding: {allowed:.1g})"
+        f"documents of {', '.join(map(str, places))}, {n + n // 2} and {2 * n} tokens: scores "
+        f"agree within {error:.1g} (rounding: {allowed:.1g})"
     )
     if error <= allowed:
         return [], line
@@ -217,7 +217,9 @@ def check_positions(positions: Iterable[int] | None, n: int, seed: int) -> list[
     if positions is None:
         edges = host.linspace(2, n - 1, 11).astype("int64")
         rng = host.random.default_rng([seed, 1])
-        drawn = [int(rng.integers(a, max(b, a + 1))) for a, b in zip(edges, edges[1:], strict=False)]
+        drawn = [
+            int(rng.integers(a, max(b, a + 1))) for a, b in zip(edges, edges[1:], strict=False)
+        ]
         return sorted({1, n - 1, *drawn})
     places = sorted({int(p) for p in positions})
     if not places or places[0] < 1 or places[-1] >= n:

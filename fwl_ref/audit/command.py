@@ -15,7 +15,9 @@ from .check import audit_scores
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``audit``; ``main`` does what they say."""
     parser.add_argument("evaluator", metavar="MODULE:FUNCTION", help="tokens -> losses or logits")
-    parser.add_argument("--data", required=True, metavar="FILE", help="a UTF-8 file; of a folder, the longest")
+    parser.add_argument(
+        "--data", required=True, metavar="FILE", help="a UTF-8 file; of a folder, the longest"
+    )
     parser.add_argument("--bytes", type=int, default=512, help="read so many (default %(default)s)")
     parser.add_argument("--vocabulary", type=int, default=256, metavar="V", help="default 256")
     parser.add_argument("--tolerance", type=float, default=0.0, help="0 (default): every bit")
@@ -51,7 +53,7 @@ def imported(name: str) -> Any:
 
     Raises ValueError if there is none.
     """
-    module, _, function = name.partition(":")
+    module, function = (*name.split(":", 1), "")[:2]
     if not (module and function):
         raise ValueError(f"the evaluator must be named MODULE:FUNCTION, got {name!r}")
     here = str(Path.cwd())
@@ -62,6 +64,8 @@ def imported(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise
-        raise ValueError(f"no module {error.name!r} here or installed, asked for {name!r}") from None
+        raise ValueError(
+            f"no module {error.name!r} here or installed, asked for {name!r}"
+        ) from None
     except AttributeError:
         raise ValueError(f"{module!r} has no {function!r}, asked for {name!r}") from None

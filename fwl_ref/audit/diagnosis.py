@@ -1,14 +1,14 @@
 """What kind of leak is it? From which rows change when, and in whose favour.
 
-    own label            a row knows the token that it scores, and none after it
-    own segment          rows know what follows up to the end of their segment
-      update_before_score  ... and above all their own label
-      segment_statistics   ... and their own label no more than others
-    whole document       rows know everything to the end
-      two_passes           ... and above all their own label
-      statistics           ... counts of tokens; or something that enters with the first update
-      normalizer           ... none of these; or nothing but the length
-    tuning               whatever follows, there are only a few different pasts
+own label            a row knows the token that it scores, and none after it
+own segment          rows know what follows up to the end of their segment
+  update_before_score  ... and above all their own label
+  segment_statistics   ... and their own label no more than others
+whole document       rows know everything to the end
+  two_passes           ... and above all their own label
+  statistics           ... counts of tokens; or something that enters with the first update
+  normalizer           ... none of these; or nothing but the length
+tuning               whatever follows, there are only a few different pasts
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def diagnose(audit: Audit, scale: dict[int, int], singles: dict[int, tuple]) -> 
         return [spread(audit, rows, singles)]
     words = (
         f"row {first} knows the text after it, but {TEXTS} other texts there leave it only {count} "
-        "different scores: something was chosen from a few candidates (a step size, a checkpoint) by "
-        "how well it reads this text"
+        "different scores: something was chosen from a few candidates (a step size, a "
+        "checkpoint) by how well it reads this text"
     )
     found = [Finding("tuning", first, (0, len(audit.document) - 1), words)]
     near = {p: row for p, row in alone.items() if row > (first + p - 1) / 2}
@@ -88,16 +88,18 @@ def whole_document(audit: Audit, first: int, singles: dict[int, tuple]) -> Findi
         words = f"{head}, and a row is helped most by its own label: the text was learned before"
     elif favour == "counts":
         kind = "statistics"
-        words = f"{head}, in any order, and a token makes itself likelier: its counts were taken first"
+        words = (
+            f"{head}, in any order, and a token makes itself likelier: its counts were taken first"
+        )
     elif first > 0:
-        kind, words = "statistics", (
+        kind = "statistics"
+        words = (
             f"{head}, rows before it nothing, and no label is favoured: what is known enters with "
-            "the first update, as squared gradients of the test text would, or a step size tuned on it"
+            "the first update, as squared gradients of the test text would, or a tuned step size"
         )
     else:
-        kind, words = "normalizer", (
-            f"{head}, and no label is favoured: means or variances over the document"
-        )
+        kind = "normalizer"
+        words = f"{head}, and no label is favoured: means or variances over the document"
     return Finding(kind, first, (first, n - 1), words)
 
 
@@ -148,7 +150,7 @@ def favoured(audit: Audit, changes: list[Single], start: int, end: int) -> str:
 
 
 def mostly_positive(shifts: Array) -> bool:
-    """More often than signs drawn by chance would be, by 2.2 standard deviations: 5 of 5, 10 of 12."""
+    """More often than by chance, by 2.2 standard deviations: 5 of 5, 10 of 12."""
     n = len(shifts)
     return bool(n > 0 and (2 * host.sum(shifts > 0) - n) / n**0.5 >= 2.2)
 
@@ -175,7 +177,7 @@ def _odds(audit: Audit, change: Single, start: int) -> tuple:
 
 
 def _losses(audit: Audit, change: Single, start: int) -> tuple:
-    """Mean gain of earlier rows that have the new label, and loss of those that have the old one."""
+    """Mean gain of earlier rows with the new label, and loss of those with the old one."""
     rows = slice(start, max(change.position - 1, start))
     labels = audit.document[1:][rows]
     gain = (audit.scores - change.scores)[rows].astype("float64")
