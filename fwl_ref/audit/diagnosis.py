@@ -69,8 +69,9 @@ def spread(audit: Audit, rows: dict[int, int], singles: dict[int, tuple]) -> Fin
     last = at_scale(audit, end)
     if last is not None and last <= (first + end) / 2:
         return whole_document(audit, first, singles)
-    if len(depths) == 1 and len(rows) > 3:
-        (ahead,) = depths
+    free = [p - 1 - row for p, row in rows.items() if row > 0]  # the first row stops all others
+    if len(set(free)) == 1 and len(free) > 3:
+        ahead = free[0]
         words = f"every row knows {ahead + 1} tokens that it has not reached, its label the first"
         return Finding("lookahead", first, (0, ahead + 1), words)
     return own_segment(audit, first, rows)

@@ -67,7 +67,7 @@ def kinds(evaluator, document=DOCUMENT, **options):
 # --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shown", [as_logits, as_losses])
+@pytest.mark.parametrize("shown", [as_logits, pytest.param(as_losses, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cheat", cheats.CHEATS, ids=lambda c: c.cheat.__name__)
 def test_every_cheat_is_named(cheat, shown):
     """By its kind, and nothing else is found."""
@@ -75,7 +75,7 @@ def test_every_cheat_is_named(cheat, shown):
     assert kinds(shown(cheat.cheat(READER)), SHORT[:32] if slow else DOCUMENT) == [cheat.kind]
 
 
-@pytest.mark.parametrize("shown", [as_logits, as_losses])
+@pytest.mark.parametrize("shown", [as_logits, pytest.param(as_losses, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("honest", sorted({c.honest for c in cheats.CHEATS}, key=lambda f: f.__name__), ids=lambda f: f.__name__)
 def test_the_honest_counterpart_of_every_cheat_passes(honest, shown):
     """To the last bit."""
@@ -375,7 +375,7 @@ def test_scores_on_any_array_library_are_taken():
 # --------------------------------------------------------------------------------------------------------
 
 BAD = {
-    "a row for every token": (lambda t: np.zeros(len(t)), {}, ValueError, "row i scores token i + 1"),
+    "a row for every token": (lambda t: np.zeros(len(t)), {}, ValueError, r"row i scores token i \+ 1"),
     "another vocabulary": (lambda t: np.zeros((len(t) - 1, V + 1)), {}, ValueError, r"got \(95, 13\)"),
     "not finite": (lambda t: np.full(len(t) - 1, np.nan), {}, ValueError, "scores must be finite, row 0 is not"),
     "negative losses": (lambda t: np.full(len(t) - 1, -1.0), {}, ValueError, "losses must be at least 0"),
