@@ -5,6 +5,7 @@ judge.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +81,16 @@ def test_every_cheat_is_named(cheat, shown):
 def test_the_honest_counterpart_of_every_cheat_passes(honest, shown):
     """To the last bit."""
     check_score_first(shown(honest(READER)), SHORT, vocabulary=V, positions=range(1, 64, 9))
+
+
+def test_the_page_has_a_figure_for_every_cheat_and_a_row_for_every_kind():
+    """docs/audit.md, whose table benchmarks/cheats.py prints."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
+    table = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")]
+    assert [row[0].strip() for row in table if len(row) == 5][1:] == [c.name for c in cheats.CHEATS]
+    for _, honest, cheating, gain, _ in [row for row in table if len(row) == 5][1:]:
+        assert abs(float(honest) - float(cheating) - float(gain)) < 0.0011  # each rounded to 0.001
+    assert all(f"`{c.kind}`" in page for c in cheats.CHEATS)
 
 
 def test_there_are_seven_cheats():
