@@ -3,8 +3,8 @@ docs/audit.md, and the teeth of the audit's tests.
 
     python benchmarks/cheats.py [--steps 250] [--seed 0] [--documents 6] [--bytes 2048]
 
-Trains a small plain model on the standard library, then reads test documents in every way. About
-two minutes on one core. The Markdown table it prints is the one in the docs.
+Trains a small plain model on the standard library, then reads test documents in every way. A few
+minutes on one core. The Markdown table it prints is the one in the docs.
 
 Every way is an evaluator as ``fwl_ref.audit`` wants it: a function from tokens (n,) to logits
 (n-1,V). It must contain all that is fitted to the test text, or the audit could not see it.
