@@ -1,4 +1,4 @@
-"""The command line: ``python -m fwl_ref demo | train | evaluate | generate | golden | check``."""
+"""``python -m fwl_ref demo | train | evaluate | generate | golden | audit | check``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import __version__
+from .audit import command as audit
 from .backend import BACKENDS, BackendError
 from .lm import generate as generation
 from .lm.model import DIALECTS
@@ -161,6 +162,12 @@ def parser() -> argparse.ArgumentParser:
     )
     golden.add_arguments(cases)
     cases.set_defaults(run=golden.main)
+
+    legal = commands.add_parser(
+        "audit", help="is every score of an evaluator of yours made before its label was seen?"
+    )
+    audit.add_arguments(legal)
+    legal.set_defaults(run=audit.main)
 
     check = commands.add_parser(
         "check",

@@ -38,7 +38,7 @@ LAYERS = [
     {"stream", "exercises"},
     {"lm.*"},
     {"demo.*"},
-    {"verify.*"},
+    {"verify.*", "audit.*"},
     {"__main__"},
 ]
 

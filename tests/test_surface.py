@@ -66,6 +66,10 @@ HOST_CODE = {
     ("verify.golden_rules", "draw_case"): "draws cases on the host",
     ("lm.model", "initialize"): "draws parameters on the host",
     ("demo.plots", ""): "figures",
+    ("audit.check", ""): "scores that came home",
+    ("audit.diagnosis", ""): "scores that came home",
+    ("audit.evaluator", ""): "scores that came home",
+    ("audit.probes", ""): "scores that came home",
     ("demo.report", ""): "files",
 }
 
