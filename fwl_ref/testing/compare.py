@@ -9,7 +9,8 @@ with u the unit roundoff of the arrays (float64 2^-53, float32 2^-24, float16 2^
 a that of the sums in the kernel (2^-53 for float64, else 2^-24), and n how many terms are summed
 one after another, T + K + E. M is the largest magnitude in the array, or 1/16 of the largest in
 any array of the case if that is more. ``spread`` is how much the exact answer of the array changes,
-at most, when every input is changed by a share of up to u: 0 for a case in good condition, large
+at most, when every input and what norms, scales and logarithms make of it is changed by a share of
+up to u: 0 for a case in good condition, large
 for one that no arithmetic of this precision can answer, so that nothing is blamed on the kernel
 that is the case's. With ``rtol`` given, the bound is ``rtol * M`` and nothing else.
 """

@@ -7,6 +7,7 @@ is named; nothing is guessed from a likeness.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from ..backend import host
@@ -49,7 +50,8 @@ def faults(subject: Subject, options: Options) -> Iterator[Fault]:
 def _reading(subject: Subject, options: Options) -> Iterator[Fault]:
     if subject.read:
         if subject.name == "attention":
-            yield Fault("strict mask", "a token does not see itself: the mask is exclusive", _strict_attention)
+            for fill in ("itself", "nothing", "nan"):  # what the first token has left to see
+                yield Fault("strict mask", "a token does not see itself: the mask is exclusive", partial(_strict_attention, fill=fill))
             yield Fault("no mask", "a token sees its future: the mask is missing", _all_attention)
         elif subject.name == "linear_attention":
             yield Fault(
@@ -91,11 +93,13 @@ def _softmax(a: Arrays, mask) -> Arrays:
     return {"out": host.matmul(p, a["v"])}
 
 
-def _strict_attention(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
-    n = a["q"].shape[1]
-    if n < 2:
-        raise NotHere
-    return _softmax(a, host.tri(n, k=-1, dtype=bool))
+def _strict_attention(subject: Subject, a: Arrays, settings: Settings, fill: str) -> Arrays:
+    mask = host.tri(a["q"].shape[1], k=-1, dtype=bool)
+    mask[0, 0] = fill == "itself"
+    out = _softmax(a, mask)["out"]
+    if fill == "nan":
+        out[:, 0, :] = host.nan
+    return {"out": out}
 
 
 def _all_attention(subject: Subject, a: Arrays, settings: Settings) -> Arrays:

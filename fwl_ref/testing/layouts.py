@@ -96,10 +96,10 @@ def expected(subject: Subject, case: Arrays, options: Options, heads: list[Array
         found[name] = a
     if "g_q" in found:
         found["g_q"] = options.factor(found["g_q"].shape[-1]) * found["g_q"]
-    if options.l2norm:
+    if options.l2norm and "g_q" in found:
         for name in "qk":
             found[f"g_{name}"] = _l2norm_bwd(found[f"g_{name}"], case[name], options.l2norm)
-    if options.log_gates:
+    if options.log_gates and f"g_{subject.gate}" in found:
         found[f"g_{subject.gate}"] = host.exp(case[subject.gate]) * found[f"g_{subject.gate}"]
     return found
 
