@@ -7,12 +7,13 @@ from the exact one by
 
 with u the unit roundoff of the arrays (float64 2^-53, float32 2^-24, float16 2^-11, bfloat16 2^-8),
 a that of the sums in the kernel (2^-53 for float64, else 2^-24), and n how many terms are summed
-one after another, T + K + E. M is the largest magnitude in the array, or 1/16 of the largest in
-any array of the case if that is more. ``spread`` is how much the exact answer of the array changes,
-at most, when every input and what norms, scales and logarithms make of it is changed by a share of
-up to u: 0 for a case in good condition, large
-for one that no arithmetic of this precision can answer, so that nothing is blamed on the kernel
-that is the case's. With ``rtol`` given, the bound is ``rtol * M`` and nothing else.
+one after another, T + K + E. M is the largest magnitude in the array, or 1/16 of the largest in any
+array of the case if that is more. ``spread`` is how much the exact answer of the array changes, at
+most, when every input and what norms, scales and logarithms make of it is changed by a share u, up
+or down, in three ways: 0 for a case in good condition, large for one that no arithmetic of this
+precision can answer, so that nothing is blamed on the kernel that is the case's. It is not looked
+at where the error is a million times the first term. With ``rtol`` given, the bound is ``rtol * M``
+and nothing else.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .subjects import Arrays
 
 ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 STAGES, SHARES, FLOOR = 8, 16, 2.0**-4
+HOPELESS = 1e6  # a case drawn here is never in a condition as bad as this
 
 
 class Difference(NamedTuple):

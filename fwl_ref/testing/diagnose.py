@@ -44,7 +44,8 @@ def diagnose(
     for fault in faults(subject, options):
         if all(_explains(fault, subject, options, trial, backward) for trial in usable):
             return Diagnosis(fault.name, fault.sentence, where)
-    found = _probed(subject, options, usable, rerun)
+    finite = all(host.all(host.isfinite(a)) for t in usable for a in t.found.values())
+    found = _probed(subject, options, usable, rerun) if finite else None
     if found:
         return Diagnosis(*found, where)
     name, sentence = _described(subject, options, usable, backward)

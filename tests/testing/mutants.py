@@ -16,7 +16,8 @@ import numpy as np
 from fwl_ref.verify.golden_rules import RULES
 from tests.testing import naive
 
-CHUNK = 8
+CHUNK = 4
+MINIBATCH = 2
 
 
 class Mutant(NamedTuple):
@@ -42,7 +43,7 @@ def functions(rule: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward pass of the package for a whole sequence, chunked or dual."""
     form = "dual" if rule.startswith("ttt") else "chunked"
     fwd, bwd = (getattr(RULES[rule].module, f"{rule}_{form}_{way}") for way in ("fwd", "bwd"))
-    words = {"read": "inclusive"} | ({"minibatch": 4, "eps": 1e-6} if form == "dual" else {})
+    words = {"read": "inclusive"} | ({"minibatch": MINIBATCH, "eps": 1e-6} if form == "dual" else {})
     return partial(fwd, **words), bwd
 
 
@@ -140,7 +141,7 @@ def changed(rule: str, name: str, change: Callable[[Any], Any]) -> Callable[...,
 def loops(rule: str) -> Callable[..., Any]:
     """The package's loops take any gate."""
     fwd = getattr(RULES[rule].module, f"{rule}_recurrent_fwd")
-    words = {"read": "inclusive"} | ({"minibatch": 4, "eps": 1e-6} if rule.startswith("ttt") else {})
+    words = {"read": "inclusive"} | ({"minibatch": MINIBATCH, "eps": 1e-6} if rule.startswith("ttt") else {})
     return lambda *inputs: fwd(*inputs, **words)[0]
 
 
@@ -182,7 +183,7 @@ def no_state(cotangents: tuple, *inputs: Any, rule: str) -> tuple:
 
 
 def strict(rule: str) -> Callable[..., Any]:
-    words = {"minibatch": 4, "eps": 1e-6} if rule.startswith("ttt") else {}
+    words = {"minibatch": MINIBATCH, "eps": 1e-6} if rule.startswith("ttt") else {}
     fwd = getattr(RULES[rule].module, f"{rule}_recurrent_fwd")
     return lambda *inputs: fwd(*inputs, read="strict", **words)[0]
 
@@ -206,7 +207,7 @@ LOOPS = [
 
 
 def mutants() -> list[Mutant]:
-    found = [Mutant(rule, fault, partial(naive.KERNELS[rule], bug=bug or fault)) for rule, fault, bug in LOOPS]
+    found = [Mutant(rule, fault, partial(naive.KERNELS[rule], bug=bug or fault, **({"minibatch": MINIBATCH} if rule == "ttt_linear" else {}))) for rule, fault, bug in LOOPS]
     for rule, arrays in RULES.items():
         found += [Mutant(rule, bug, driver(rule, bug)) for bug in BETWEEN]
         found.append(Mutant(rule, "misses its own write", strict(rule)))
