@@ -1,4 +1,4 @@
-"""The command line: ``python -m fwl_ref demo | train | evaluate | generate | golden | check``."""
+"""The command line: ``python -m fwl_ref demo | train | evaluate | generate | golden | kernel | check``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .backend import BACKENDS, BackendError
 from .lm import generate as generation
 from .lm.model import DIALECTS
 from .lm.resume import CONFIG, TRAINING
+from .testing import command as kernel
 from .verify import golden
 
 RESULTS = Path("results")
@@ -160,6 +161,12 @@ def parser() -> argparse.ArgumentParser:
     )
     golden.add_arguments(cases)
     cases.set_defaults(run=golden.main)
+
+    mine = commands.add_parser(
+        "kernel", help="property tests of your kernel against a rule, and what is wrong with it"
+    )
+    kernel.add_arguments(mine)
+    mine.set_defaults(run=kernel.main)
 
     check = commands.add_parser(
         "check",

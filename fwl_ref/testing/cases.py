@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
     B: int = 1
     H: int = 1
-    T: int = 1
+    tokens: int = 1
     K: int = 1
     E: int = 1
     state: bool = False  # whether one comes in
@@ -63,7 +63,7 @@ def plans(subject: Subject, options: Options) -> Any:
         states = (bool(subject.state),)
     return st.builds(
         Plan,
-        B=size("B", 1, 3), H=size("H", 1, heads), T=st.sampled_from(lengths(options)),
+        B=size("B", 1, 3), H=size("H", 1, heads), tokens=st.sampled_from(lengths(options)),
         K=size("K", narrow, 5), E=size("E", least, 5), state=st.sampled_from(states),
         gates=st.sampled_from(GATES), rates=st.sampled_from(RATES), keys=st.sampled_from(KEYS),
         seed=st.integers(0, 2**16),
@@ -84,7 +84,7 @@ def strategies() -> Any:
 def draw(subject: Subject, plan: Plan, options: Options) -> Arrays:
     """The inputs and cotangents of a case, heads as an axis, rounded to the kernel's dtype."""
     rng = host.random.default_rng([plan.seed, 0x6B6974])
-    sizes = {"B": plan.B, "T": plan.T, "K": plan.K, "E": plan.E, "N": 2, "D": plan.K}
+    sizes = {"B": plan.B, "T": plan.tokens, "K": plan.K, "E": plan.E, "N": 2, "D": plan.K}
     sizes |= {"F": plan.E + 2, "V": 4, "H": plan.H * options.grouped_values} | {
         letter: n for letter, n in options.sizes.items() if letter in "NFDV"
     }
@@ -110,7 +110,9 @@ def draw(subject: Subject, plan: Plan, options: Options) -> Arrays:
     if subject.state and not plan.state:
         case |= {name: host.zeros_like(case[name]) for name in subject.state}
     if options.state == "never":  # nobody can use the final state either
-        case |= {n: host.zeros_like(case[n]) for n in (f"cot_{state_out(s)}" for s in subject.state)}
+        case |= {
+            n: host.zeros_like(case[n]) for n in (f"cot_{state_out(s)}" for s in subject.state)
+        }
     return case
 
 

@@ -29,13 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``check_kernel`` as options of ``parser``; ``main`` does what they say."""
     parser.add_argument("kernel", metavar="MODULE:FUNCTION", help="imported from this folder too")
     parser.add_argument("--rule", required=True, choices=SUBJECTS)
-    parser.add_argument("--backward", metavar="MODULE:FUNCTION", help="backward(cotangents, *inputs)")
-    parser.add_argument("--autograd", action="store_true", help="gradients by the library's autograd")
+    parser.add_argument(
+        "--backward", metavar="MODULE:FUNCTION", help="backward(cotangents, *inputs)"
+    )
+    parser.add_argument(
+        "--autograd", action="store_true", help="gradients by the library's autograd"
+    )
     parser.add_argument("--examples", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rtol", type=float, default=None)
     parser.add_argument("--save", type=Path, help="a folder for the smallest failing case")
-    parser.add_argument("--sizes", default="", metavar="K=64,E=64", help="sizes the kernel insists on")
+    parser.add_argument(
+        "--sizes", default="", metavar="K=64,E=64", help="sizes the kernel insists on"
+    )
     for name, default in Options._field_defaults.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(default, bool):

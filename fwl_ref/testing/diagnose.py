@@ -9,7 +9,7 @@ must not know of.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..backend import Array, host
 from . import compare, layouts
@@ -62,14 +62,14 @@ def _explains(
         names = [n for n in names if n in wrong] or names
     try:
         with host.errstate(all="ignore"):
-            said = answers(
-                subject, trial.case, fault.options or options, fault.answer or reference
-            )
+            said = answers(subject, trial.case, fault.options or options, fault.answer or reference)
     except (NotHere, ValueError, FloatingPointError, host.linalg.LinAlgError):
         return False
     if not set(names) <= set(said):
         return False
-    if trial.failed and not any(_differs(said[d.array], d) for d in trial.differences if d.array in said):
+    if trial.failed and not any(
+        _differs(said[d.array], d) for d in trial.differences if d.array in said
+    ):
         return False
     return all(_same(said[n], trial, n, options) for n in names)
 
@@ -134,8 +134,8 @@ def _probed(
     rerun: Callable[[Trial, dict[str, Array]], Trial],
 ) -> tuple[str, str] | None:
     """Whether something depends on a token that it must not know of."""
-    trial = max(trials, key=lambda t: t.plan.T)
-    if trial.plan.T < 2:
+    trial = max(trials, key=lambda t: t.plan.tokens)
+    if trial.plan.tokens < 2:
         return None
     value = "x" if "x" in subject.tokens else "v"
     later = host.array(trial.case[value])
@@ -172,7 +172,7 @@ def _moves(
     axis = layouts.shown(subject, name, options).index("T")
     a, b = (host.moveaxis(t.found[name], axis, 0)[part] for t in (before, after))
     size = compare.magnitude(before.expected, name)
-    bound = 4 * compare.tolerance(options.dtype, before.plan.T) * size
+    bound = 4 * compare.tolerance(options.dtype, before.plan.tokens) * size
     return bool(host.any(~(host.abs(a - b) <= bound)))
 
 
@@ -205,11 +205,17 @@ def _described(
         return f"{name} zero", f"{name} is all zeros{alone}"
     factor = _factor(pairs)
     if factor is not None:
-        return f"{name} times {factor:.4g}", f"scale: {name} is {_named(factor, trials, options)} what it should be{alone}"
+        return (
+            f"{name} times {factor:.4g}",
+            f"scale: {name} is {_named(factor, trials, options)} what it should be{alone}",
+        )
     if letters.endswith(("KE", "EK", "EE", "KK")) and all(
         f.shape[-1] == f.shape[-2] and _near(host.matrix_transpose(f), w) for f, w in pairs
     ):
-        return f"{name} transposed", f"transposed: {name} is the transpose of what it should be{alone}"
+        return (
+            f"{name} transposed",
+            f"transposed: {name} is the transpose of what it should be{alone}",
+        )
     if "T" in letters:
         axis = letters.index("T")
         moved = [(host.moveaxis(f, axis, 0), host.moveaxis(w, axis, 0)) for f, w in pairs]

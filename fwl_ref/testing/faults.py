@@ -51,7 +51,11 @@ def _reading(subject: Subject, options: Options) -> Iterator[Fault]:
     if subject.read:
         if subject.name == "attention":
             for fill in ("itself", "nothing", "nan"):  # what the first token has left to see
-                yield Fault("strict mask", "a token does not see itself: the mask is exclusive", partial(_strict_attention, fill=fill))
+                yield Fault(
+                    "strict mask",
+                    "a token does not see itself: the mask is exclusive",
+                    partial(_strict_attention, fill=fill),
+                )
             yield Fault("no mask", "a token sees its future: the mask is missing", _all_attention)
         elif subject.name == "linear_attention":
             yield Fault(
@@ -200,12 +204,16 @@ def _chunks(subject: Subject, options: Options) -> Iterator[Fault]:
     yield Fault(
         "state of the last chunk missing",
         "the state it returns is the one before the last chunk: the last chunk's writes are missing",
-        lambda s, a, o: s.answers(a, o) | _states(s, a, o, (a_length(s, a) - 1) // o["chunk"] * o["chunk"]),
+        lambda s, a, o: (
+            s.answers(a, o) | _states(s, a, o, (a_length(s, a) - 1) // o["chunk"] * o["chunk"])
+        ),
     )
     yield Fault(
         "state of the short chunk missing",
         "the state it returns stops before the last chunk where that is short",
-        lambda s, a, o: s.answers(a, o) | _states(s, a, o, a_length(s, a) // o["chunk"] * o["chunk"]),
+        lambda s, a, o: (
+            s.answers(a, o) | _states(s, a, o, a_length(s, a) // o["chunk"] * o["chunk"])
+        ),
     )
     yield Fault(
         "state not carried",
@@ -248,7 +256,13 @@ def _restarted(subject: Subject, a: Arrays, settings: Settings, empty: bool) -> 
 
 # --- gates and rates
 
-FADES = {"gamma": "the fade", "alpha": "the fade", "keep": "the fade", "decay": "the weight decay", "momentum": "the momentum"}
+FADES = {
+    "gamma": "the fade",
+    "alpha": "the fade",
+    "keep": "the fade",
+    "decay": "the weight decay",
+    "momentum": "the momentum",
+}
 
 
 def _changed(name: str, change: Callable) -> Answer:
@@ -268,7 +282,9 @@ def _gates(subject: Subject, options: Options) -> Iterator[Fault]:
     for name in fades:
         none = (lambda g: 0 * g) if name in ("decay", "momentum") else (lambda g: 0 * g + 1)
         yield Fault(
-            f"no {name}", f"{FADES[name]} is missing: it answers as if {name} were {none(0):d}", _changed(name, none)
+            f"no {name}",
+            f"{FADES[name]} is missing: it answers as if {name} were {none(0):d}",
+            _changed(name, none),
         )
         yield Fault(
             f"{name} inverted",
@@ -276,14 +292,28 @@ def _gates(subject: Subject, options: Options) -> Iterator[Fault]:
             _changed(name, lambda g: 1 - g),
         )
         if name == subject.gate:
-            word = "is a logarithm and it forgets to take exp of it" if options.log_gates else "is the gate itself and it takes its logarithm"
-            yield Fault(f"log of {name}", f"gate as log or not: {name} {word}", _changed(name, host.log))
-            word = "exp is taken twice" if options.log_gates else "is the gate itself and it takes exp of it, as of a logarithm"
-            yield Fault(f"exp of {name}", f"gate as log or not: {name} {word}", _changed(name, host.exp))
+            word = (
+                "is a logarithm and it forgets to take exp of it"
+                if options.log_gates
+                else "is the gate itself and it takes its logarithm"
+            )
+            yield Fault(
+                f"log of {name}", f"gate as log or not: {name} {word}", _changed(name, host.log)
+            )
+            word = (
+                "exp is taken twice"
+                if options.log_gates
+                else "is the gate itself and it takes exp of it, as of a logarithm"
+            )
+            yield Fault(
+                f"exp of {name}", f"gate as log or not: {name} {word}", _changed(name, host.exp)
+            )
         if subject.tokens.get(name):
             yield from _shifts(name)
             yield Fault(
-                f"{name} of the chunk's first token", f"one {name} per chunk: every token fades by that of its chunk's first", _per_chunk(name)
+                f"{name} of the chunk's first token",
+                f"one {name} per chunk: every token fades by that of its chunk's first",
+                _per_chunk(name),
             )
 
 
@@ -305,33 +335,80 @@ def _shifts(name: str) -> Iterator[Fault]:
         return lambda g: host.concat([g[:, 1:, ...], 0 * g[:, :1, ...] + fill], axis=1)
 
     for fill in (1.0, 0.0):
-        yield Fault(f"{name} one late", f"off by one: token t takes the {name} of token t - 1", _changed(name, before(fill)))
-        yield Fault(f"{name} one early", f"off by one: token t takes the {name} of token t + 1", _changed(name, after(fill)))
+        yield Fault(
+            f"{name} one late",
+            f"off by one: token t takes the {name} of token t - 1",
+            _changed(name, before(fill)),
+        )
+        yield Fault(
+            f"{name} one early",
+            f"off by one: token t takes the {name} of token t + 1",
+            _changed(name, after(fill)),
+        )
 
 
 def _rates(subject: Subject) -> Iterator[Fault]:
     for name in ("beta", "step", "weight", "weights"):
         if name not in subject.tokens:
             continue
-        yield Fault(f"no {name}", f"{name} is missing: it answers as if it were 1", _changed(name, lambda g: 0 * g + 1))
-        yield Fault(f"{name} twice", f"scale: it answers as if {name} were twice as large, as of a loss without its 1/2", _changed(name, lambda g: 2 * g))
-        yield Fault(f"{name} half", f"scale: it answers as if {name} were half as large, as of a loss with a 1/2 too many", _changed(name, lambda g: g / 2))
+        yield Fault(
+            f"no {name}",
+            f"{name} is missing: it answers as if it were 1",
+            _changed(name, lambda g: 0 * g + 1),
+        )
+        yield Fault(
+            f"{name} twice",
+            f"scale: it answers as if {name} were twice as large, as of a loss without its 1/2",
+            _changed(name, lambda g: 2 * g),
+        )
+        yield Fault(
+            f"{name} half",
+            f"scale: it answers as if {name} were half as large, as of a loss with a 1/2 too many",
+            _changed(name, lambda g: g / 2),
+        )
         yield Fault(f"{name} squared", f"{name} is applied twice", _changed(name, lambda g: g * g))
-        yield Fault(f"{name} sigmoid", f"it takes the sigmoid of {name}, which is the rate itself", _changed(name, lambda g: 1 / (1 + host.exp(-g))))
+        yield Fault(
+            f"{name} sigmoid",
+            f"it takes the sigmoid of {name}, which is the rate itself",
+            _changed(name, lambda g: 1 / (1 + host.exp(-g))),
+        )
         yield from _shifts(name)
 
 
 def _scales(subject: Subject, options: Options) -> Iterator[Fault]:
     if "q" not in subject.tokens:
         return
-    for power, word in ((-0.5, "divides q by sqrt(K)"), (0.5, "multiplies q by sqrt(K)"), (-1.0, "divides q by K"), (1.0, "multiplies q by K")):
-        more = "once more than it should" if options.scale != 1.0 or subject.name == "attention" else "and should not"
+    for power, word in (
+        (-0.5, "divides q by sqrt(K)"),
+        (0.5, "multiplies q by sqrt(K)"),
+        (-1.0, "divides q by K"),
+        (1.0, "multiplies q by K"),
+    ):
+        more = (
+            "once more than it should"
+            if options.scale != 1.0 or subject.name == "attention"
+            else "and should not"
+        )
         if power > 0 and (options.scale == "rsqrt" or subject.name == "attention"):
-            word, more = ("does not divide q by sqrt(K)", "and should") if power == 0.5 else (word, more)
-        yield Fault(f"q K^{power}", f"scale: it {word} {more}", _changed("q", lambda q, p=power: q * q.shape[-1] ** p))
+            word, more = (
+                ("does not divide q by sqrt(K)", "and should") if power == 0.5 else (word, more)
+            )
+        yield Fault(
+            f"q K^{power}",
+            f"scale: it {word} {more}",
+            _changed("q", lambda q, p=power: q * q.shape[-1] ** p),
+        )
     if options.scale not in (1.0, "rsqrt"):
-        yield Fault("no scale", f"scale: it leaves out the factor {options.scale} of q", _changed("q", lambda q: q / float(options.scale)))
-        yield Fault("scale twice", f"scale: the factor {options.scale} of q is applied twice", _changed("q", lambda q: q * float(options.scale)))
+        yield Fault(
+            "no scale",
+            f"scale: it leaves out the factor {options.scale} of q",
+            _changed("q", lambda q: q / float(options.scale)),
+        )
+        yield Fault(
+            "scale twice",
+            f"scale: the factor {options.scale} of q is applied twice",
+            _changed("q", lambda q: q * float(options.scale)),
+        )
     k_power = lambda k: k * k.shape[-1] ** -0.5  # noqa: E731
     if subject.name != "attention":
         yield Fault("k K^-0.5", "scale: it divides k, not q, by sqrt(K)", _changed("k", k_power))
@@ -343,12 +420,34 @@ def _scales(subject: Subject, options: Options) -> Iterator[Fault]:
 def _own(subject: Subject, options: Options) -> Iterator[Fault]:
     name = subject.name
     if {"q", "k"} <= subject.tokens.keys() and name != "delta_product":
-        yield Fault("q and k swapped", "q and k are swapped", lambda s, a, o: s.answers(a | {"q": a["k"], "k": a["q"]}, o))
+        yield Fault(
+            "q and k swapped",
+            "q and k are swapped",
+            lambda s, a, o: s.answers(a | {"q": a["k"], "k": a["q"]}, o),
+        )
         if subject.tokens["k"] != subject.tokens["v"] or name == "attention":
-            yield Fault("k and v swapped", "k and v are swapped, or it reads q S with S transposed: o = (q v^T) k", _swapped_kv)
+            yield Fault(
+                "k and v swapped",
+                "k and v are swapped, or it reads q S with S transposed: o = (q v^T) k",
+                _swapped_kv,
+            )
     if {"k", "v"} <= subject.tokens.keys():
-        yield from (Fault(f"{n} one late", f"off by one: token t takes the {n} of token t - 1", _changed(n, _late)) for n in "kv")
-        yield from (Fault(f"{n} one early", f"off by one: token t takes the {n} of token t + 1", _changed(n, _early)) for n in "kv")
+        yield from (
+            Fault(
+                f"{n} one late",
+                f"off by one: token t takes the {n} of token t - 1",
+                _changed(n, _late),
+            )
+            for n in "kv"
+        )
+        yield from (
+            Fault(
+                f"{n} one early",
+                f"off by one: token t takes the {n} of token t + 1",
+                _changed(n, _early),
+            )
+            for n in "kv"
+        )
     if name in ("decay", "gla"):
         gate = subject.gate
         each = (lambda a: a[gate][..., None]) if name == "decay" else (lambda a: a[gate])
@@ -360,16 +459,44 @@ def _own(subject: Subject, options: Options) -> Iterator[Fault]:
         yield Fault("fades before it reads", "off by one: it fades the state before a token reads it",
                     lambda s, a, o: s.answers(a | {"q": a["q"] * a["keep"]}, o))  # fmt: skip
     if name in ("delta", "gated_delta"):
-        yield Fault("no erasing", "it only adds: beta k^T v is written without taking out what k recalls", _only_adds)
+        yield Fault(
+            "no erasing",
+            "it only adds: beta k^T v is written without taking out what k recalls",
+            _only_adds,
+        )
     if name == "gated_delta":
-        yield Fault("error at the unfaded memory", "the error v - k S is taken at the memory before the fade: fade first, then take the step", _unfaded)
-        yield Fault("fades its own write", "off by one: it takes the step first and fades after it: the fade comes first", _fade_last)
+        yield Fault(
+            "error at the unfaded memory",
+            "the error v - k S is taken at the memory before the fade: fade first, then take the step",
+            _unfaded,
+        )
+        yield Fault(
+            "fades its own write",
+            "off by one: it takes the step first and fades after it: the fade comes first",
+            _fade_last,
+        )
     if name == "delta_product":
-        yield Fault("steps reversed", "the N steps of a token are taken in reverse", lambda s, a, o: s.answers(_steps(a, slice(None, None, -1)), o))
-        yield Fault("first step only", "only the first of the N steps of a token is taken", lambda s, a, o: s.answers(a | {"beta": _keep_step(a["beta"], 0)}, o))
-        yield Fault("last step only", "only the last of the N steps of a token is taken", lambda s, a, o: s.answers(a | {"beta": _keep_step(a["beta"], -1)}, o))
+        yield Fault(
+            "steps reversed",
+            "the N steps of a token are taken in reverse",
+            lambda s, a, o: s.answers(_steps(a, slice(None, None, -1)), o),
+        )
+        yield Fault(
+            "first step only",
+            "only the first of the N steps of a token is taken",
+            lambda s, a, o: s.answers(a | {"beta": _keep_step(a["beta"], 0)}, o),
+        )
+        yield Fault(
+            "last step only",
+            "only the last of the N steps of a token is taken",
+            lambda s, a, o: s.answers(a | {"beta": _keep_step(a["beta"], -1)}, o),
+        )
     if name == "longhorn":
-        yield Fault("explicit step", "the step is explicit, the delta rule's: its rate beta lacks 1 / (1 + beta |k|^2)", _explicit)
+        yield Fault(
+            "explicit step",
+            "the step is explicit, the delta rule's: its rate beta lacks 1 / (1 + beta |k|^2)",
+            _explicit,
+        )
     if name == "titans":
         yield Fault("stale gradients", "the gradients of a chunk are taken at its first memory: give stale=True if that is meant",
                     lambda s, a, o: s.answers(a, o | {"stale": not o["stale"]}))  # fmt: skip
@@ -378,28 +505,62 @@ def _own(subject: Subject, options: Options) -> Iterator[Fault]:
                     lambda s, a, o: s.answers(a, o | {"minibatch": 1}))  # fmt: skip
         yield Fault("stale throughout", "all tokens take their gradients at the state that came in: the mini-batch never ends",
                     lambda s, a, o: s.answers(a, o | {"minibatch": a_length(s, a)}))  # fmt: skip
-        yield Fault("no gain", "the gain of the LayerNorm is missing", _changed("gain", lambda g: 0 * g + 1))
-        yield Fault("no bias", "the bias of the LayerNorm is missing", _changed("bias", lambda g: 0 * g))
+        yield Fault(
+            "no gain", "the gain of the LayerNorm is missing", _changed("gain", lambda g: 0 * g + 1)
+        )
+        yield Fault(
+            "no bias", "the bias of the LayerNorm is missing", _changed("bias", lambda g: 0 * g)
+        )
     if name == "mesa":
-        yield Fault("ridge twice", "scale: it answers as if the ridge were twice as large", _changed("ridge", lambda g: 2 * g))
-        yield Fault("ridge half", "scale: it answers as if the ridge were half as large", _changed("ridge", lambda g: g / 2))
-        yield Fault("no ridge", "the ridge is (all but) missing", _changed("ridge", lambda g: 1e-9 * g))
+        yield Fault(
+            "ridge twice",
+            "scale: it answers as if the ridge were twice as large",
+            _changed("ridge", lambda g: 2 * g),
+        )
+        yield Fault(
+            "ridge half",
+            "scale: it answers as if the ridge were half as large",
+            _changed("ridge", lambda g: g / 2),
+        )
+        yield Fault(
+            "no ridge", "the ridge is (all but) missing", _changed("ridge", lambda g: 1e-9 * g)
+        )
         yield Fault("ridge 1", "it takes 1 for the ridge", _changed("ridge", lambda g: 0 * g + 1))
         yield Fault("H read as G", "k and v are swapped", _swapped_kv)
     if name == "masked_attention":
-        yield Fault("mask transposed", "the mask is transposed, or scores are: token t reads what comes after it", _mask_transposed)
-        yield Fault("mask as yes or no", "it takes the mask for yes or no: its weights are missing", _changed("mask", lambda m: (m != 0) * 1.0))
+        yield Fault(
+            "mask transposed",
+            "the mask is transposed, or scores are: token t reads what comes after it",
+            _mask_transposed,
+        )
+        yield Fault(
+            "mask as yes or no",
+            "it takes the mask for yes or no: its weights are missing",
+            _changed("mask", lambda m: (m != 0) * 1.0),
+        )
     if name == "fast_block":
         yield Fault("first order", "the gradient stops at the memory's values: sweep 5, the gradient of the gradient, is missing; "
                     "give first_order=True if that is meant", lambda s, a, o: s.answers(a, o | {"first_order": not o["first_order"]}))  # fmt: skip
-        yield Fault("labels one late", "off by one: token t takes the label of token t - 1", _changed("labels", _late))
-        yield Fault("labels one early", "off by one: token t takes the label of token t + 1", _changed("labels", _early))
+        yield Fault(
+            "labels one late",
+            "off by one: token t takes the label of token t - 1",
+            _changed("labels", _late),
+        )
+        yield Fault(
+            "labels one early",
+            "off by one: token t takes the label of token t + 1",
+            _changed("labels", _early),
+        )
         yield Fault("no step sizes", "it answers with the slow weights: nothing is read from the memory",
                     lambda s, a, o: s.answers(a | {n: 0 * a[n] for n in a if n.startswith("eta_")}, o))  # fmt: skip
         yield Fault("ascends", "sign: the step goes up the slow loss, not down",
                     lambda s, a, o: s.answers(a | {n: -a[n] for n in a if n.startswith("eta_")}, o))  # fmt: skip
         for step in ("W1", "b1", "W2", "b2", "gain", "bias"):
-            yield Fault(f"no eta_{step}", f"{step} stays slow: its step is missing", _changed(f"eta_{step}", lambda g: 0 * g))
+            yield Fault(
+                f"no eta_{step}",
+                f"{step} stays slow: its step is missing",
+                _changed(f"eta_{step}", lambda g: 0 * g),
+            )
 
 
 def _late(a):
@@ -417,7 +578,7 @@ def _swapped_kv(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
 
 
 def _mask_transposed(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
-    scores = host.matmul(a["q"], host.matrix_transpose(a["k"])) * a["mask"].T
+    scores = host.matmul(a["q"], host.matrix_transpose(a["k"])) * host.matrix_transpose(a["mask"])
     return {"out": host.matmul(scores, a["v"])}
 
 
@@ -438,7 +599,13 @@ def _gated(a: Arrays, settings: Settings, step: Callable) -> Arrays:
     S, out = a["state"], []
     for t in range(a["q"].shape[1]):
         before = S
-        S = step(S, a["k"][:, t, :, None], a["v"][:, t, None, :], a["alpha"][:, t, None, None], a["beta"][:, t, None, None])
+        S = step(
+            S,
+            a["k"][:, t, :, None],
+            a["v"][:, t, None, :],
+            a["alpha"][:, t, None, None],
+            a["beta"][:, t, None, None],
+        )
         seen = before if settings["read"] == "strict" else S
         out.append(host.sum(a["q"][:, t, :, None] * seen, axis=1))
     return {"out": host.stack(out, axis=1), "state_out": S}
@@ -481,12 +648,23 @@ def _layouts(subject: Subject, options: Options) -> Iterator[Fault]:
         yield Fault(f"gradient of log {subject.gate}", f"gate as log or not: g_{subject.gate} is the gradient of the gate's logarithm, "
                     "which came as itself", lambda s, a, o: _with(s.answers(a, o), f"g_{s.gate}", lambda g: g * a[s.gate]))  # fmt: skip
     if options.l2norm:
-        yield Fault("no l2 norm", "it does not normalise q and k", None, options._replace(l2norm=0.0))
-        yield Fault("l2 epsilon", "it normalises by |k| alone: the epsilon under the root is missing", None, options._replace(l2norm=1e-30))
+        yield Fault(
+            "no l2 norm", "it does not normalise q and k", None, options._replace(l2norm=0.0)
+        )
+        yield Fault(
+            "l2 epsilon",
+            "it normalises by |k| alone: the epsilon under the root is missing",
+            None,
+            options._replace(l2norm=1e-30),
+        )
     elif {"q", "k"} <= subject.tokens.keys() and subject.name not in ("attention", "delta_product"):
         yield Fault("l2 norm", "it normalises q and k, which come as they are to be used; give l2norm=EPSILON if that is meant",
                     None, options._replace(l2norm=1e-6))  # fmt: skip
-        yield Fault("l2 norm", "it normalises q, which comes as it is to be used", _changed("q", lambda q: q / host.linalg.vector_norm(q, axis=-1, keepdims=True)))
+        yield Fault(
+            "l2 norm",
+            "it normalises q, which comes as it is to be used",
+            _changed("q", lambda q: q / host.linalg.vector_norm(q, axis=-1, keepdims=True)),
+        )
 
 
 def _without_log(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
@@ -500,7 +678,11 @@ def _backward(subject: Subject, options: Options) -> Iterator[Fault]:
     if subject.state:
         yield Fault("cotangent of the state ignored", "its backward pass ignores the gradient of the final state",
                     lambda s, a, o: s.answers(a | {f"cot_{state_out(n)}": 0 * a[f"cot_{state_out(n)}"] for n in s.state}, o))  # fmt: skip
-        yield Fault("gradient not carried", "its backward pass does not carry the gradient of the state back from chunk to chunk", _not_carried)
+        yield Fault(
+            "gradient not carried",
+            "its backward pass does not carry the gradient of the state back from chunk to chunk",
+            _not_carried,
+        )
     yield Fault("cotangent of the output ignored", "its backward pass ignores the gradient of the output",
                 lambda s, a, o: s.answers(a | {f"cot_{n}": 0 * a[f"cot_{n}"] for n in s.outputs if f"cot_{n}" in a}, o))  # fmt: skip
 
@@ -515,8 +697,14 @@ def _not_carried(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
             piece |= {f"cot_{state_out(n)}": 0 * a[f"cot_{state_out(n)}"] for n in subject.state}
         found.append(subject.answers(piece, settings))
         state = {n: found[-1][state_out(n)] for n in subject.state}
-    tokens = {f"g_{n}": host.concat([f[f"g_{n}"] for f in found], axis=1) for n in subject.tokens if f"g_{n}" in found[0]}
+    tokens = {
+        f"g_{n}": host.concat([f[f"g_{n}"] for f in found], axis=1)
+        for n in subject.tokens
+        if f"g_{n}" in found[0]
+    }
     shared = {f"g_{n}": sum(f[f"g_{n}"] for f in found) for n in subject.shared}
     outputs = {n: host.concat([f[n] for f in found], axis=1) for n in subject.outputs}
     states = {state_out(n): found[-1][state_out(n)] for n in subject.state}
-    return outputs | states | tokens | shared | {f"g_{n}": found[0][f"g_{n}"] for n in subject.state}
+    return (
+        outputs | states | tokens | shared | {f"g_{n}": found[0][f"g_{n}"] for n in subject.state}
+    )

@@ -108,7 +108,9 @@ class _Check(NamedTuple):
     rtol: float | None
 
     def run(self, plan: Plan, case: Arrays | None = None) -> Trial:
-        return attempt(self.subject, self.kernel, self.backward, self.options, plan, self.rtol, case)
+        return attempt(
+            self.subject, self.kernel, self.backward, self.options, plan, self.rtol, case
+        )
 
     def rerun(self, trial: Trial, changes: dict[str, Array]) -> Trial:
         return self.run(trial.plan, trial.case | changes)
@@ -161,7 +163,7 @@ def _search(check: _Check, examples: int, seed: int) -> tuple[Trial, int, tuple[
     except _Failed:
         return failed[-1], len(last), tuple(arrays)
     except h.errors.Flaky:
-        smallest = min(failed, key=lambda t: (t.plan.T, t.plan))
+        smallest = min(failed, key=lambda t: (t.plan.tokens, t.plan))
         why = "it gave two different answers to the same inputs: it depends on something else"
         return smallest._replace(problem=why), len(last), tuple(arrays)
     return last[-1], len(last), tuple(arrays)
@@ -198,7 +200,9 @@ def _message(check: _Check, trial: Trial, sentence: str, where: str, file: Path 
         if right:
             lines.append(f"  right: {', '.join(right)}")
     lines.append(f"  smallest case: {trial.plan}")
-    lines.append("  again: the same call with plan=Plan(...) as above (from fwl_ref.testing import Plan)")
+    lines.append(
+        "  again: the same call with plan=Plan(...) as above (from fwl_ref.testing import Plan)"
+    )
     if file:
         lines.append(f"  its arrays and the right answers: {file}")
     return "\n".join(lines)
@@ -218,6 +222,6 @@ def _save(subject: Subject, trial: Trial, options: Options, folder: Path) -> Pat
         case["stale"] = int(options.stale)
     if subject.name in ("ttt_linear", "ttt_mlp"):
         case |= {"minibatch": options.minibatch, "eps": options.eps}
-    path = folder / f"{subject.name}_B{trial.plan.B}T{trial.plan.T}_seed{trial.plan.seed}.npz"
+    path = folder / f"{subject.name}_B{trial.plan.B}T{trial.plan.tokens}_seed{trial.plan.seed}.npz"
     save_arrays(path, {name: host.asarray(a) for name, a in case.items()})
     return path

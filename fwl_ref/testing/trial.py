@@ -36,9 +36,7 @@ def reference(subject: Subject, arrays: Arrays, settings: Settings) -> Arrays:
     return subject.answers(arrays, settings)
 
 
-def answers(
-    subject: Subject, case: Arrays, options: Options, answer: Answer = reference
-) -> Arrays:
+def answers(subject: Subject, case: Arrays, options: Options, answer: Answer = reference) -> Arrays:
     """The answers to a case in the kernel's layout, as ``answer`` gives them for one head."""
     first = next(iter(subject.outputs))
     count = case[f"cot_{first}"].shape[layouts.head_letters(subject.outputs[first]).index("H")]
@@ -143,7 +141,9 @@ def _spread(subject: Subject, case: Arrays, options: Options, expected: Arrays) 
                 for n, a in arrays.items()
             }
 
-        def answer(subject: Subject, arrays: Arrays, settings: Settings, moved: Any = moved) -> Arrays:
+        def answer(
+            subject: Subject, arrays: Arrays, settings: Settings, moved: Any = moved
+        ) -> Arrays:
             return moved(subject.answers(moved(arrays), settings))
 
         for name, a in answers(subject, moved(case), options, answer).items():

@@ -207,7 +207,10 @@ LOOPS = [
 
 
 def mutants() -> list[Mutant]:
-    found = [Mutant(rule, fault, partial(naive.KERNELS[rule], bug=bug or fault, **({"minibatch": MINIBATCH} if rule == "ttt_linear" else {}))) for rule, fault, bug in LOOPS]
+    found = [
+        Mutant(rule, fault, partial(naive.KERNELS[rule], bug=bug or fault, **({"minibatch": MINIBATCH} if rule == "ttt_linear" else {})))
+        for rule, fault, bug in LOOPS
+    ]
     for rule, arrays in RULES.items():
         found += [Mutant(rule, bug, driver(rule, bug)) for bug in BETWEEN]
         found.append(Mutant(rule, "misses its own write", strict(rule)))
@@ -224,7 +227,9 @@ def mutants() -> list[Mutant]:
         for rate in ("beta", "step", "weight"):
             if rate in arrays.tokens:
                 found.append(Mutant(rule, f"{rate} twice", changed(rule, rate, lambda a: 2 * a)))
-                found.append(Mutant(rule, f"{rate} one late", changed(rule, rate, lambda a: np.concatenate([0 * a[:, :1], a[:, :-1]], axis=1))))
+                found.append(
+                    Mutant(rule, f"{rate} one late", changed(rule, rate, lambda a: np.concatenate([0 * a[:, :1], a[:, :-1]], axis=1)))
+                )
         found.append(Mutant(rule, "gradient not carried", driver(rule), not_carried(rule)))
         found.append(Mutant(rule, "cotangent of the state ignored", driver(rule), partial(no_state, rule=rule)))
         found.append(Mutant(rule, "g_k transposed", driver(rule), transposed_dk(rule)))

@@ -49,7 +49,13 @@ def test_every_rule_has_the_classic_faults() -> None:
     for rule in RULES:
         names = {m.fault for m in ALL if m.rule == rule}
         assert len(names) >= 14, (rule, names)
-        assert {"misses its own write", "state not carried", "state of the last chunk missing", "last chunk missing", "g_k transposed"} <= names
+        assert {
+            "misses its own write",
+            "state not carried",
+            "state of the last chunk missing",
+            "last chunk missing",
+            "g_k transposed",
+        } <= names
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -114,7 +120,7 @@ def test_shapes_types_and_exceptions_are_findings() -> None:
     assert "state_out has shape (1, 2, 1), expected (1, 1, 2): it is transposed" in str(rejected("delta", turned))
     assert "expected at most out and state, got 3 results" in str(rejected("delta", lambda *a: (*good(*a), 0)))
     broken = rejected("delta", lambda q, k, v, beta: q)
-    assert "it raised TypeError" in str(broken) and broken.plan.T == 1
+    assert "it raised TypeError" in str(broken) and broken.plan.tokens == 1
     infinite = rejected("delta", lambda *a: tuple(x / 0 for x in good(*a)))
     assert infinite.fault == "not finite"
 
@@ -123,7 +129,7 @@ def test_the_smallest_case_is_small_and_can_be_run_again() -> None:
     """A state that is lost between chunks needs one token of the second chunk."""
     kernel = driver("gated_delta", "state not carried")
     error = rejected("gated_delta", kernel)
-    assert (error.plan.B, error.plan.T, error.plan.K, error.plan.E) == (1, CHUNK + 1, 1, 1)
+    assert (error.plan.B, error.plan.tokens, error.plan.K, error.plan.E) == (1, CHUNK + 1, 1, 1)
     again = rejected("gated_delta", kernel, plan=error.plan)
     assert (again.fault, again.plan) == (error.fault, error.plan)
     assert f"token {CHUNK} of {CHUNK + 1}, chunk 1" in str(error)
@@ -140,7 +146,9 @@ def test_low_precision_sums_are_called_rounding() -> None:
     low = rejected("decay", kernel)
     assert low.fault != "" or "differs" in str(low)
     check_kernel("decay", kernel, rtol=1e-5, examples=12)
-    slightly = rejected("decay", lambda *a: tuple(x * (1 + 3e-14 * np.sin(np.arange(x.size).reshape(x.shape))) for x in naive.KERNELS["decay"](*a)))
+    slightly = rejected(
+        "decay", lambda *a: tuple(x * (1 + 3e-14 * np.sin(np.arange(x.size).reshape(x.shape))) for x in naive.KERNELS["decay"](*a))
+    )
     assert slightly.fault == "rounding"
 
 
