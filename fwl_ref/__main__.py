@@ -1,4 +1,4 @@
-"""The command line: ``python -m fwl_ref demo | train | evaluate | generate | golden | kernel | check``."""
+"""The command line: ``python -m fwl_ref COMMAND``; ``parser`` has the commands."""
 
 from __future__ import annotations
 

@@ -132,7 +132,8 @@ def _numbers(subject: Subject, name: str, shape: list[int], plan: Plan, rng: Any
     if name.startswith("eta_"):
         return rng.uniform(0.02, 0.2, shape)
     if name == "decay" and subject.name == "fast_block":
-        return rng.uniform(*{"spread": (0.0, 0.5), "near 1": (0.9, 1), "near 0": (0, 1e-3)}[plan.gates], shape)  # fmt: skip
+        near = {"spread": (0.0, 0.5), "near 1": (0.9, 1.0), "near 0": (0.0, 1e-3)}
+        return rng.uniform(*near[plan.gates], shape)
     if name in RANGES:
         return rng.uniform(*RANGES[name], shape)
     a = rng.standard_normal(shape)

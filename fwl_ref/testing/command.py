@@ -1,4 +1,4 @@
-"""``python -m fwl_ref kernel MODULE:FUNCTION --rule RULE``: ``check_kernel`` on the command line."""
+"""``check_kernel`` on the command line: ``python -m fwl_ref kernel MODULE:FUNCTION --rule R``."""
 
 from __future__ import annotations
 

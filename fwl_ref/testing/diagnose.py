@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from ..backend import Array, host
 from . import compare, layouts
-from .faults import Fault, NotHere, faults
+from .faults.common import Fault, NotHere
+from .faults.table import faults
 from .options import Options
 from .subjects import Subject
 from .trial import Trial, answers, reference
@@ -145,7 +146,8 @@ def _probed(
         if _moves(subject, options, name, trial, after, slice(0, -1)):
             return (
                 "sees the future",
-                f"a token sees its future: {name} of earlier tokens changes with {value} of the last one; "
+                f"a token sees its future: {name} of earlier tokens changes with {value} of "
+                f"the last one; "
                 "a mask is missing or transposed",
             )
     # the gradients of a token know nothing of an earlier token's query and cotangent
@@ -160,8 +162,10 @@ def _probed(
         if _moves(subject, options, name, trial, after, slice(1, None)):
             return (
                 f"{name} transposed",
-                f"transposed: {name} of later tokens changes with the first token's query and cotangent, on which they have no influence: a "
-                " product of the backward pass is transposed (scores where their transpose belongs)",
+                f"transposed: {name} of later tokens changes with the first token's query and "
+                f"cotangent, on which they have no influence: a "
+                " product of the backward pass is transposed (scores where their transpose "
+                "belongs)",
             )
     return None
 
@@ -198,7 +202,8 @@ def _described(
         times = max(d.error / d.allowed for d in every)
         return (
             "rounding",
-            f"rounding, by its size: {name} is off by up to {times:.2g} times what {options.dtype} explains{alone}; are sums kept in a "
+            f"rounding, by its size: {name} is off by up to {times:.2g} times what "
+            f"{options.dtype} explains{alone}; are sums kept in a "
             "precision as low as that of the arrays? rtol=... allows more",
         )
     if all(not host.any(found) for found, _ in pairs):
@@ -230,7 +235,8 @@ def _described(
         if starts and all(s and s % options.chunk == 0 for s in starts):
             return (
                 f"{name} from a chunk's start",
-                f"{name} is right up to the end of a chunk and wrong from the next one's first token on: the state is carried wrongly{alone}",
+                f"{name} is right up to the end of a chunk and wrong from the next one's first "
+                f"token on: the state is carried wrongly{alone}",
             )
     return "", f"{name} differs{alone}; it is none of the faults known here"
 

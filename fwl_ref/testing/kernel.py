@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..backend import Array, host
 from ..files import save_arrays
-from .cases import GATES, Plan, lengths, plans, strategies
+from .cases import Plan, lengths, plans, strategies
 from .diagnose import diagnose
 from .layouts import inputs_of_head
 from .options import Options, check_options
@@ -129,9 +129,11 @@ class _Check(NamedTuple):
         heads = sizes.get("H", 1 if options.layout == "BTK" else 2)
         shapes = [(sizes.get("K", k), sizes.get("E", e)) for k, e in ((4, 4), (4, 3))]
         return [
-            self.run(Plan(sizes.get("B", 2), heads, T, K, E, state, gates, "spread", "spread", 1))
-            for T in near for K, E in dict.fromkeys(shapes) for state in states for gates in GATES[:1]
-        ]  # fmt: skip
+            self.run(Plan(sizes.get("B", 2), heads, length, K, E, state, seed=1))
+            for length in near
+            for K, E in dict.fromkeys(shapes)
+            for state in states
+        ]
 
 
 def _search(check: _Check, examples: int, seed: int) -> tuple[Trial, int, tuple[str, ...]]:
@@ -209,8 +211,8 @@ def _message(check: _Check, trial: Trial, sentence: str, where: str, file: Path 
 
 
 def _save(subject: Subject, trial: Trial, options: Options, folder: Path) -> Path:
-    """The case of the first head as a file; for update rules a golden one, which ``python -m fwl_ref
-    golden run`` reads.
+    """The case of the first head as a file; for update rules a golden one, for ``python -m fwl_ref
+    golden run``.
     """
     arrays = inputs_of_head(subject, trial.case, options, 0)
     answers = {n: host.asarray(a) for n, a in subject.answers(arrays, options.settings).items()}

@@ -77,7 +77,7 @@ def _inverse_norm(a: Array, eps: float) -> Array:
 
 
 def expected(subject: Subject, case: Arrays, options: Options, heads: list[Arrays]) -> Arrays:
-    """The answers of all heads -> answers and gradients with respect to what the kernel was given."""
+    """The answers of all heads -> answers, and gradients of what the kernel was given."""
     found = {}
     for name in heads[0]:
         if name == "loss":
@@ -136,7 +136,7 @@ def present(subject: Subject, name: str, a: Array, options: Options) -> Array:
 
 
 def _arranged(a: Array, here: str, there: str) -> Array:
-    """The axes called ``here`` in the order ``there``. Letters that occur twice keep their order."""
+    """The axes called ``here`` in the order ``there``. Letters that occur twice keep theirs."""
     axes, left = [], list(here)
     for letter in there:
         at = left.index(letter)

@@ -36,7 +36,11 @@ def home(a: Any) -> Array:
     if hasattr(a, "detach"):  # torch: out of its graph; NumPy has no bfloat16
         a = a.detach()
         a = (a.double() if a.is_floating_point() else a).cpu()
-    if isinstance(a, host.ndarray | host.generic | float | int) or hasattr(a, "__array__") and not hasattr(a, "get"):
+    if (
+        isinstance(a, host.ndarray | host.generic | float | int)
+        or hasattr(a, "__array__")
+        and not hasattr(a, "get")
+    ):
         found = host.asarray(a)
     else:
         found = a.get() if hasattr(a, "get") else host.from_dlpack(a, device="cpu")

@@ -109,7 +109,10 @@ def _attention(arrays: Arrays, settings: Settings) -> Arrays:
 
 # --- the fast weight block
 
-_SLOW = dict(W1="DF", b1="F", W2="FD", b2="D", gain="D", bias="D", U="DV", c="V")
+_SLOW = {
+    **{"W1": "DF", "b1": "F", "W2": "FD", "b2": "D", "gain": "D", "bias": "D"},
+    **{"U": "DV", "c": "V"},
+}
 _STATE = {f"state_{n}": f"B{letters}" for n, letters in _SLOW.items() if n not in "Uc"}
 _ETA = tuple(f"eta_{name}" for name in FastParameters._fields)
 

@@ -59,7 +59,7 @@ def driver(rule: str, bug: str = "") -> Callable[..., Any]:
 
     def kernel(*inputs: Any) -> Any:
         tokens, shared, state = split(rule, inputs)
-        first, outs, before = state, [], state
+        first, outs, before, after = state, [], state, state
         parts = pieces(tokens[0].shape[1])
         for part in parts:
             before = state
@@ -192,14 +192,16 @@ def strict(rule: str) -> Callable[..., Any]:
 # ----------------------------------------------------------------------------------------
 
 GATE = {"decay": "gamma", "gla": "alpha", "gated_delta": "alpha", "mesa": "keep"}
-BETWEEN = ("state not carried", "state restarts", "last chunk missing", "outputs of the last chunk missing", "state of the last chunk missing",
-           "state of the short chunk missing", "last token not in the state")  # fmt: skip
+BETWEEN = ("state not carried", "state restarts", "last chunk missing", "outputs of the last chunk missing",
+           "state of the last chunk missing", "state of the short chunk missing", "last token not in the state")  # fmt: skip
 LOOPS = [
-    ("decay", "no gamma", "no fade"), ("decay", "fades its own write", ""), ("gla", "no alpha", "no fade"), ("gla", "fades its own write", ""),
-    ("delta", "no erasing", ""), ("delta", "no beta", ""), ("gated_delta", "no alpha", "no fade"), ("gated_delta", "no erasing", ""),
+    ("decay", "no gamma", "no fade"), ("decay", "fades its own write", ""), ("gla", "no alpha", "no fade"),
+    ("gla", "fades its own write", ""), ("delta", "no erasing", ""), ("delta", "no beta", ""), ("gated_delta", "no alpha", "no fade"),
+    ("gated_delta", "no erasing", ""),
     ("gated_delta", "error at the unfaded memory", ""), ("gated_delta", "fades its own write", ""), ("delta_product", "steps reversed", ""),
     ("delta_product", "first step only", ""), ("delta_product", "last step only", ""), ("longhorn", "explicit step", ""),
-    ("titans", "step twice", ""), ("titans", "no momentum", ""), ("titans", "no decay", ""), ("mesa", "no keep", "no fade"), ("mesa", "ridge 1", ""),
+    ("titans", "step twice", ""), ("titans", "no momentum", ""), ("titans", "no decay", ""), ("mesa", "no keep", "no fade"),
+    ("mesa", "ridge 1", ""),
     ("ttt_linear", "fresh gradients", ""), ("ttt_linear", "stale throughout", ""), ("linear_attention", "fades its own write", ""),
     ("linear_attention", "reads its own write", ""), ("masked_attention", "mask transposed", ""), ("attention", "strict mask", ""),
     ("attention", "no mask", ""), ("attention", "q K^0.5", "no scale"),

@@ -47,7 +47,9 @@ def empty(k: Any, v: Any, state: Any) -> Any:
 
 
 def linear(q, k, v, state=None, *, read="inclusive", bug=""):
-    step = lambda t, S: S + outer(k[:, t], v[:, t])
+    def step(t, S):
+        return S + outer(k[:, t], v[:, t])
+
     return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k, v, state), read, q)
 
 

@@ -34,7 +34,8 @@ with_torch = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 def in_layout(
-    layout: str, *, groups: int = 1, strided: bool = False, scale: float | str = 1.0, log: bool = False, eps: float = 0.0, transposed: bool = False
+    layout: str, *, groups: int = 1, strided: bool = False, scale: float | str = 1.0, log: bool = False, eps: float = 0.0,
+    transposed: bool = False,
 ) -> Callable[..., Any]:  # fmt: skip
     """The gated delta rule as a library would offer it."""
 
@@ -132,7 +133,8 @@ def test_a_right_torch_kernel_is_accepted_with_its_autograd(name: str, dtype: st
     made, options = VARIANTS[name]
     kernel = in_layout(name[:4], **made)
     report = check_kernel(
-        "gated_delta", kernel, backward=torch_gradients(kernel), layout=name[:4], chunk=4, dtype=dtype, library="torch", examples=15, **options
+        "gated_delta", kernel, backward=torch_gradients(kernel), layout=name[:4], chunk=4, dtype=dtype, library="torch",
+        examples=15, **options,
     )  # fmt: skip
     assert {"g_q", "g_k", "g_v", "g_alpha", "g_beta"} <= set(report.arrays)
 
