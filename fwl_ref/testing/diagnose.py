@@ -206,6 +206,14 @@ def _described(
             f"{options.dtype} explains{alone}; are sums kept in a "
             "precision as low as that of the arrays? rtol=... allows more",
         )
+    unit = compare.ROUNDOFF[options.dtype]
+    for lower in (dtype for dtype, u in compare.ROUNDOFF.items() if unit < u):
+        if all(d.error <= compare.tolerance(lower, 100) for d in every):
+            return (
+                f"rounds to {lower}",
+                f"rounding, by its size: {name} is off by as much as {lower} is, "
+                f"where arrays are {options.dtype}; is something computed or kept in {lower}?",
+            )
     if all(not host.any(found) for found, _ in pairs):
         return f"{name} zero", f"{name} is all zeros{alone}"
     factor = _factor(pairs)
