@@ -1,4 +1,4 @@
-"""``python -m fwl_ref demo | train | evaluate | generate | golden | audit | check``."""
+"""The command line: ``python -m fwl_ref COMMAND``; ``parser`` has the commands."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .backend import BACKENDS, BackendError
 from .lm import generate as generation
 from .lm.model import DIALECTS
 from .lm.resume import CONFIG, TRAINING
+from .testing import command as kernel
 from .verify import golden
 
 RESULTS = Path("results")
@@ -168,6 +169,11 @@ def parser() -> argparse.ArgumentParser:
     )
     audit.add_arguments(legal)
     legal.set_defaults(run=audit.main)
+    mine = commands.add_parser(
+        "kernel", help="property tests of your kernel against a rule, and what is wrong with it"
+    )
+    kernel.add_arguments(mine)
+    mine.set_defaults(run=kernel.main)
 
     check = commands.add_parser(
         "check",

@@ -74,6 +74,11 @@ def library(*arrays: Array) -> Any:
             "move them with like()"
         ) from None
     if not array_api_compat.is_numpy_namespace(xp):
+        if any(getattr(a, "device", None) is None for a in arrays):
+            raise TypeError(
+                "an array has no device, as within jax.grad, jax.jit and jax.vmap: every gradient "
+                "here is by hand, so call the _bwd function or give both to jax.custom_vjp"
+            )
         devices = {str(array_api_compat.device(a)) for a in arrays}
         if len(devices) > 1:
             raise TypeError(

@@ -55,8 +55,12 @@ REQUIRED = {"numpy", "strict", *filter(None, os.environ.get("FWL_REF_REQUIRE", "
 HOST_MODULES = {
     "backend", "files", "lm.checkpoint", "lm.corpus", "lm.data", "lm.reading", "lm.footprint", "demo.compare", "demo.cost", "demo.run",
     "demo.parallel", "demo.plots", "demo.report", "verify.cases", "verify.measure", "verify.device", "verify.report", "verify.selftest",
-    "verify.golden", "verify.golden_fields", "verify.golden_block", "verify.golden_rules", "__main__",
     "audit.check", "audit.command", "audit.diagnosis", "audit.evaluator", "audit.probes",
+    "verify.golden", "verify.golden_fields", "verify.golden_block", "verify.golden_rules", "__main__", "testing.cases",
+    "testing.command", "testing.compare", "testing.diagnose", "testing.faults.backward", "testing.faults.common",
+    "testing.faults.numbers", "testing.faults.own", "testing.faults.state", "testing.faults.table",
+    "testing.kernel", "testing.layouts", "testing.libraries",
+    "testing.options", "testing.plugin", "testing.subjects", "testing.trial", "testing",
 }  # fmt: skip
 HOST_FUNCTIONS = {"bits_per_byte", "print_table", "sample"}  # what is done with losses and logits once they are home
 HOST_TYPES = (Document, Corpus, Batch)  # text is host data wherever it goes

@@ -39,6 +39,7 @@ LAYERS = [
     {"lm.*"},
     {"demo.*"},
     {"verify.*", "audit.*"},
+    {"testing.*"},
     {"__main__"},
 ]
 
@@ -135,7 +136,7 @@ def test_checking_a_kernel_loads_no_language_model() -> None:
     """Golden cases and the theorems of the self-test are of the core: no training, no data, no
     progress bars.
     """
-    for name in ("verify.golden", "verify.theorems.table"):
+    for name in ("verify.golden", "verify.theorems.table", "testing.kernel", "testing.command"):
         assert not {m.split(".")[0] for m in reachable(name)} & {"lm", "demo"}
     assert reachable("verify.theorems.table") >= {"fwl", "verify.cases", "verify.theorems.teeth"}
 

@@ -1,0 +1,259 @@
+"""What only one rule can get wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ...backend import host
+from ..options import Options
+from ..subjects import SUBJECTS, Arrays, Settings, Subject
+from .common import Fault, NotHere, changed, length_of
+
+
+def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
+    name = subject.name
+    if {"q", "k"} <= subject.tokens.keys() and name != "delta_product":
+        yield Fault(
+            "q and k swapped",
+            "q and k are swapped",
+            lambda s, a, o: s.answers(a | {"q": a["k"], "k": a["q"]}, o),
+        )
+        if subject.tokens["k"] != subject.tokens["v"] or name == "attention":
+            yield Fault(
+                "k and v swapped",
+                "k and v are swapped, or it reads q S with S transposed: o = (q v^T) k",
+                _swapped_kv,
+            )
+    if {"k", "v"} <= subject.tokens.keys():
+        yield from (
+            Fault(
+                f"{n} one late",
+                f"off by one: token t takes the {n} of token t - 1",
+                changed(n, _late),
+            )
+            for n in "kv"
+        )
+        yield from (
+            Fault(
+                f"{n} one early",
+                f"off by one: token t takes the {n} of token t + 1",
+                changed(n, _early),
+            )
+            for n in "kv"
+        )
+    if name in ("decay", "gla"):
+        gate = subject.gate
+        each = (lambda a: a[gate][..., None]) if name == "decay" else (lambda a: a[gate])
+        yield Fault(
+            "fades its own write",
+            "off by one: it fades the new write too, S = gate (S + k^T v): the fade comes "
+            "first, then the write",
+            lambda s, a, o: s.answers(a | {"k": a["k"] * each(a)}, o),
+        )
+    if name == "linear_attention":
+        yield Fault(
+            "fades its own write",
+            "off by one: it fades the new write too, S = keep (S + k^T v)",
+            lambda s, a, o: s.answers(a | {"k": a["k"] * a["keep"]}, o),
+        )
+        yield Fault(
+            "fades before it reads",
+            "off by one: it fades the state before a token reads it",
+            lambda s, a, o: s.answers(a | {"q": a["q"] * a["keep"]}, o),
+        )
+    if name in ("delta", "gated_delta"):
+        yield Fault(
+            "no erasing",
+            "it only adds: beta k^T v is written without taking out what k recalls",
+            _only_adds,
+        )
+    if name == "gated_delta":
+        yield Fault(
+            "error at the unfaded memory",
+            "the error v - k S is taken at the memory before the fade: fade first, then take "
+            "the step",
+            _unfaded,
+        )
+        yield Fault(
+            "fades its own write",
+            "off by one: it takes the step first and fades after it: the fade comes first",
+            _fade_last,
+        )
+    if name == "delta_product":
+        yield Fault(
+            "steps reversed",
+            "the N steps of a token are taken in reverse",
+            lambda s, a, o: s.answers(_steps(a, slice(None, None, -1)), o),
+        )
+        yield Fault(
+            "first step only",
+            "only the first of the N steps of a token is taken",
+            lambda s, a, o: s.answers(a | {"beta": _keep_step(a["beta"], 0)}, o),
+        )
+        yield Fault(
+            "last step only",
+            "only the last of the N steps of a token is taken",
+            lambda s, a, o: s.answers(a | {"beta": _keep_step(a["beta"], -1)}, o),
+        )
+    if name == "longhorn":
+        yield Fault(
+            "explicit step",
+            "the step is explicit, the delta rule's: its rate beta lacks 1 / (1 + beta |k|^2)",
+            _explicit,
+        )
+    if name == "titans":
+        yield Fault(
+            "stale gradients",
+            "the gradients of a chunk are taken at its first memory: give stale=True if that "
+            "is meant",
+            lambda s, a, o: s.answers(a, o | {"stale": not o["stale"]}),
+        )
+    if name in ("ttt_linear", "ttt_mlp"):
+        yield Fault(
+            "fresh gradients",
+            "every token takes its gradient at the current state: within a mini-batch all "
+            "take it at the first",
+            lambda s, a, o: s.answers(a, o | {"minibatch": 1}),
+        )
+        yield Fault(
+            "stale throughout",
+            "all tokens take their gradients at the state that came in: the mini-batch never ends",
+            lambda s, a, o: s.answers(a, o | {"minibatch": length_of(s, a)}),
+        )
+        yield Fault(
+            "no gain", "the gain of the LayerNorm is missing", changed("gain", lambda g: 0 * g + 1)
+        )
+        yield Fault(
+            "no bias", "the bias of the LayerNorm is missing", changed("bias", lambda g: 0 * g)
+        )
+    if name == "mesa":
+        yield Fault(
+            "ridge twice",
+            "scale: it answers as if the ridge were twice as large",
+            changed("ridge", lambda g: 2 * g),
+        )
+        yield Fault(
+            "ridge half",
+            "scale: it answers as if the ridge were half as large",
+            changed("ridge", lambda g: g / 2),
+        )
+        yield Fault(
+            "no ridge", "the ridge is (all but) missing", changed("ridge", lambda g: 1e-9 * g)
+        )
+        yield Fault("ridge 1", "it takes 1 for the ridge", changed("ridge", lambda g: 0 * g + 1))
+        yield Fault("H read as G", "k and v are swapped", _swapped_kv)
+    if name == "masked_attention":
+        yield Fault(
+            "mask transposed",
+            "the mask is transposed, or scores are: token t reads what comes after it",
+            _mask_transposed,
+        )
+        yield Fault(
+            "mask as yes or no",
+            "it takes the mask for yes or no: its weights are missing",
+            changed("mask", lambda m: (m != 0) * 1.0),
+        )
+    if name == "fast_block":
+        yield Fault(
+            "first order",
+            "the gradient stops at the memory's values: sweep 5, the gradient of the "
+            "gradient, is missing; "
+            "give first_order=True if that is meant",
+            lambda s, a, o: s.answers(a, o | {"first_order": not o["first_order"]}),
+        )
+        yield Fault(
+            "labels one late",
+            "off by one: token t takes the label of token t - 1",
+            changed("labels", _late),
+        )
+        yield Fault(
+            "labels one early",
+            "off by one: token t takes the label of token t + 1",
+            changed("labels", _early),
+        )
+        yield Fault(
+            "no step sizes",
+            "it answers with the slow weights: nothing is read from the memory",
+            lambda s, a, o: s.answers(a | {n: 0 * a[n] for n in a if n.startswith("eta_")}, o),
+        )
+        yield Fault(
+            "ascends",
+            "sign: the step goes up the slow loss, not down",
+            lambda s, a, o: s.answers(a | {n: -a[n] for n in a if n.startswith("eta_")}, o),
+        )
+        for step in ("W1", "b1", "W2", "b2", "gain", "bias"):
+            yield Fault(
+                f"no eta_{step}",
+                f"{step} stays slow: its step is missing",
+                changed(f"eta_{step}", lambda g: 0 * g),
+            )
+
+
+def _late(a):
+    return host.concat([0 * a[:, :1, ...], a[:, :-1, ...]], axis=1)
+
+
+def _early(a):
+    return host.concat([a[:, 1:, ...], 0 * a[:, :1, ...]], axis=1)
+
+
+def _swapped_kv(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    if a["k"].shape != a["v"].shape:
+        raise NotHere
+    return subject.answers(a | {"k": a["v"], "v": a["k"]}, settings)
+
+
+def _mask_transposed(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    scores = host.matmul(a["q"], host.matrix_transpose(a["k"])) * host.matrix_transpose(a["mask"])
+    return {"out": host.matmul(scores, a["v"])}
+
+
+def _only_adds(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    gamma = a.get("alpha", host.ones_like(a["beta"]))
+    case = {n: a[n] for n in ("q", "k", "state", "cot_out", "cot_state_out")}
+    case |= {"v": a["beta"][..., None] * a["v"], "gamma": gamma}
+    found = SUBJECTS["decay"].answers(case, settings)
+    return {n: found[n] for n in ("out", "state_out")}
+
+
+def _explicit(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    return SUBJECTS["delta"].answers(a, settings)
+
+
+def _gated(a: Arrays, settings: Settings, step: Callable) -> Arrays:
+    """o and S of a loop S_{t+1} = step(S, k, v, alpha, beta)"""
+    S, out = a["state"], []
+    for t in range(a["q"].shape[1]):
+        before = S
+        S = step(
+            S,
+            a["k"][:, t, :, None],
+            a["v"][:, t, None, :],
+            a["alpha"][:, t, None, None],
+            a["beta"][:, t, None, None],
+        )
+        seen = before if settings["read"] == "strict" else S
+        out.append(host.sum(a["q"][:, t, :, None] * seen, axis=1))
+    return {"out": host.stack(out, axis=1), "state_out": S}
+
+
+def _error(S, k, v):
+    return k * (v - host.sum(k * S, axis=1, keepdims=True))
+
+
+def _unfaded(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    return _gated(a, settings, lambda S, k, v, alpha, beta: alpha * S + beta * _error(S, k, v))
+
+
+def _fade_last(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    return _gated(a, settings, lambda S, k, v, alpha, beta: alpha * (S + beta * _error(S, k, v)))
+
+
+def _steps(a: Arrays, order: slice) -> Arrays:
+    return a | {n: a[n][:, :, order, ...] for n in ("k", "v", "beta")}
+
+
+def _keep_step(beta, index: int):
+    kept = host.zeros_like(beta)
+    kept[:, :, index] = beta[:, :, index]
+    return kept

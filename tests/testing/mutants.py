@@ -1,0 +1,261 @@
+"""Kernels with one classic fault each, for every rule: what the kit must reject, and by which name.
+
+Three sources, none of which is the kit's own list of faults: the naive loops with a ``bug``; a
+driver that runs the package's chunked forms chunk by chunk and gets the bookkeeping between chunks
+wrong; and wrappers that get an argument or a result wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fwl_ref.verify.golden_rules import RULES
+from tests.testing import naive
+
+CHUNK = 4
+MINIBATCH = 2
+
+
+class Mutant(NamedTuple):
+    rule: str
+    fault: str  # the name that the kit must give it
+    kernel: Callable[..., Any]
+    backward: Callable[..., Any] | None = None
+    options: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        return f"{self.rule}-{self.fault}"
+
+
+# Chunk by chunk
+# ----------------------------------------------------------------------------------------
+
+
+def pieces(length: int) -> list[slice]:
+    return [slice(i, min(i + CHUNK, length)) for i in range(0, length, CHUNK)]
+
+
+def functions(rule: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward pass of the package for a whole sequence, chunked or dual."""
+    form = "dual" if rule.startswith("ttt") else "chunked"
+    fwd, bwd = (getattr(RULES[rule].module, f"{rule}_{form}_{way}") for way in ("fwd", "bwd"))
+    words = {"read": "inclusive"} | ({"minibatch": MINIBATCH, "eps": 1e-6} if form == "dual" else {})
+    return partial(fwd, **words), bwd
+
+
+def split(rule: str, inputs: tuple) -> tuple[list, list, Any]:
+    """Tokens, shared parameters, state."""
+    n = len(RULES[rule].tokens)
+    return list(inputs[:n]), list(inputs[n:-1]), inputs[-1]
+
+
+def driver(rule: str, bug: str = "") -> Callable[..., Any]:
+    """Consecutive chunks, the state handed on."""
+    fwd, _ = functions(rule)
+
+    def kernel(*inputs: Any) -> Any:
+        tokens, shared, state = split(rule, inputs)
+        first, outs, before, after = state, [], state, state
+        parts = pieces(tokens[0].shape[1])
+        for part in parts:
+            before = state
+            if bug == "state not carried" and outs:
+                state = zero(after)
+            if bug == "state restarts":
+                state = first
+            short = part.stop - part.start < CHUNK
+            (out, after), _ = fwd(*(a[:, part] for a in tokens), *shared, state)
+            outs.append(0 * out if short and bug in ("last chunk missing", "outputs of the last chunk missing") else out)
+            if not (short and bug in ("last chunk missing", "state of the short chunk missing")):
+                state = after
+        if bug == "state of the last chunk missing":
+            state = before
+        if state is None:  # nothing was written
+            state = zero(after)
+        if bug == "last token not in the state":
+            _, state = whole(rule, *(a[:, :-1] for a in tokens), *shared, first) if tokens[0].shape[1] > 1 else (0, first)
+            state = zero(after) if state is None else state
+        return np.concatenate(outs, axis=1), state
+
+    return kernel
+
+
+def zero(state: Any) -> Any:
+    return type(state)(*(0 * a for a in state)) if isinstance(state, tuple) else 0 * state
+
+
+def whole(rule: str, *inputs: Any) -> Any:
+    fwd, _ = functions(rule)
+    return fwd(*inputs)[0]
+
+
+def honest(rule: str) -> Callable[..., Any]:
+    """The backward pass of the package."""
+    fwd, bwd = functions(rule)
+
+    def backward(cotangents: tuple, *inputs: Any) -> tuple:
+        return bwd(*cotangents, fwd(*inputs)[1])
+
+    return backward
+
+
+def not_carried(rule: str) -> Callable[..., Any]:
+    """A backward pass that forgets the gradient of the state between chunks."""
+    fwd, bwd = functions(rule)
+
+    def backward(cotangents: tuple, *inputs: Any) -> tuple:
+        dout, dstate = cotangents
+        tokens, shared, state = split(rule, inputs)
+        found = []
+        parts = pieces(tokens[0].shape[1])
+        for part in parts:
+            (_, state), res = fwd(*(a[:, part] for a in tokens), *shared, state)
+            found.append(bwd(dout[:, part], dstate if part is parts[-1] else None, res))
+        n, m = len(tokens), len(shared)
+        g_tokens = [np.concatenate([f[i] for f in found], axis=1) for i in range(n)]
+        return (*g_tokens, *(sum(f[n + i] for f in found) for i in range(m)), found[0][-1])
+
+    return backward
+
+
+# Arguments and results
+# ----------------------------------------------------------------------------------------
+
+
+def changed(rule: str, name: str, change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A kernel that takes an argument for something else."""
+    names = [*RULES[rule].tokens, *RULES[rule].shared]
+
+    def kernel(*inputs: Any) -> Any:
+        given = list(inputs)
+        given[names.index(name)] = change(given[names.index(name)])
+        return loops(rule)(*given)
+
+    return kernel
+
+
+def loops(rule: str) -> Callable[..., Any]:
+    """The package's loops take any gate."""
+    fwd = getattr(RULES[rule].module, f"{rule}_recurrent_fwd")
+    words = {"read": "inclusive"} | ({"minibatch": MINIBATCH, "eps": 1e-6} if rule.startswith("ttt") else {})
+    return lambda *inputs: fwd(*inputs, **words)[0]
+
+
+def after_backward(rule: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Any]:
+    """A backward pass with something wrong about one gradient."""
+    names = [*RULES[rule].tokens, *RULES[rule].shared, "state"]
+
+    def backward(cotangents: tuple, *inputs: Any) -> tuple:
+        given = dict(zip(names, inputs, strict=True))
+        found = dict(zip(names, honest(rule)(cotangents, *inputs), strict=True))
+        return tuple((found | change(found | {f"in_{n}": a for n, a in given.items()})).values())
+
+    return backward
+
+
+def transposed_dk(rule: str) -> Callable[..., Any]:
+    """dk of scores where their transpose belongs: the cotangents reach it in reversed time."""
+
+    def backward(cotangents: tuple, *inputs: Any) -> tuple:
+        found = list(honest(rule)(cotangents, *inputs))
+        dout, dstate = cotangents
+        found[1] = honest(rule)((dout[:, ::-1], dstate), *inputs)[1]
+        return tuple(found)
+
+    return backward
+
+
+def transposed_product(cotangents: tuple, q: Any, k: Any, v: Any, state: Any) -> tuple:
+    """Linear attention's backward pass with an einsum that has its letters swapped in dk."""
+    found = list(honest("linear")(cotangents, q, k, v, state))
+    dout, dstate = cotangents
+    dscores = np.einsum("bte,bse->bts", dout, v) * np.tri(q.shape[1])
+    found[1] = np.einsum("bts,bsk->btk", dscores, q) + np.einsum("bte,bke->btk", v, dstate)
+    return tuple(found)
+
+
+def no_state(cotangents: tuple, *inputs: Any, rule: str) -> tuple:
+    return honest(rule)((cotangents[0], None), *inputs)
+
+
+def strict(rule: str) -> Callable[..., Any]:
+    words = {"minibatch": MINIBATCH, "eps": 1e-6} if rule.startswith("ttt") else {}
+    fwd = getattr(RULES[rule].module, f"{rule}_recurrent_fwd")
+    return lambda *inputs: fwd(*inputs, read="strict", **words)[0]
+
+
+# The table
+# ----------------------------------------------------------------------------------------
+
+GATE = {"decay": "gamma", "gla": "alpha", "gated_delta": "alpha", "mesa": "keep"}
+BETWEEN = ("state not carried", "state restarts", "last chunk missing", "outputs of the last chunk missing",
+           "state of the last chunk missing", "state of the short chunk missing", "last token not in the state")  # fmt: skip
+LOOPS = [
+    ("decay", "no gamma", "no fade"), ("decay", "fades its own write", ""), ("gla", "no alpha", "no fade"),
+    ("gla", "fades its own write", ""), ("delta", "no erasing", ""), ("delta", "no beta", ""), ("gated_delta", "no alpha", "no fade"),
+    ("gated_delta", "no erasing", ""),
+    ("gated_delta", "error at the unfaded memory", ""), ("gated_delta", "fades its own write", ""), ("delta_product", "steps reversed", ""),
+    ("delta_product", "first step only", ""), ("delta_product", "last step only", ""), ("longhorn", "explicit step", ""),
+    ("titans", "step twice", ""), ("titans", "no momentum", ""), ("titans", "no decay", ""), ("mesa", "no keep", "no fade"),
+    ("mesa", "ridge 1", ""),
+    ("ttt_linear", "fresh gradients", ""), ("ttt_linear", "stale throughout", ""), ("linear_attention", "fades its own write", ""),
+    ("linear_attention", "reads its own write", ""), ("masked_attention", "mask transposed", ""), ("attention", "strict mask", ""),
+    ("attention", "no mask", ""), ("attention", "q K^0.5", "no scale"),
+]  # fmt: skip
+
+
+def mutants() -> list[Mutant]:
+    found = [
+        Mutant(rule, fault, partial(naive.KERNELS[rule], bug=bug or fault, **({"minibatch": MINIBATCH} if rule == "ttt_linear" else {})))
+        for rule, fault, bug in LOOPS
+    ]
+    for rule, arrays in RULES.items():
+        found += [Mutant(rule, bug, driver(rule, bug)) for bug in BETWEEN]
+        found.append(Mutant(rule, "misses its own write", strict(rule)))
+        found.append(Mutant(rule, "reads its own write", loops(rule), options={"read": "strict"}))
+        found.append(Mutant(rule, "ignores the state in", partial(forget, rule)))
+        if "gain" not in arrays.shared:  # scores of any size: q enters once
+            found.append(Mutant(rule, "q K^-0.5", changed(rule, "q", lambda q: q / q.shape[-1] ** 0.5)))
+            found.append(Mutant(rule, "q K^0.5", loops(rule), options={"scale": "rsqrt"}))
+        if rule in GATE:
+            found.append(Mutant(rule, f"exp of {GATE[rule]}", changed(rule, GATE[rule], np.exp)))
+            found.append(Mutant(rule, f"log of {GATE[rule]}", loops(rule), options={"log_gates": True}))
+            found.append(Mutant(rule, f"{GATE[rule]} one late", changed(rule, GATE[rule], late)))
+            found.append(Mutant(rule, f"gradient of log {GATE[rule]}", loops(rule), after_backward(rule, partial(times_gate, GATE[rule]))))
+        for rate in ("beta", "step", "weight"):
+            if rate in arrays.tokens:
+                found.append(Mutant(rule, f"{rate} twice", changed(rule, rate, lambda a: 2 * a)))
+                found.append(
+                    Mutant(rule, f"{rate} one late", changed(rule, rate, lambda a: np.concatenate([0 * a[:, :1], a[:, :-1]], axis=1)))
+                )
+        found.append(Mutant(rule, "gradient not carried", driver(rule), not_carried(rule)))
+        found.append(Mutant(rule, "cotangent of the state ignored", driver(rule), partial(no_state, rule=rule)))
+        found.append(Mutant(rule, "g_k transposed", driver(rule), transposed_dk(rule)))
+        found.append(Mutant(rule, "g_q times 0.5", driver(rule), after_backward(rule, lambda g: {"q": g["q"] / 2})))
+        found.append(Mutant(rule, "g_v zero", driver(rule), after_backward(rule, lambda g: {"v": 0 * g["v"]})))
+    found.append(Mutant("linear", "g_k transposed", driver("linear"), transposed_product))
+    found.append(Mutant("gated_delta", "state out transposed", transposed_state, options={"sizes": {"K": 4, "E": 4}}))
+    found.append(Mutant("attention", "not finite", partial(naive.attention, bug="no max")))
+    return found
+
+
+def late(gate: Any) -> Any:
+    return np.concatenate([0 * gate[:, :1] + 1, gate[:, :-1]], axis=1)
+
+
+def times_gate(name: str, g: dict[str, Any]) -> dict[str, Any]:
+    return {name: g[name] * g[f"in_{name}"]}
+
+
+def forget(rule: str, *inputs: Any) -> Any:
+    *rest, state = inputs
+    return loops(rule)(*rest, None if state is None else zero(state))
+
+
+def transposed_state(*inputs: Any) -> Any:
+    out, state = naive.gated_delta(*inputs)
+    return out, np.swapaxes(state, -1, -2)
