@@ -528,3 +528,13 @@ def test_many_short_documents_beside_a_long_one_are_trained_on():
     short, long = Document("short", np.ones(256, dtype="uint8")), Document("long", np.zeros(100_000, dtype="uint8"))
     ends = place_ends([*[short] * 1000, long], 256)
     assert ends[999] == 256_000 and ends[1000] == 256_000 + 99_999
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    """As from an unset variable of a shell: not every file that happens to lie here."""
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text("some text " * (i + 1))
+    monkeypatch.chdir(tmp_path)
+    assert len(read(".").documents) == 20
+    with pytest.raises(ValueError, match="name of the corpus is empty: give '.' for the current folder"):
+        read("")
