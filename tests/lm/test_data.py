@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwl_ref.lm.corpus import MIN_BYTES, PARTS, Corpus, cut, load_corpus, omissions, split, summary
+from fwl_ref.lm.corpus import MIN_BYTES, PARTS, Corpus, cut, load_corpus, omissions, readable, split, summary
 from fwl_ref.lm.data import Batch, Document, place_ends, training_batch, windows
 from fwl_ref.lm.reading import LeftOut, read
 
@@ -538,3 +538,11 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
     assert len(read(".").documents) == 20
     with pytest.raises(ValueError, match="name of the corpus is empty: give '.' for the current folder"):
         read("")
+
+
+def test_documents_with_nothing_to_predict_are_counted_as_left_out():
+    """What is evaluated is what is said to be read: all else is listed."""
+    documents = [Document(str(n), np.zeros(n, "uint8")) for n in (0, 5, 1, 2)]
+    kept, left_out = readable(documents, [LeftOut("x", None, "hidden")])
+    assert [d.name for d in kept] == ["5", "2"]
+    assert left_out == [LeftOut("x", None, "hidden"), *(LeftOut(str(n), n, "empty or one byte") for n in (0, 1))]
