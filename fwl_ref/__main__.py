@@ -272,7 +272,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .backend import backend_target
     from .lm import evaluate, footprint
     from .lm.checkpoint import load_checkpoint
-    from .lm.corpus import amount, load_corpus, omissions, summary
+    from .lm.corpus import amount, load_corpus, omissions, readable, summary
     from .lm.device import to_backend
     from .lm.reading import read, shown
     from .lm.resume import known, known_all
@@ -286,7 +286,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         documents, line = list(corpus.test), summary(corpus)
         note = known(found.text, corpus)
     else:
-        documents, left_out = read(args.data)
+        documents, left_out = readable(*read(args.data))
         line = f"text {shown(args.data)}: {amount(documents)}{omissions(left_out)}"
         note = known_all(found.text, args.data, documents)
     print(line, flush=True)

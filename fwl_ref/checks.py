@@ -319,6 +319,7 @@ def check_evaluation(x: Array, eta: Any, decay: Any, n: Any, eps: float) -> None
         ("the normalizer n", n, [(), tuple(x.shape[:1])]),
     ):
         if not isinstance(value, int | float):
+            check_is_array(value, what)
             namespace(x, value)
             if tuple(value.shape) not in shapes:
                 allowed = " or ".join(map(str, shapes))

@@ -100,14 +100,15 @@ def load_arrays(path: Path) -> dict[str, Array]:
     objects; OSError if there is none.
     """
     with path.open("rb") as file:
+        if file.read(2) != b"PK":  # NumPy would take it for a pickle, and advise to load that
+            raise ValueError(f"{path}: expected an .npz file without pickles, found something else")
+        file.seek(0)
         try:
             archive = host.load(file, allow_pickle=False)
         except UNREADABLE as error:
             raise ValueError(
                 f"{path}: expected an .npz file without pickles, found something else ({error})"
             ) from None
-        if not hasattr(archive, "files"):
-            raise ValueError(f"{path}: expected an .npz file of named arrays, found a single array")
         arrays = {}
         for name in archive.files:
             try:

@@ -143,7 +143,7 @@ def test_evaluate_reads_files_of_ones_own_up_to_a_limit(models, text, tmp_path, 
     out = words_of(capsys, "evaluate", models / "fast.npz", "--data", tmp_path, "--bytes", 7).splitlines()
     (document,) = (d for d in read_source(str(tmp_path)).documents if d.name == "a.txt")
     losses = evaluate.static(load_checkpoint(models / "fast.npz").progress.params, CONFIG, document, 8, 7)
-    assert out[0] == f"text {tmp_path}: 2 documents (21 bytes)"
+    assert out[0] == f"text {tmp_path}: 1 documents (20 bytes); left out: 1 empty or one byte (b.txt; 1 bytes)"
     assert out[2].split()[:2] == ["7", f"{evaluate.bits_per_byte([losses]):.3f}"] and out[-1].endswith("all 1 documents")
 
 

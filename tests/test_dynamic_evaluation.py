@@ -130,3 +130,11 @@ def test_the_losses_of_a_segment_are_summed_unless_told_otherwise():
     by_default, one, two = (evaluate_block(*case[:5], segment=2, **n)[0] for n in ({}, {"n": 1.0}, {"n": 2.0}))
     assert_bitwise(by_default, one)
     assert np.max(np.abs(one - two)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["decay", "n"])
+def test_a_decay_or_normalizer_that_is_no_number_is_refused_in_words(name):
+    """They may be plain numbers, but None is none."""
+    case = make_block_case(1, 3, 2, 4, 5, FastSettings(), 0)
+    with pytest.raises(TypeError, match=r"(decay|normalizer n) must be an array, got None"):
+        evaluate_block(*case[:5], segment=1, **{name: None})

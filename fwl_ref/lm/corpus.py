@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from .reading import Document, LeftOut, read, shown
+from .reading import Document, LeftOut, Reading, read, shown
 
 MIN_BYTES = 2  # the first byte of a document is given, the others are predicted
 PIECE = 1024  # bytes of each of the first pieces of a single file
@@ -93,12 +93,10 @@ def split(source: str, documents: Iterable[Document], left_out: Iterable[LeftOut
 
     Raises ValueError if there is too little text to fill all three parts.
     """
-    documents, left_out = list(documents), list(left_out)
+    documents = list(documents)
+    long_enough, left_out = readable(documents, left_out)
     texts: dict[bytes, Document] = {}
-    for document in documents:
-        if len(document.data) < MIN_BYTES:
-            left_out.append(LeftOut(document.name, len(document.data), "empty or one byte"))
-            continue
+    for document in long_enough:
         first = texts.setdefault(document.data.tobytes(), document)
         if first is not document:
             one, copy = sorted((first, document), key=_rank)
@@ -118,6 +116,16 @@ def split(source: str, documents: Iterable[Document], left_out: Iterable[LeftOut
     if len(pieces[-1].data) < MIN_BYTES:
         left_out.append(LeftOut(pieces.pop().name, 1, "empty or one byte"))
     return Corpus(source, *_by_number(pieces), tuple(left_out))
+
+
+def readable(documents: Iterable[Document], left_out: Iterable[LeftOut] = ()) -> Reading:
+    """The documents that have something to predict; the others are left out too."""
+    kept, short = [], []
+    for d in documents:
+        (kept if len(d.data) >= MIN_BYTES else short).append(d)
+    return Reading(
+        kept, [*left_out, *(LeftOut(d.name, len(d.data), "empty or one byte") for d in short)]
+    )
 
 
 def summary(corpus: Corpus) -> str:

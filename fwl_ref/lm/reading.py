@@ -51,7 +51,8 @@ def read(source: str) -> Reading:
     FileNotFoundError
         No such path.
     ValueError
-        A path to one file that is not UTF-8 (with the byte and its offset), or to a pipe or device.
+        A path to one file that is not UTF-8 (with the byte and its offset), or to a pipe or device;
+        an empty name.
     OSError
         A path to a file or folder that may not be read.
     """
@@ -62,6 +63,8 @@ def read(source: str) -> Reading:
         from pydoc_data.topics import topics
 
         return Reading([document(f"topics/{k}", topics[k].encode()) for k in sorted(topics)], [])
+    if not source:  # as a path that would be the current folder
+        raise ValueError("the name of the corpus is empty: give '.' for the current folder")
     path = Path(source)
     if path.is_dir():
         return _folder(path)

@@ -471,3 +471,14 @@ def test_shapes_without_numbers_are_those_of_the_parameters(fast):
     config = Config(width=6, layers=2, heads=3, vocabulary=7, fast=fast)
     drawn, shapes = initialize(config), parameter_shapes(config)
     assert [(n, p.shape) for n, p in named_leaves(drawn)] == [(n, p.shape) for n, p in named_leaves(shapes)]
+
+
+def test_nobody_is_advised_to_load_pickles(tmp_path):
+    """A text given as a checkpoint is named as what it is not; NumPy's advice to load it unsafely
+    is not passed on.
+    """
+    path = tmp_path / "text.txt"
+    path.write_text("not a model")
+    with pytest.raises(ValueError, match="text.txt: expected an .npz file without pickles") as caught:
+        load_checkpoint(path)
+    assert "unsafely" not in str(caught.value) and "pickle.load" not in str(caught.value)

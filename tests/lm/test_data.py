@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwl_ref.lm.corpus import MIN_BYTES, PARTS, Corpus, cut, load_corpus, omissions, split, summary
+from fwl_ref.lm.corpus import MIN_BYTES, PARTS, Corpus, cut, load_corpus, omissions, readable, split, summary
 from fwl_ref.lm.data import Batch, Document, place_ends, training_batch, windows
 from fwl_ref.lm.reading import LeftOut, read
 
@@ -528,3 +528,21 @@ def test_many_short_documents_beside_a_long_one_are_trained_on():
     short, long = Document("short", np.ones(256, dtype="uint8")), Document("long", np.zeros(100_000, dtype="uint8"))
     ends = place_ends([*[short] * 1000, long], 256)
     assert ends[999] == 256_000 and ends[1000] == 256_000 + 99_999
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    """As from an unset variable of a shell: not every file that happens to lie here."""
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text("some text " * (i + 1))
+    monkeypatch.chdir(tmp_path)
+    assert len(read(".").documents) == 20
+    with pytest.raises(ValueError, match="name of the corpus is empty: give '.' for the current folder"):
+        read("")
+
+
+def test_documents_with_nothing_to_predict_are_counted_as_left_out():
+    """What is evaluated is what is said to be read: all else is listed."""
+    documents = [Document(str(n), np.zeros(n, "uint8")) for n in (0, 5, 1, 2)]
+    kept, left_out = readable(documents, [LeftOut("x", None, "hidden")])
+    assert [d.name for d in kept] == ["5", "2"]
+    assert left_out == [LeftOut("x", None, "hidden"), *(LeftOut(str(n), n, "empty or one byte") for n in (0, 1))]
