@@ -43,7 +43,8 @@ THEOREMS = [
     f"tests/theorems/test_{name}.py"
     for name in ("01_to_05_equivalence", "07_to_09_forms", "10_to_12_causality", "13_to_15_weights_and_symmetry", "16_to_18_gradients")
 ]
-LAWS, RULES, MASKS = (["tests/ops/test_laws.py", THEOREMS[-1]], ["tests/rules"], "tests/theorems/test_optimizers_are_masks.py")
+LAWS, MASKS = ["tests/ops/test_laws.py", THEOREMS[-1]], "tests/theorems/test_optimizers_are_masks.py"
+RULES = [f"tests/rules/test_{name}.py" for name in ("laws", "lattice", "not_finite", "titans", "ttt", "mesa", "teeth")]
 CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "tree": ["tests/test_tree.py"],
     "gradcheck": ["tests/test_gradcheck.py"],
