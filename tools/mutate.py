@@ -61,7 +61,7 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "ops.masked_attention": ["tests/ops/test_masked_attention.py", *LAWS],
     "slow_block": ["tests/lm/test_model.py", *THEOREMS],
     "lm.transformer": ["tests/lm/test_model.py", *THEOREMS],
-    "lm.model": ["tests/lm/test_model.py", "tests/lm/test_train.py", *THEOREMS, "tests/test_bad_input.py"],
+    "lm.model": ["tests/lm/test_model.py", "tests/lm/test_checkpoint.py", "tests/lm/test_train.py", *THEOREMS, "tests/test_bad_input.py"],
     "fast_layer": ["tests/test_fast_layer.py", *THEOREMS, MASKS],
     "fwl": [*THEOREMS, MASKS],
     "stream": ["tests/theorems/test_07_to_09_forms.py", MASKS, "tests/test_bad_input.py"],

@@ -217,4 +217,5 @@ def test_after_an_error_jobs_that_have_not_begun_are_dropped():
         pool.submit(os.getpid).result()
         jobs += [pool.submit(time.sleep, 0.1) for _ in range(200)]
         raise KeyboardInterrupt
-    assert time.perf_counter() - begin < 10 and sum(job.cancelled() for job in jobs) > 190
+    done = [job for job in jobs if not job.cancelled() and job.exception() is None]  # others were dropped, or failed with their worker
+    assert time.perf_counter() - begin < 10 and len(done) < 10

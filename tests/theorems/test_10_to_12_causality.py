@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fwl_ref.fast_layer
-from fwl_ref.fwl import FastSettings
+from fwl_ref.fwl import FastSettings, normalizer
 from fwl_ref.lm.model import model_fwd
 from fwl_ref.ops.linear_attention import linear_attention_chunked_fwd
 from fwl_ref.verify.cases import sequences, tokens, with_settings, with_steps
@@ -129,6 +129,14 @@ def test_a_non_finite_future_does_not_reach_the_past(chunk, value):
 
 # Theorem 12: what the future does through the normalizer, exactly
 # ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [0.25, 1.0, 3.0])
+def test_the_normalizer_is_the_sum_of_the_weights_also_below_one(total: float) -> None:
+    """(F.3): of a batch and of each sequence; 1 only where the sum is 0."""
+    weights = np.asarray([[total, 0.0], [0.0, 0.0]])
+    assert float(normalizer(weights, FastSettings(normalizer="batch"))) == total
+    assert normalizer(weights, FastSettings(normalizer="sequence")).tolist() == [[total], [1.0]]
 
 
 @given(case=block_cases(normalizers=("constant", "batch")), data=st.data())
