@@ -698,8 +698,9 @@ def test_every_command_of_the_page_on_gpus_is_one() -> None:
     assert not any("cupy" in line for line in extras["dev"] + extras["test"])
 
 
-def test_the_page_on_gpus_says_what_has_not_run() -> None:
+def test_the_page_on_gpus_says_what_has_run_and_what_has_not() -> None:
     """In as many words, and with the numbers that the code has."""
-    assert "**Nothing here has run on a GPU.**" in PAGE and "This is **not a GPU**" in PAGE
+    assert "**It has run on one GPU, on one day:**" in PAGE and "Other devices are untested." in PAGE
+    assert "Left out there:" in PAGE and "This is **not a GPU**" in PAGE
     assert LOG_EVERY == 10 and "`train` fetches ten rows in one transfer" in PAGE
     assert attention.BLOCK == 128 and "scores for 128 queries at a time" in PAGE

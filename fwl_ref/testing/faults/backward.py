@@ -11,6 +11,7 @@ from .common import Fault, changed, length_of, parts_of, with_answer
 
 
 def of_layout(subject: Subject, options: Options) -> Iterator[Fault]:
+    """Faults of a kernel's layout: which head reads which values."""
     if options.grouped_values > 1:
         other = "strided" if options.grouping == "neighbours" else "neighbours"
         yield Fault(
@@ -68,6 +69,7 @@ def _without_log(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
 
 
 def of_backward(subject: Subject, options: Options) -> Iterator[Fault]:
+    """Faults of a backward pass whose forward pass is right."""
     if subject.state:
         yield Fault(
             "cotangent of the state ignored",

@@ -37,6 +37,7 @@ def changed(name: str, change: Callable) -> Answer:
 
 
 def with_answer(answers: Arrays, name: str, change: Callable) -> Arrays:
+    """The answers with one of them changed."""
     return answers | {name: change(answers[name])}
 
 
@@ -52,4 +53,5 @@ def states_after(subject: Subject, a: Arrays, settings: Settings, length: int) -
 
 
 def parts_of(length: int, chunk: int) -> list[slice]:
+    """The chunks of a sequence, as the options cut it."""
     return [slice(i, min(i + chunk, length)) for i in range(0, length, chunk)]

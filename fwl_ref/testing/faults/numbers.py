@@ -20,6 +20,7 @@ FADES = {
 
 
 def of_gates(subject: Subject, options: Options) -> Iterator[Fault]:
+    """Faults of gates: a logarithm taken for a gate, a gate forgotten or applied twice."""
     fades = [n for n in subject.inputs if n in FADES]
     for name in fades:
         none = (lambda g: 0 * g) if name in ("decay", "momentum") else (lambda g: 0 * g + 1)
@@ -90,6 +91,7 @@ def _shifts(name: str) -> Iterator[Fault]:
 
 
 def of_rates(subject: Subject) -> Iterator[Fault]:
+    """Faults of rates: forgotten, squared, of another token."""
     for name in ("beta", "step", "weight", "weights"):
         if name not in subject.tokens:
             continue
@@ -118,6 +120,7 @@ def of_rates(subject: Subject) -> Iterator[Fault]:
 
 
 def of_scales(subject: Subject, options: Options) -> Iterator[Fault]:
+    """Faults of scales and norms of queries and keys."""
     if "q" not in subject.tokens:
         return
     for power, word in (

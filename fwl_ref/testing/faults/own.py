@@ -11,6 +11,7 @@ from .common import Fault, NotHere, changed, length_of
 
 
 def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
+    """Faults that one rule alone can have."""
     name = subject.name
     if {"q", "k"} <= subject.tokens.keys() and name != "delta_product":
         yield Fault(

@@ -12,6 +12,7 @@ from .common import Fault, NotHere, length_of, parts_of, states_after, with_answ
 
 
 def of_reading(subject: Subject, options: Options) -> Iterator[Fault]:
+    """Faults of reading: its own write, or the state of another token."""
     if subject.read:
         if subject.name == "attention":
             for fill in ("itself", "nothing", "nan"):  # what the first token has left to see
@@ -79,6 +80,7 @@ def _all_attention(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
 
 
 def of_state(subject: Subject, options: Options) -> Iterator[Fault]:
+    """Faults of the state that comes in and goes out."""
     if not subject.state:
         return
     yield Fault(
@@ -136,6 +138,7 @@ def _states_transposed(subject: Subject, a: Arrays, settings: Settings) -> Array
 
 
 def of_chunks(subject: Subject, options: Options) -> Iterator[Fault]:
+    """Faults at the boundaries of chunks."""
     if not subject.tokens or subject.name in ("attention", "masked_attention"):
         yield Fault(
             "last chunk missing",
