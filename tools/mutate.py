@@ -365,7 +365,8 @@ def page() -> str:
         if results.get(module, {"digest": ""})["digest"] != digest(module):
             sys.exit(f"{module}: no mutant has been tried on the present source: run {sys.argv[0]} {module}")
     survivors = [key for module in CORE for key, m in results[module]["mutants"].items() if m["survived"]]
-    if stale := sorted(set(why) - set(survivors)):
+    untried = {m.key for module in CORE for m in mutants(module)} - {key for module in CORE for key in results[module]["mutants"]}
+    if stale := sorted(set(why) - set(survivors) - untried):
         sys.exit(f"{EQUIVALENT.name} explains what is noticed or not a mutant any more: {'; '.join(stale)}")
     lines = [
         "# Mutation testing",

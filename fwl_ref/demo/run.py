@@ -120,7 +120,7 @@ def _demo(out: Path, source: str, quick: bool, s: DemoSettings, backend: str) ->
     """The demo, once it is known that its outcome can be written."""
     clock, numpy = time.perf_counter(), backend == "numpy"
     minutes = (
-        f"about {'1 minute' if quick else '4 minutes'} on two cores"
+        f"about {'1 minute' if quick else '3 to 5 minutes'} on two cores"
         if numpy
         else "on one GPU, one after the other"
     )
