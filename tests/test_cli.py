@@ -394,12 +394,14 @@ def stopping(monkeypatch, stop, step=2):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_training_after_saving_and_the_next_run_goes_on(tmp_path, text, models, capsys, monkeypatch, name):
+def test_a_signal_ends_training_after_saving_and_the_next_run_goes_on(tmp_path, text, models, capsys, monkeypatch, request, name):
     """Ctrl-C, a request to end, a closed terminal: 128 + N, one line, no traceback, and not a step
     is lost. Afterwards the signals mean what they meant before.
     """
     number = getattr(signal, name)
-    before = signal.getsignal(number)
+    before = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    inherited = signal.signal(number, before)  # a suite that runs in the background or under nohup inherits "ignored"
+    request.addfinalizer(lambda: signal.signal(number, inherited))
     with monkeypatch.context() as patched:
         stopping(patched, lambda: signal.raise_signal(number))
         assert main(training_command(text, tmp_path / "m.npz")) == 128 + number
