@@ -13,7 +13,7 @@ tuning               whatever follows, there are only a few different pasts
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backend import Array, host
 from .evaluator import precision
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     words: str
 
 
-def diagnose(audit: Audit, scale: dict[int, int], singles: dict[int, tuple]) -> list[Finding]:
+def diagnose(audit: Audit, scale: dict[int, Any], singles: dict[int, tuple]) -> list[Finding]:
     """Findings for first changed rows by position: ``scale`` after changes of all that follows,
     ``singles`` (what was changed, first changed row or None) after a change of one token.
     """
@@ -142,12 +142,12 @@ def favoured(audit: Audit, changes: list[Single], start: int, end: int) -> str:
     else:
         pairs = [_losses(audit, change, start) for change in changes]
         own = [label_sum(audit, row) - 1 for row in unsure_rows(audit, LABEL_ROWS, start, end)]
-    own, other = host.array(own), host.array([o for *_, o in pairs if o is not None])
+    other = host.array([o for *_, o in pairs if o is not None])
     helped = mostly_positive(other)
     if helped and in_any_order(audit, start, end):
         return "counts"
     typical = host.median(abs(other)) if len(other) else 0.0
-    most = mostly_positive(own) and (helped or host.median(own) > 1.5 * typical)
+    most = mostly_positive(host.array(own)) and (helped or host.median(own) > 1.5 * typical)
     return "own" if most else ""
 
 

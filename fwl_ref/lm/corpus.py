@@ -120,7 +120,8 @@ def split(source: str, documents: Iterable[Document], left_out: Iterable[LeftOut
 
 def readable(documents: Iterable[Document], left_out: Iterable[LeftOut] = ()) -> Reading:
     """The documents that have something to predict; the others are left out too."""
-    kept, short = [], []
+    kept: list[Document] = []
+    short: list[Document] = []
     for d in documents:
         (kept if len(d.data) >= MIN_BYTES else short).append(d)
     return Reading(

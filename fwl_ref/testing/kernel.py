@@ -216,7 +216,7 @@ def _save(subject: Subject, trial: Trial, options: Options, folder: Path) -> Pat
     """
     arrays = inputs_of_head(subject, trial.case, options, 0)
     answers = {n: host.asarray(a) for n, a in subject.answers(arrays, options.settings).items()}
-    case = {"kind": subject.name} | arrays | answers
+    case: dict[str, Any] = {"kind": subject.name} | arrays | answers
     case |= {"read": options.read, "chunk": options.chunk if options.stale else 0}
     for name in subject.state:
         case[f"cot_{name}"] = case.pop(f"cot_{state_out(name)}")

@@ -66,7 +66,7 @@ def torch_gradients(kernel: Callable[..., Any]) -> Callable[..., Any]:
         wanted = [a for a in fresh if a.requires_grad]
         found = iter([None] * len(wanted))
         if pairs:
-            outs, cots = zip(*pairs, strict=True)
+            outs = [o for o, _ in pairs]
             cots = [c.to(o.dtype) for o, c in pairs]
             found = iter(torch.autograd.grad(outs, wanted, cots, allow_unused=True))
         gradients = [next(found) if a.requires_grad else None for a in fresh]

@@ -134,7 +134,7 @@ def _block(arrays: Arrays, settings: Settings) -> Arrays:
         **{f"g_{n}": g for n, g in zip(_SLOW, g_slow, strict=True)},
         **{f"g_{n}": g for n, g in zip(_ETA, g_eta, strict=True)},
         "g_decay": g_decay,
-        **{f"g_{n}": g for n, g in zip(_STATE, g_state, strict=True)},
+        **{f"g_{n}": g for n, g in zip(_STATE, g_state or (), strict=True)},
     }
 
 
