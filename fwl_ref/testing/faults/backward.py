@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...backend import host
+from ...ops.common import chunk_slices
 from ..options import Options
 from ..subjects import Arrays, Settings, Subject, state_out, tokens_of
-from .common import Fault, changed, length_of, parts_of, with_answer
+from .common import Fault, changed, length_of, with_answer
 
 
 def of_layout(subject: Subject, options: Options) -> Iterator[Fault]:
@@ -94,7 +95,7 @@ def of_backward(subject: Subject, options: Options) -> Iterator[Fault]:
 
 def _not_carried(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
     """Every chunk from its own state, and only the last knows of the final state's gradient."""
-    parts = parts_of(length_of(subject, a), settings["chunk"])
+    parts = chunk_slices(length_of(subject, a), settings["chunk"])
     state, found = {n: a[n] for n in subject.state}, []
     for part in parts:
         piece = tokens_of(subject, a, part) | state

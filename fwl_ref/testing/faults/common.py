@@ -50,8 +50,3 @@ def states_after(subject: Subject, a: Arrays, settings: Settings, length: int) -
     """The states after that many tokens."""
     after = subject.answers(tokens_of(subject, a, slice(0, length)), settings) if length else a
     return {state_out(n): after[state_out(n)] if length else a[n] for n in subject.state}
-
-
-def parts_of(length: int, chunk: int) -> list[slice]:
-    """The chunks of a sequence, as the options cut it."""
-    return [slice(i, min(i + chunk, length)) for i in range(0, length, chunk)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ...backend import host
+from ...ops.common import chunk_slices
 from ..options import Options
 from ..subjects import Arrays, Settings, Subject
 from ..trial import Answer
-from .common import Fault, changed, parts_of
+from .common import Fault, changed
 
 FADES = {
     "gamma": "the fade",
@@ -63,7 +64,7 @@ def of_gates(subject: Subject, options: Options) -> Iterator[Fault]:
 def _per_chunk(name: str) -> Answer:
     def answer(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
         gate, chunk = host.array(a[name]), settings["chunk"]
-        for part in parts_of(gate.shape[1], chunk):
+        for part in chunk_slices(gate.shape[1], chunk):
             gate[:, part, ...] = gate[:, part.start : part.start + 1, ...]
         return subject.answers(a | {name: gate}, settings)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 
 from ...backend import host
+from ...ops.common import chunk_slices
 from ..options import Options
 from ..subjects import SUBJECTS, Arrays, Settings, Subject, state_out, tokens_of, zeros
-from .common import Fault, NotHere, length_of, parts_of, states_after, with_answer
+from .common import Fault, NotHere, length_of, states_after, with_answer
 
 
 def of_reading(subject: Subject, options: Options) -> Iterator[Fault]:
@@ -202,7 +203,7 @@ def _short(subject: Subject, a: Arrays, settings: Settings, states: bool) -> Arr
 def _restarted(subject: Subject, a: Arrays, settings: Settings, empty: bool) -> Arrays:
     """Forward only: chunks that do not know of one another."""
     found: list[Arrays] = []
-    for i, part in enumerate(parts_of(length_of(subject, a), settings["chunk"])):
+    for i, part in enumerate(chunk_slices(length_of(subject, a), settings["chunk"])):
         piece = tokens_of(subject, a, part)
         found.append(subject.answers(zeros(subject, piece) if i and empty else piece, settings))
     joined = {n: host.concat([f[n] for f in found], axis=1) for n in subject.outputs}
