@@ -13,8 +13,11 @@ from ..tree import leaves, named_leaves
 from .leaves import differentiable, is_float
 from .numbers import RESOLUTION, Sides, largest, wide
 
-__all__ = ["no_adjoint", "another_structure", "another_array"]
-__all__ += ["not_finite", "lost_in_the_input", "disagreement", "drowned", "unseen"]
+__all__ = [
+    "no_adjoint", "another_structure", "another_array",
+    "not_finite", "disagreement", "lost_in_the_input", "drowned", "unseen",
+]  # fmt: skip
+
 
 # Refused before anything is compared; empty if nothing is wrong
 
