@@ -264,6 +264,7 @@ change = directional_difference(backward, (dy, x, w), tuple([v] for v in tangent
 left = sum(np.sum(u * j) for u, j in zip((g_dx, g_dw, g_db), change, strict=True))  # <u, J v>
 
 
+# %%
 def distance(mutant):
     """How far <J^T u, v> is from <u, J v>, over |J v|; None is a gradient of zeros."""
     gradients = mutant(g_dx, g_dw, g_db, dy, dense_fwd(x, w, b)[1])[:3]  # J^T u, with respect to dy, x, w
@@ -271,6 +272,7 @@ def distance(mutant):
     return abs(left - right) / np.sqrt(sum(np.sum(j * j) for j in change))
 
 
+# %%
 errors = {name: distance(mutant) for name, mutant in mutants.items()}
 fig, ax = plt.subplots(figsize=(9, 4))
 ax.plot(list(errors.values()), range(len(errors)), linestyle="none")
