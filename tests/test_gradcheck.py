@@ -4,7 +4,9 @@ op, they never copy it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_fwd
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
 from fwl_ref.ops.linear_attention import linear_attention_bwd, linear_attention_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
+from tests.backends import NAME
 from tests.strategies import generator
 from tests.tolerances import assert_close
 
@@ -142,6 +145,13 @@ SECOND = {
 }
 
 
+@cache
+def first_order_is_right(op: str, seed: int) -> None:
+    """Raises if bwd is not; asked once for all mutants of bwd_bwd."""
+    fwd, bwd, args, _ = ACCEPTED[op]
+    check_adjoint(fwd, bwd, args, seed=seed)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_check_adjoint_accepts_the_real_ops(name: str, seed: int) -> None:
@@ -169,7 +179,7 @@ def test_check_adjoint_rejects_a_wrong_second_backward(name: str, seed: int) -> 
     """(d bwd)^T g replaced by a mutant while bwd is right: rejected for every seed; theorem 19."""
     op, mutant = SECOND[name]
     fwd, bwd, args, _ = ACCEPTED[op]
-    check_adjoint(fwd, bwd, args, seed=seed)
+    first_order_is_right(op, seed)
     with pytest.raises(AdjointError):
         check_adjoint(fwd, bwd, args, mutant, seed=seed)
 
@@ -546,3 +556,138 @@ def test_the_directional_difference_is_of_sixth_order() -> None:
     assert 5.8 < np.log2(errors[0] / errors[1]) < 6.2
     for power in range(7):  # exact, not only accurate, on polynomials up to degree 6
         assert_close(directional_difference(lambda a, n=power: a**n, (x,), ([v],), 0.5), power * x ** max(power - 1, 0), scale=1.0)
+
+
+# Numbers that the check is made of, each to its last digit or within a per cent
+# --------------------------------------------------------------------------------------------------------
+
+
+def drawn(count: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """u and v of a check of one array with one output of the same shape."""
+    draw = np.random.default_rng(seed)
+    return draw.standard_normal(count), draw.standard_normal(count)
+
+
+def times(dy: Any, factor: Any) -> Any:
+    return factor * dy
+
+
+@pytest.mark.parametrize(("dtype", "steps"), [("float64", (1e-3, 1e-3 / 4, 16e-3)), ("float32", (0.1, 0.025))])
+def test_the_steps_that_are_tried(dtype: str, steps: tuple) -> None:
+    """The default of the precision, a quarter of it, and in float64 sixteen times it; three points on each side."""
+    points, v = [], drawn()[1][0]
+
+    def fwd(x: np.ndarray) -> tuple:
+        points.append(float(x[0]) / v)
+        return x, 2
+
+    with pytest.raises(AdjointError, match="they differ"):
+        check_adjoint(fwd, times, (np.zeros(1, dtype),))
+    expected = [sign * i * h for h in steps for i in (1, 2, 3) for sign in (1, -1)]
+    np.testing.assert_allclose(points, [0, *expected], rtol=1e-6)
+
+
+def test_the_step_of_the_law() -> None:
+    """``both_sides`` looks at x, and at three points a thousandth of v apart on each side."""
+    points = []
+
+    def fwd(x: np.ndarray) -> tuple:
+        points.append(float(x[0]))
+        return x, 1
+
+    both_sides(fwd, times, np.zeros(1), np.ones(1), np.ones(1))
+    np.testing.assert_allclose(points, [1e-3, -1e-3, 2e-3, -2e-3, 3e-3, -3e-3, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("float64", 16e-3), ("float32", 0.1)])
+def test_rounding_of_a_thousandth_is_the_limit(dtype: str, step: float) -> None:
+    """30 eps |y| / h = 0.001 |J v| at the largest step that is tried: one per cent less passes, one per cent more does not."""
+    limit = 1e-3 * abs(drawn()[1][0]) * step / (30 * np.finfo(dtype).eps)
+    check = lambda y: check_adjoint(lambda x: (x + y.astype(x.dtype), 1), times, (np.zeros(1, dtype),))  # noqa: E731
+    check(np.asarray(0.99 * limit))
+    with pytest.raises(AdjointError, match=r"rounding hides the derivative. \|J v\| ="):
+        check(np.asarray(1.01 * limit))
+
+
+def test_a_thousandth_of_the_largest_change_is_the_limit_for_an_output_that_stays() -> None:
+    """30 eps |c| / h = 0.001 |J v|, of the output c beside one that moves by |J v|."""
+    most = 1e-3 * abs(np.random.default_rng(0).standard_normal(3)[2])  # after two cotangents
+    limit = 1e-3 * most * 1e-3 / (30 * np.finfo("float64").eps)
+    check = lambda c: check_adjoint(lambda x: ((c + 0 * x, 1e-3 * x), None), lambda d, _: 1e-3 * d[1], (np.zeros(1),))  # noqa: E731
+    check(0.99 * limit)
+    words = f"Output 0, of size {1.01 * limit:.3g} in float64, .* no |J v| is larger than {most:.2g}: take a larger step, or subtract"
+    with pytest.raises(AdjointError, match=re.escape(words).replace(re.escape(".*"), ".*")):
+        check(1.01 * limit)
+
+
+def test_what_the_rounding_of_the_input_adds_is_allowed() -> None:
+    """At x = 10^9 the difference sees v to four digits: so much may the two sides differ, in units of |J v|."""
+    x = 1e9 + _draw(4)
+    report = check_adjoint(lambda x: (1e-6 * (x - 1e9), 1e-6), times, (x,))
+    assert 1e-8 < report.error < 1e-3
+    with pytest.raises(AdjointError, match="they differ"):
+        check_adjoint(lambda x: (1e-6 * (x - 1e9), 1.01e-6), times, (x,))
+
+
+def test_a_coarser_step_does_not_excuse_what_finer_ones_saw() -> None:
+    """1 + sin with a period of the coarsest step: there nothing moves, but at the finer steps a gradient of zeros was wrong."""
+    rate = 2 * np.pi / (16e-3 * abs(drawn()[1][0]))
+    with pytest.raises(AdjointError, match="they differ"):
+        check_adjoint(lambda x: (1 + np.sin(rate * x), 0), times, (np.zeros(1),))
+
+
+def test_the_numbers_of_a_message() -> None:
+    """Both sides, how far they are apart in units of |J v|, and infinity where nothing moves."""
+    (u,), (v,) = drawn()
+    number = "(-?[0-9.e-]+)"
+    words = rf"times, argument 0: <u, J v> = {number} by differences, <J\^T u, v> = {number} by the backward pass; "
+    with pytest.raises(AdjointError) as caught:
+        check_adjoint(lambda x: (0.1 * x, 0.2), times, (np.zeros(1),))
+    found = re.fullmatch(words + rf"they differ by {number} \|J v\|, allowed 1e-08", str(caught.value))
+    assert [float(n) for n in found.groups()] == pytest.approx([0.1 * u * v, 0.2 * u * v, abs(u)], rel=1e-2)
+    with pytest.raises(AdjointError, match=re.escape("they differ by inf |J v|")):
+        check_adjoint(lambda x: (0 * x, 1), times, (np.zeros(1),))
+    with pytest.raises(AdjointError, match=r"more than 0.001: take a larger step"):  # in float64 no more digits are offered
+        check_adjoint(lambda x: (x - 1e14, 1), times, (1e14 + _draw(4),))
+
+
+@pytest.mark.parametrize("rtol", [1.0, 1e9, -1e-8, np.nan, np.inf])
+def test_a_tolerance_that_allows_anything_is_refused(rtol: float) -> None:
+    """A gradient of zeros is off by about |J v|: with a tolerance of 1 it would pass.."""
+    with pytest.raises(ValueError, match=rf"rtol must be >= 0 and < 1, got {rtol}"):
+        check_adjoint(dense_fwd, dense_bwd, DENSE, rtol=rtol)
+
+
+def test_every_tolerance_from_0_to_1_is_taken_at_its_word() -> None:
+    """With 0 only the rounding of the difference is allowed; an adjoint off by a half passes with 0.9 if |u| is near 1."""
+    check_adjoint(dense_fwd, dense_bwd, DENSE, rtol=0)
+    off = 0.5 * abs(drawn()[0][0])
+    half = lambda rtol: check_adjoint(lambda x: (x, 0.5), times, (np.zeros(1),), rtol=rtol)  # noqa: E731
+    assert half(1.01 * off).error == pytest.approx(off)
+    with pytest.raises(AdjointError):
+        half(0.99 * off)
+
+
+def test_numbers_among_the_arguments_are_constants() -> None:
+    """An integer and a string are handed on as they are; a function without a name is called by what it prints."""
+    fwd = lambda x, n, how: (n * x if how == "times" else x, n)  # noqa: E731
+    assert check_adjoint(fwd, times, (_draw(3), 3, "times")).where == "times, argument 0"
+    nameless = check_adjoint(fwd, partial(times), (_draw(3), 3, "times")).where
+    assert nameless.endswith(">), argument 0" if NAME == "numpy" else ", argument 0")
+    with pytest.raises(AdjointError, match="times: output 0 is float; only real"):
+        check_adjoint(lambda x: (1.0, x), times, (_draw(3),))
+
+
+def test_a_gradient_of_another_structure_is_named_by_its_path() -> None:
+    """The second of two entries, and an entry within it."""
+    args = ((_draw(3), Layer((_draw(3), _draw(3)), _draw(3))),)
+
+    def check(gradient: Callable) -> None:
+        check_adjoint(lambda p: (p[0] + p[1].loud[0] * p[1].loud[1] * p[1].quiet, p), lambda d, p: (gradient(d, p),), args)
+
+    right = lambda d, p: (d, Layer((d * p[1].loud[1] * p[1].quiet, d * p[1].loud[0] * p[1].quiet), d * p[1].loud[0] * p[1].loud[1]))  # noqa: E731
+    check(right)
+    with pytest.raises(AdjointError, match="the gradient of 1 must be a tuple of 3 entries, got 2 entries"):
+        check(lambda d, p: (d, (d, d)))
+    with pytest.raises(AdjointError, match=r"the gradient of 1\.loud must be a tuple of 2 entries, got 3 entries"):
+        check(lambda d, p: (d, Layer((d, d, d), d)))

@@ -31,6 +31,7 @@ LAYERS = [
     {"backend"},
     {"tree", "files", "ops.common"},
     {"checks"},
+    {"adjoint.*"},
     {"gradcheck", "ops.*"},
     {"slow_block", "optimizers", "rules.*"},
     {"fast_layer"},

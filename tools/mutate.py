@@ -47,7 +47,7 @@ LAWS, MASKS = ["tests/ops/test_laws.py", THEOREMS[-1]], "tests/theorems/test_opt
 RULES = [f"tests/rules/test_{name}.py" for name in ("laws", "lattice", "not_finite", "titans", "ttt", "mesa", "teeth")]
 CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "tree": ["tests/test_tree.py"],
-    "gradcheck": ["tests/test_gradcheck.py"],
+    **{name: ["tests/test_gradcheck.py"] for name in ("gradcheck", "adjoint.leaves", "adjoint.numbers", "adjoint.words")},
     "ops.common": ["tests/ops/test_common.py", *LAWS],
     "ops.dense": LAWS,
     "ops.squared_relu": LAWS,
