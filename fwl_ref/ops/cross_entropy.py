@@ -52,6 +52,6 @@ def cross_entropy_bwd_bwd(
     mean = xp.sum(pulled, axis=-1, keepdims=True)  # (...,1)
     picked = xp.sum(xp.where(res.hit, g_dlogits, xp.zeros_like(pulled)), axis=-1)  # (...)
     g_dy = mean[..., 0] - picked  # (...)
-    # d p = (diag(p) - p p^T) d logits, symmetric
+    # a small change e of the logits changes p by (diag(p) - p p^T) e, a symmetric matrix
     g_logits = dy[..., None] * (pulled - res.p * mean)  # (...,V)
     return g_dy, g_logits

@@ -5,8 +5,8 @@ With the normalised input ``n = (z - mean z) rstd`` the Jacobian of ``n`` is
     L(v) = rstd (v - mean v - n mean(n v))
 
 which is symmetric. So one function serves the backward pass, and the same function serves the
-second backward pass. It also gives the derivative of everything L depends on: ``d rstd = -rstd^2
-mean(n dz)`` and ``d n = L(dz)``.
+second backward pass. It also gives the derivative of everything L depends on: a small change e of
+z changes n by ``L(e)`` and rstd by ``-rstd^2 mean(n e)``, to first order.
 
 ``gain`` and ``bias`` may be shared, (D), or one per token, (...,D): per token their gradients are
 per token too, which is what the fast weight block writes to its memory.
@@ -62,7 +62,7 @@ def layernorm_bwd_bwd(
     dz, lu = _jacobian(v, res), _jacobian(g_dz, res)  # (...,D)
     g_dy = g_dy + lu * gain  # (...,D)
     g_gain = _sum_to(lu * dy, gain)  # as gain
-    # L depends on z through rstd and n:  d rstd = -rstd^2 mean(n dz),  d n = L(dz)
+    # L depends on z: a small change e of z changes n by L(e), rstd by -rstd^2 mean(n e)
     g_z = -rstd * (n * _mean(g_dz * dz) + dz * _mean(n * g_dz) + lu * _mean(n * v))  # (...,D)
     g_z = g_z + _jacobian(g_n, res)  # (...,D)
     return g_dy, g_z, g_gain, None  # the bias does not enter the backward pass

@@ -14,17 +14,20 @@ The rules differ in G (what is forgotten) and in u (what is written: the value i
 Nothing here lets a number that is not finite travel against the order of time, forwards or
 backwards, for the recurrent forms do not and the chunked ones are the same functions: tables are
 masked, sums over tokens are the causal products of ``ops/common.py``, and ``solve`` looks only
-below the diagonal.
+below the diagonal. Backward passes begin with ``asked_for``, for 0 times infinity is no gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from ..backend import Array, is_host, namespace
+from ..backend import Array, Tree, is_host, namespace
 from ..ops.common import anticausal_product, before, causal_product, chunk_slices, masked
+from ..tree import leaves, tree_map
 
 READS = ("strict", "inclusive")
+RATES = ("gamma", "alpha", "beta", "keep", "weight", "momentum", "decay", "step")
 
 
 # --- at the boundary
@@ -130,6 +133,47 @@ def read_from_bwd(dseen: Array, read: str) -> Array:
     unread = xp.zeros(shape, dtype=dseen.dtype, device=dseen.device)  # (B,1,...)
     parts = [dseen, unread] if read == "strict" else [unread, dseen]
     return xp.concat(parts, axis=1)  # (B,T+1,...)
+
+
+# --- backward passes: what a cotangent asks for
+
+
+def asked_for(dout: Array, dstate_out: Tree | None, res: Any) -> Any:
+    """The residual with a 0, or a rate of 1, for what is not finite and not asked for.
+
+    A query is asked for if its own output has a cotangent that is not 0; a write and its rates, if
+    a later state has one. The rest has the gradient 0 whatever it is, and a backward pass that
+    multiplied 0 by infinity would say otherwise, and spoil with it what came before.
+    """
+    xp = namespace(dout, res.q)
+    output = xp.any(dout != 0, axis=-1)  # (B,T)
+    states = read_from_bwd(xp.astype(output, xp.int32), res.read)  # (B,T+1) is it read
+    states = xp.flip(xp.cumulative_sum(xp.flip(states, axis=1), axis=1), axis=1) > 0  # or a later
+    for final in leaves(dstate_out):
+        states = states | xp.any(final != 0, axis=tuple(range(1, final.ndim)))[:, None]
+    uses = {"q": output, "x": output, "states": states, "minima": states}
+    uses |= dict.fromkeys(("k", "v", *RATES), states[:, 1:])
+    return res._replace(
+        **{
+            name: _finite_unless(uses[name], getattr(res, name), 1 if name in RATES else 0)
+            for name in res._fields
+            if name in uses
+        }
+    )
+
+
+def _finite_unless(used: Array, tree: Tree, fill: int) -> Tree:
+    """(B,T),(B,T,...)->(B,T,...)   ``fill`` for what is neither used nor finite
+
+    Of the states of a chunk there is only the first, (B,1,...).
+    """
+
+    def leaf(a: Array) -> Array:
+        xp, where = namespace(a), used[:, : a.shape[1]]
+        where = xp.reshape(where, (*where.shape, *(1,) * (a.ndim - 2)))
+        return xp.where(where | xp.isfinite(a), a, xp.full_like(a, fill))
+
+    return tree_map(leaf, tree)
 
 
 # --- a chunk of tokens at once
@@ -266,7 +310,8 @@ def chunks_bwd(chunk_bwd: Callable, dout: Array, dstate: Array | None, res: tupl
     pieces, stop = [], dout.shape[1]
     for part in reversed(res):
         start = stop - part.q.shape[1]
-        *dtokens, dstate = chunk_bwd(dout[:, start:stop, :], dstate, part)
+        dpart = dout[:, start:stop, :]  # (B,S,E)
+        *dtokens, dstate = chunk_bwd(dpart, dstate, asked_for(dpart, dstate, part))
         pieces.append(dtokens)
         stop = start
     dtokens = (xp.concat(list(parts), axis=1) for parts in zip(*pieces[::-1], strict=True))

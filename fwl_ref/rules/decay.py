@@ -1,7 +1,8 @@
 """Linear attention with decay (RetNet, the scalar decay of Mamba-2): SGD with weight decay.
 
     loss       l(S) = -<v, k S> + (1 - gamma) / 2 |S|^2
-    gradient   dl = -<v, k dS> + (1 - gamma) <S, dS>,  so  dl/dS = -k^T v + (1 - gamma) S
+    gradient   l(S + C) = l(S) - <v, k C> + (1 - gamma) <S, C> + O(C^2) for a change C,
+               so  dl/dS = -k^T v + (1 - gamma) S
     update     S_{t+1} = S_t - dl/dS = gamma_t S_t + k_t^T v_t
 
 Exactly online gradient descent with step size 1, where the regulariser pulls the memory towards 0.
@@ -26,6 +27,7 @@ from typing import NamedTuple
 from ..backend import Array, namespace
 from .common import (
     apply,
+    asked_for,
     check_positive,
     check_rule,
     chunks_bwd,
@@ -91,7 +93,7 @@ def decay_recurrent_bwd(
 
     Returns dq, dk, dv, dgamma, dstate.
     """
-    q, k, v, gamma, states, read = res
+    q, k, v, gamma, states, read = asked_for(dout, dstate_out, res)
     xp = namespace(dout, q)
     # forward: out = reads(q, states)
     dq, dread = reads_bwd(dout, q, states, read)  # (B,T,K), (B,T+1,K,E)

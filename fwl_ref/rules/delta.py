@@ -1,7 +1,8 @@
 """The delta rule (DeltaNet): one step of SGD per token on how well the memory recalls the value.
 
     loss       l(S) = 1/2 |k S - v|^2
-    gradient   dl = <k S - v, k dS>,  so  dl/dS = k^T (k S - v)
+    gradient   l(S + C) = l(S) + <k S - v, k C> + O(C^2) for a change C,
+               so  dl/dS = k^T (k S - v)
     update     S_{t+1} = S_t - beta_t k_t^T (k_t S_t - v_t)
                        = (I - beta_t k_t^T k_t) S_t + beta_t k_t^T v_t
 
@@ -33,6 +34,7 @@ from ..backend import Array, namespace
 from ..ops.common import masked
 from .common import (
     apply,
+    asked_for,
     check_rule,
     chunks_bwd,
     chunks_fwd,
@@ -111,7 +113,7 @@ def delta_recurrent_bwd(
 
     Returns dq, dk, dv, dbeta, dstate.
     """
-    q, k, v, beta, states, read = res
+    q, k, v, beta, states, read = asked_for(dout, dstate_out, res)
     xp = namespace(dout, q)
     # forward: out = reads(q, states)
     dq, dread = reads_bwd(dout, q, states, read)  # (B,T,K), (B,T+1,K,E)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..backend import Array, namespace
-from .common import check_rule, each, reads, reads_bwd, stack, start_state
+from .common import asked_for, check_rule, each, reads, reads_bwd, stack, start_state
 from .delta import (
     DeltaResidual,
     delta_chunked_bwd,
@@ -33,7 +33,8 @@ from .delta import (
 class DeltaProductResidual(NamedTuple):
     steps: int  # N
     read: str
-    # steps as tokens: k (B,TN,K), v (B,TN,E), beta (B,TN); recurrent: all TN + 1 states
+    # steps as tokens: q (B,TN,K) 0 where nothing is read, k (B,TN,K), v (B,TN,E), beta (B,TN);
+    # recurrent: all TN + 1 states
     delta: Any  # DeltaResidual, or one per chunk
 
 
@@ -66,7 +67,7 @@ def delta_product_recurrent_fwd(
             states.append(S - each(beta[:, t, n]) * g)
     states = xp.stack(states, axis=1)  # (B,TN+1,K,E)
     out = reads(q, states[:, ::steps, ...], read)  # (B,T,E)
-    res = DeltaResidual(q, _flat(k), _flat(v), _flat(beta), states, read)
+    res = DeltaResidual(_spread(q, steps, read), _flat(k), _flat(v), _flat(beta), states, read)
     return (out, states[:, -1, ...]), DeltaProductResidual(steps, read, res)
 
 
@@ -77,8 +78,9 @@ def delta_product_recurrent_bwd(
 
     Returns dq, dk, dv, dbeta, dstate.
     """
-    steps, read, (q, k, v, beta, states, _) = res
-    xp = namespace(dout, q)
+    steps, read, delta = res
+    q, k, v, beta, states, _ = asked_for(_spread(dout, steps, read), dstate_out, delta)
+    xp, q = namespace(dout, q), _every(q, steps, read)  # (B,T,K)
     # forward: out = reads(q, every N-th state)
     dq, dread = reads_bwd(dout, q, states[:, ::steps, ...], read)  # (B,T,K), (B,T+1,K,E)
     dS = dread[:, -1, ...] if dstate_out is None else dread[:, -1, ...] + dstate_out  # (B,K,E)

@@ -31,6 +31,7 @@ from typing import NamedTuple
 from ..backend import Array, namespace
 from ..ops.common import masked
 from .common import (
+    asked_for,
     check_positive,
     check_rule,
     chunks_bwd,
@@ -113,7 +114,7 @@ def gated_delta_recurrent_bwd(
 
     Returns dq, dk, dv, dalpha, dbeta, dstate.
     """
-    q, k, v, alpha, beta, states, read = res
+    q, k, v, alpha, beta, states, read = asked_for(dout, dstate_out, res)
     xp = namespace(dout, q)
     # forward: out = reads(q, states)
     dq, dread = reads_bwd(dout, q, states, read)  # (B,T,K), (B,T+1,K,E)

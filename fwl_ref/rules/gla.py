@@ -1,7 +1,7 @@
 """Gated linear attention (GLA): SGD with a weight decay of its own for every key channel.
 
     loss       l(S) = -<v, k S> + 1/2 sum_c (1 - alpha_c) |S_c|^2      S_c: row of key channel c
-    gradient   dl = -<v, k dS> + sum_c (1 - alpha_c) <S_c, dS_c>,
+    gradient   l(S + C) = l(S) - <v, k C> + sum_c (1 - alpha_c) <S_c, C_c> + O(C^2) for a change C,
                so  dl/dS = -k^T v + Diag(1 - alpha) S
     update     S_{t+1} = S_t - dl/dS = Diag(alpha_t) S_t + k_t^T v_t
 
@@ -27,6 +27,7 @@ from ..backend import Array, namespace
 from ..ops.common import anticausal_product, causal_product, masked
 from .common import (
     apply,
+    asked_for,
     check_positive,
     check_rule,
     chunks_bwd,
@@ -91,7 +92,7 @@ def gla_recurrent_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual) -
 
     Returns dq, dk, dv, dalpha, dstate.
     """
-    q, k, v, alpha, states, read = res
+    q, k, v, alpha, states, read = asked_for(dout, dstate_out, res)
     xp = namespace(dout, q)
     # forward: out = reads(q, states)
     dq, dread = reads_bwd(dout, q, states, read)  # (B,T,K), (B,T+1,K,E)

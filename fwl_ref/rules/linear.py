@@ -1,7 +1,7 @@
 """Linear attention: a step of SGD per token, to let the memory's answer point towards the value.
 
     loss       l(S) = -<v, k S>
-    gradient   dl = -<v, k dS>,  so  dl/dS = -k^T v
+    gradient   l(S + C) = l(S) - <v, k C> for any change C,  so  dl/dS = -k^T v
     update     S_{t+1} = S_t + k_t^T v_t
 
 Exactly online gradient descent with step size 1. The loss is linear in S, so its gradient does not
@@ -22,6 +22,7 @@ from typing import NamedTuple
 from ..backend import Array, namespace
 from .common import (
     apply,
+    asked_for,
     check_rule,
     chunks_bwd,
     chunks_fwd,
@@ -80,7 +81,7 @@ def linear_recurrent_bwd(
 
     Returns dq, dk, dv, dstate.
     """
-    q, k, v, states, read = res
+    q, k, v, states, read = asked_for(dout, dstate_out, res)
     xp = namespace(dout, q)
     # forward: out = reads(q, states)
     dq, dread = reads_bwd(dout, q, states, read)  # (B,T,K), (B,T+1,K,E)

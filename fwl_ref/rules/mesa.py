@@ -19,6 +19,9 @@ exact without rounding, a few more are with it; fewer are an approximation, and 
 how good. The backward pass solves the same system once more, for the adjoint of a solve is a solve;
 it does not go back through the iterations.
 
+H holds squares of keys: where weight |k|^2 overflows, the memory is not finite from then on.
+Values, queries and cotangents are not squared.
+
 Forms, in multiply-adds per token: recurrent, the definition, K^3 / 3 + K^2 E + 2 K E + K^2;
 chunked, with n iterations and chunks of S, (n + 1) (K^2 + 2 S K) + K^2 + 2 K E + S (K + E), and 2 S
 for the fades, keep > 0.
@@ -34,6 +37,7 @@ from ..backend import Array, is_host, namespace
 from ..ops.common import causal_product, masked
 from .common import (
     apply,
+    asked_for,
     check_positive,
     check_rule,
     chunks_bwd,
@@ -79,7 +83,7 @@ class MesaChunkResidual(NamedTuple):
     keep: Array  # (B,L)
     weight: Array  # (B,L)
     ridge: Array  # (K,)
-    state: MesaState  # before the chunk
+    states: MesaState  # (B,1,...) before the chunk
     x: Array  # (B,L,K) what conjugate gradients found for q (H + Lambda)^{-1}
     error: Array  # (B,L) |q - x (H + Lambda)|, what they left
     read: str
@@ -152,7 +156,7 @@ def mesa_recurrent_bwd(dout: Array, dstate_out: MesaState | None, res: MesaResid
 
     Returns dq, dk, dv, dkeep, dweight, dridge, dstate.
     """
-    q, k, v, keep, weight, ridge, states, minima, read = res
+    q, k, v, keep, weight, ridge, states, minima, read = asked_for(dout, dstate_out, res)
     xp = namespace(dout, q)
     # forward: out = reads(q, minima)
     dq, dread = reads_bwd(dout, q, minima, read)  # (B,T,K), (B,T+1,K,E)
@@ -267,12 +271,14 @@ def _chunk_fwd(
     last = fade[:, -1, :, None]  # (B,L+1,1)
     H = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :] * share), k)  # (B,K,K)
     after = MesaState(G, H + last[:, :1, :] * state.H)
-    res = MesaChunkResidual(q, k, v, keep, weight, ridge, state, x, error, read, iterations)
+    states = MesaState(state.G[:, None, ...], state.H[:, None, ...])  # (B,1,...)
+    res = MesaChunkResidual(q, k, v, keep, weight, ridge, states, x, error, read, iterations)
     return (out, after), res
 
 
 def _chunk_bwd(dout: Array, dstate_out: MesaState | None, res: MesaChunkResidual):
-    q, k, v, keep, weight, ridge, (G, H), x, _, read, iterations = res
+    q, k, v, keep, weight, ridge, states, x, _, read, iterations = res
+    G, H = (a[:, 0, ...] for a in states)  # (B,K,E), (B,K,K)
     xp, fade, share = namespace(dout, q), fades(keep), weight[:, :, None]  # (B,L+1,L+1), (B,L,1)
     dG_out, dH_out = dstate_out or (None, None)
     # forward: out, G_out = sums(x, k, weight v, fade, G)

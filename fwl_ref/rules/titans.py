@@ -36,6 +36,7 @@ from typing import NamedTuple
 from ..backend import Array, namespace
 from ..ops.common import anticausal_product, before, causal_product, masked
 from .common import (
+    asked_for,
     check_rule,
     chunks_bwd,
     chunks_fwd,
@@ -123,7 +124,7 @@ def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: Titan
 
     Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
     """
-    q, k, v, momentum, decay, step, states, read, _ = res
+    q, k, v, momentum, decay, step, states, read, _ = asked_for(dout, dstate_out, res)
     xp = namespace(dout, q)
     # forward: out = reads(q, memories)
     dq, dread = reads_bwd(dout, q, states.M, read)  # (B,T,K), (B,T+1,K,E)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from ..backend import Array, Tree, namespace
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
 from ..tree import add, leaves, tree_map, zeros_like
-from .common import check_rule, outer, stack, sums, sums_bwd, unfaded
+from .common import asked_for, check_rule, outer, stack, sums, sums_bwd, unfaded
 
 EPS = 1e-6  # LayerNorm's
 
@@ -50,7 +50,7 @@ class TTTResidual(NamedTuple):
     v: Array  # (B,T,E)
     step: Array  # (B,T)
     norm: tuple[Array, ...]  # (B,T,E) gain and bias per token, or ()
-    states: tuple[Tree, ...]  # all T + 1 states of the recurrent form; the first of a mini-batch
+    states: Tree  # (B,T+1,...) all of the recurrent form; (B,1,...) the first of a mini-batch
     minibatch: int
     read: str
     eps: float
@@ -185,6 +185,11 @@ def dual_layer_bwd(
     return g_q[:, :, :width], g_k[:, :, :width], g_u, *_unpacked(g_S, b)
 
 
+def state_at(states: Tree, t: int) -> Tree:
+    """(B,S,...)->(B,...)   one of the states of a residual"""
+    return tree_map(lambda a: a[:, t, ...], states)
+
+
 def descend(state: Tree, rate: Array, gradient: Tree) -> Tree:
     """state - rate * gradient for every parameter (B,...), the rate (B) one number per sequence"""
     return tree_map(lambda p, d: p - _broad(rate, p) * d, state, gradient)
@@ -216,7 +221,8 @@ def recurrent_fwd(
         seen = states[t] if read == "strict" else states[t + 1]
         out, _ = network.read_fwd(seen, q[:, t, :], *norm_t, eps=eps)  # (B,E)
         outs.append(out)
-    res = TTTResidual(q, k, v, step, norm, tuple(states), minibatch, read, eps)
+    stacked = tree_map(lambda *parts: namespace(*parts).stack(parts, axis=1), *states)
+    res = TTTResidual(q, k, v, step, norm, stacked, minibatch, read, eps)
     return (stack(outs, v), states[-1]), res
 
 
@@ -228,13 +234,14 @@ def recurrent_bwd(
     Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state, those of gain and bias summed over
     tokens.
     """
-    q, k, v, step, norm, states, minibatch, read, eps = res
+    q, k, v, step, norm, states, minibatch, read, eps = asked_for(g_out, g_state_out, res)
     namespace(g_out, q)
-    g_state = zeros_like(states[-1]) if g_state_out is None else g_state_out
-    g_first, g_qs, g_ks, g_vs, g_steps, g_norms = zeros_like(states[-1]), [], [], [], [], []
+    g_first = zeros_like(state_at(states, 0))
+    g_state = g_first if g_state_out is None else g_state_out
+    g_qs, g_ks, g_vs, g_steps, g_norms = [], [], [], [], []
     for t in reversed(range(q.shape[1])):
-        norm_t, first = [p[:, t, :] for p in norm], states[t - t % minibatch]
-        seen = states[t] if read == "strict" else states[t + 1]
+        norm_t, first = [p[:, t, :] for p in norm], state_at(states, t - t % minibatch)
+        seen = state_at(states, t if read == "strict" else t + 1)
         token = first, k[:, t, :], v[:, t, :], *norm_t
         # forward: out = f(q) with the state that is read
         _, head = network.read_fwd(seen, q[:, t, :], *norm_t, eps=eps)

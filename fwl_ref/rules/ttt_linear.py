@@ -2,7 +2,8 @@
 
     network    z = x W + b,    f(x) = x + LN(z; gain, bias)
     loss       l(W, b) = |f(k) - v|^2
-    gradient   dl = <dz, k dW + db>,  so  dl/dW = k^T dz,  dl/db = dz,    dz = LN^T(2 (f(k) - v))
+    gradient   dl/dz = dz = LN^T(2 (f(k) - v)).  Changes C of W and c of b change z by k C + c,
+               and l by <dz, k C + c> + O(C^2 + c^2),  so  dl/dW = k^T dz,  dl/db = dz
     update     (W, b)_{t+1} = (W, b)_t - step_t dl_t/d(W, b),
                the gradient at the (W, b) that the token's mini-batch began with
 
@@ -33,7 +34,7 @@ from typing import Any, NamedTuple
 
 from ..backend import Array, namespace
 from ..ops.layernorm import LayerNormResidual
-from ..tree import add
+from ..tree import add, tree_map
 from .common import check_rule, chunks_bwd, chunks_fwd, start_state
 from .ttt import (
     EPS,
@@ -55,6 +56,7 @@ from .ttt import (
     predict_fwd,
     recurrent_bwd,
     recurrent_fwd,
+    state_at,
 )
 
 
@@ -188,12 +190,14 @@ def _batch_fwd(
     # read: z_t = q_t W + b + sum_s (q_t . k_s + 1) u_s
     z, *after = dual_layer(q, k, u, *state, read)  # (B,S,E)
     out, _ = predict_fwd(q, z, *norm, eps=eps)  # (B,S,E)
-    res = TTTResidual(q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps)
+    first = tree_map(lambda a: a[:, None, ...], state)  # (B,1,...)
+    res = TTTResidual(q, k, v, step, tuple(norm), first, q.shape[1], read, eps)
     return (out, TTTLinearState(*after)), res
 
 
 def _batch_bwd(g_out: Array, g_state_out: TTTLinearState | None, res: TTTResidual):
-    q, k, v, step, norm, (state,), _, read, eps = res
+    q, k, v, step, norm, states, _, read, eps = res
+    state = state_at(states, 0)
     xp = namespace(g_out, q)
     dz, slow = inner_gradient(k, layer(k, *state), v, *norm, eps=eps)  # (B,S,E)
     u = -step[:, :, None] * dz  # (B,S,E)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from ..backend import Array, namespace
 from ..ops.gelu import GeluResidual, gelu_bwd, gelu_bwd_bwd, gelu_fwd
-from ..tree import add
+from ..tree import add, tree_map
 from .common import check_rule, chunks_bwd, chunks_fwd
 from .ttt import (
     EPS,
@@ -54,6 +54,7 @@ from .ttt import (
     predict_fwd,
     recurrent_bwd,
     recurrent_fwd,
+    state_at,
 )
 
 
@@ -240,12 +241,14 @@ def _batch_fwd(
     slow, _ = slow_fwd(state, k, v, *norm, eps=eps)  # (B,S,F), (B,S,F), (B,S,E)
     # read, sweep 3
     (out, state_out), _ = _fast_fwd(q, k, step, slow, norm, state, read, eps)  # (B,S,E)
-    res = TTTResidual(q, k, v, step, tuple(norm), (state,), q.shape[1], read, eps)
+    first = tree_map(lambda a: a[:, None, ...], state)  # (B,1,...)
+    res = TTTResidual(q, k, v, step, tuple(norm), first, q.shape[1], read, eps)
     return (out, state_out), res
 
 
 def _batch_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual):
-    q, k, v, step, norm, (state,), _, read, eps = res
+    q, k, v, step, norm, states, _, read, eps = res
+    state = state_at(states, 0)
     slow, slow_res = slow_fwd(state, k, v, *norm, eps=eps)  # (B,S,F), (B,S,F), (B,S,E)
     _, fast_res = _fast_fwd(q, k, step, slow, norm, state, read, eps)
     # read, sweep 4

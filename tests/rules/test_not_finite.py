@@ -1,6 +1,8 @@
 """A number that is not finite does not travel against the order of time, in any form of any rule: not
-from a token to the outputs before it, and not, in a backward pass, from a cotangent to the
-gradients of the tokens after it.
+from a token to the outputs before it; not, in a backward pass, from a cotangent to the gradients
+of the tokens after it; and not from a token that no cotangent asks for to any gradient at all.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
@@ -11,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fwl_ref.rules import titans, ttt_linear, ttt_mlp
-from fwl_ref.rules.common import READS
+from fwl_ref.rules import mesa, titans, ttt_linear, ttt_mlp
+from fwl_ref.rules.common import READS, asked_for
 from fwl_ref.rules.mesa import MesaState, mesa_chunked_bwd, mesa_chunked_fwd
-from fwl_ref.tree import leaves
+from fwl_ref.tree import leaves, rebuild, tree_map, zeros_like
 from tests.rules import several_arrays
 from tests.rules.table import Shape, unit_keys
 from tests.rules.test_laws import FORMS, RULES, pair
-from tests.strategies import generator
-from tests.tolerances import assert_bitwise, assert_close
+from tests.strategies import arrays, generator
+from tests.tolerances import assert_bitwise, assert_close, assert_trees_close
 
 SHAPE, SEED, TOKEN = Shape(2, 7, 3, 3), 5, 4  # one token of seven is spoilt, in the second sequence only
 CHUNKS = (None, 1, 3, 5)
@@ -156,6 +158,161 @@ def test_a_cotangent_or_query_that_is_not_finite_leaves_the_gradients_of_later_t
         assert_bitwise(found_dq[:, others], dq[:, others], "dq")
         for i, (a, b) in enumerate(zip(found, expected, strict=True), start=1):
             assert_bitwise(a[:, first:], b[:, first:], f"gradient {i}")
+            assert_bitwise(a[0], b[0], f"gradient {i}")
+
+
+@every_form
+@every_read
+@BAD
+def test_a_cotangent_of_the_final_state_that_is_not_finite_leaves_the_gradients_of_queries(index: int, read: str, bad: float) -> None:
+    """dq_t depends on dout_t alone, and the other sequence on nothing of this one: they keep their
+    bits when an entry of dstate is NaN or infinite.
+    """
+    form = ALL_FORMS[read][index]
+    (out, state), res = form.fwd(*form.tokens, form.state)
+    draw = generator(SEED + 9)
+    dout, dstate = draw(*out.shape), tree_map(lambda a: draw(*a.shape), state)
+    expected = form.bwd((dout, dstate), res)
+    for entry in range(len(leaves(dstate))):
+        spoilt_leaves = [a.copy() for a in leaves(dstate)]
+        spoilt_leaves[entry][(1, *(0,) * (spoilt_leaves[entry].ndim - 1))] = bad
+        with np.errstate(all="ignore"):
+            found = form.bwd((dout, rebuild(dstate, spoilt_leaves)), res)
+        assert_bitwise(found[0], expected[0], "dq")
+        for a, b in zip(leaves(found), leaves(expected), strict=True):
+            assert_bitwise(a[0], b[0], "the other sequence")
+
+
+def unasked(i: int, read: str) -> slice:
+    """The tokens whose outputs must have no cotangent, so that none asks for argument i of TOKEN: for
+    its query the token itself, else all from there on, or from the next if reads are strict.
+    """
+    return slice(TOKEN, TOKEN + 1) if i == 0 else slice(TOKEN + (read == "strict"), None)
+
+
+@every_form
+@every_read
+@BAD
+def test_what_no_cotangent_asks_for_leaves_every_gradient_as_it_is(index: int, read: str, bad: float) -> None:
+    """If dout is 0 from a token on and the final state unused (for its query: if dout is 0 at the
+    token), all gradients, those of the state that comes in included, are what they are with a
+    finite token: that is a zero of structure, not 0 times NaN. The token's own are 0.
+    """
+    form = ALL_FORMS[read][index]
+    (out, state), res = form.fwd(*form.tokens, form.state)
+    for i in range(len(form.tokens)):
+        dout = generator(SEED + 9)(*out.shape)
+        dout[:, unasked(i, read)] = 0
+        expected = form.bwd((dout, None), res)
+        assert np.all(expected[i][:, TOKEN] == 0)
+        tokens = (*form.tokens[:i], spoilt(form.tokens[i], bad), *form.tokens[i + 1 :])
+        for dstate in (None, zeros_like(state)):
+            with np.errstate(all="ignore"):
+                found = form.bwd((dout, dstate), form.fwd(*tokens, form.state)[1])
+            assert_trees_close(found, expected, what=f"argument {i}", scale=1.0)
+
+
+@every_form
+@every_read
+def test_what_a_cotangent_does_ask_for_is_seen(index: int, read: str) -> None:
+    """N: with a cotangent of one later output, or of the final state alone, the same token spoils
+    gradients, and its query with one of its own output: nothing that counts is taken out.
+    """
+    form = ALL_FORMS[read][index]
+    (out, state), _ = form.fwd(*form.tokens, form.state)
+    own, late, none = np.zeros(out.shape), np.zeros(out.shape), np.zeros(out.shape)
+    own[:, TOKEN], late[:, -1] = 1, 1
+    for i in range(len(form.tokens)):
+        tokens = (*form.tokens[:i], spoilt(form.tokens[i], np.nan), *form.tokens[i + 1 :])
+        for d_output in ((late, None), (none, tree_map(np.ones_like, state))) if i else ((own, None),):
+            with np.errstate(all="ignore"):
+                found = form.bwd(d_output, form.fwd(*tokens, form.state)[1])
+            assert not all(np.all(np.isfinite(a[1])) for a in leaves(found)), f"argument {i}"
+
+
+@every_form
+def test_what_is_finite_is_not_taken_out(index: int) -> None:
+    """A finite residual keeps its bits, asked for or not: LayerNorm with epsilon 0 has no value at 0."""
+    form = ALL_FORMS["strict"][index]
+    (out, _), res = form.fwd(*form.tokens, form.state)
+    parts = res if isinstance(res, tuple) and not hasattr(res, "_fields") else [getattr(res, "delta", res)]
+    for part in [p for p in parts if hasattr(p, "q")]:
+        found = asked_for(np.zeros((*part.q.shape[:2], out.shape[-1])), None, part)
+        for a, b in zip(arrays(found), arrays(part), strict=True):
+            assert_bitwise(a, b)
+
+
+@every_read
+@pytest.mark.parametrize("form", ["recurrent", "other"])
+def test_what_no_cotangent_asks_for_leaves_the_gradients_of_shared_parameters(form: str, read: str) -> None:
+    """The ridge, and LayerNorm's gain and bias, are shared by all tokens: their gradients are sums over
+    those that count.
+    """
+    draws, (gain, bias), lam = several_arrays.ttt_tokens(SHAPE, SEED), several_arrays.gain_and_bias(3), several_arrays.ridge(3)
+    keep = several_arrays.mesa_tokens(SHAPE, SEED)
+    case = {
+        ttt_linear: (draws, (gain, bias, several_arrays.linear_state(SHAPE, SEED)), {"minibatch": 3}, "dual"),
+        ttt_mlp: (draws, (gain, bias, several_arrays.mlp_state(SHAPE, SEED)), {"minibatch": 3}, "dual"),
+        mesa: (keep, (lam, several_arrays.mesa_state(SHAPE, SEED)), {}, "chunked"),
+    }
+    for module, (tokens, rest, how, other) in case.items():
+        name = f"{module.__name__.rsplit('.', 1)[-1]}_{other if form == 'other' else form}"
+        fwd, bwd = (getattr(module, f"{name}_{way}") for way in ("fwd", "bwd"))
+        (out, _), res = fwd(*tokens, *rest, **how, read=read)
+        for i in range(len(tokens)):
+            dout = generator(SEED + 9)(*out.shape)
+            dout[:, unasked(i, read)] = 0
+            expected = bwd(dout, None, res)
+            bad = (*tokens[:i], spoilt(tokens[i], np.nan), *tokens[i + 1 :])
+            with np.errstate(all="ignore"):
+                found = bwd(dout, None, fwd(*bad, *rest, **how, read=read)[1])
+            assert_trees_close(found, expected, what=f"{name}, argument {i}", scale=1.0)
+
+
+@pytest.mark.parametrize("form", ["recurrent", "chunked"])
+@every_read
+def test_longhorn_takes_no_square_of_a_key(form: str, read: str) -> None:
+    """Keys and values of 1e200: the step is k^T (k S - v) / |k|^2, which has neither the square nor
+    overflows. With (k, v, beta) -> (c k, c v, beta / c^2) the outputs are the same, and the
+    gradients are theirs divided by c, c and 1 / c^2.
+    """
+    rule = next(rule for rule in RULES if rule.name == "longhorn")
+    (q, k, v, beta), state = rule.tokens(SHAPE, SEED), rule.state(SHAPE, SEED)
+    fwd, bwd = pair(rule, form, read, *([3] if form == "chunked" else []))
+    # so large a beta that 1 is nothing beside beta |k|^2
+    (expected, expected_end), res = fwd(q, k, v, np.full_like(beta, 1e40), state)
+    dout = generator(SEED + 9)(*expected.shape)
+    gradients = bwd((dout, None), res)
+    (out, end), res = fwd(q, 1e200 * k, 1e200 * v, beta, state)
+    found = bwd((dout, None), res)
+    assert_trees_close((out, end), (expected, expected_end), scale=1.0)
+    for a, b, size in zip(found, gradients, (1, 1e200, 1e200, 0, 1), strict=True):
+        assert_close(a * size, b if size else 0 * b, scale=1.0)
+
+
+@pytest.mark.parametrize("form", ["recurrent", "chunked"])
+def test_mesa_squares_its_keys(form: str) -> None:
+    """The limit that its page states: H is carried, so where weight |k|^2 overflows the memory is not
+    finite from then on; values of that size, which are not squared, are no harm.
+    """
+    rule = next(rule for rule in RULES if rule.name == "mesa")
+    (q, k, v, keep, weight), state = rule.tokens(SHAPE, SEED), rule.state(SHAPE, SEED)
+    fwd, bwd = pair(rule, form, "strict")
+    empty = zeros_like(state)
+    (expected, _), res = fwd(q, k, v, keep, weight, empty)
+    dout = generator(SEED + 9)(*expected.shape)
+    gradients = bwd((dout, None), res)
+    (out, _), res = fwd(q, k, 1e200 * v, keep, weight, empty)
+    found = bwd((dout, None), res)
+    assert_close(out / 1e200, expected, scale=1.0)
+    for a, b, size in zip(leaves(found), leaves(gradients), (1e200, 1e200, 1, 1e200, 1e200, 1, 1e200), strict=True):
+        assert_close(a / size, b, scale=1.0)
+    k[1, TOKEN] = 1e200
+    with np.errstate(all="ignore"):
+        (out, end), _ = fwd(q, k, v, keep, weight, empty)
+    assert_bitwise(out[:, : TOKEN + 1], expected[:, : TOKEN + 1])
+    assert_bitwise(out[0], expected[0])
+    assert not np.any(np.isfinite(end.H[1])) and not np.any(np.isfinite(out[1, TOKEN + 1 :]))
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 2.0**24), ("float64", 2.0**60), ("float32", 1e30), ("float32", 1e-30)])

@@ -232,7 +232,7 @@ MUTANTS = {  # what is wrong: (where, the checks that must see it)
     "stale errors": (lent("_errors", stale, "delta", "delta_product", "longhorn"), {FORM, CHUNKED, ADJOINT}),
     "stale errors behind a gate": (own("_errors", stale_gated, "gated_delta"), {FORM, CHUNKED, ADJOINT}),
     "errors before the gate": (own("_errors", before_the_gate, "gated_delta"), {FORM, CHUNKED, ADJOINT}),
-    "explicit step for implicit": (own("longhorn_rate", lambda k, beta: beta, "longhorn"), {FORM, ADJOINT}),
+    "explicit step for implicit": (own("longhorn_rate", lambda k, beta, one: beta / one, "longhorn"), {FORM, ADJOINT}),
     "solve not transposed in its adjoint": (lent("solve_bwd", not_transposed, *DELTAS), {CHUNKED, ADJOINT}),
     "diagonal in the adjoint of solve": (lent("solve_bwd", with_its_diagonal, *DELTAS), {CHUNKED, ADJOINT}),
     "gradient of the system dropped": (lent("solve_bwd", zeroed(solve_bwd, 0), *DELTAS), {CHUNKED, ADJOINT}),
