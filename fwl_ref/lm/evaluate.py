@@ -73,8 +73,8 @@ def dynamic(
 ) -> Array:
     """Dynamic evaluation of the whole plain model: score a segment, then take a step on it.
 
-    The parameters ``theta`` are carried through the document, the keys and values ``past`` through
-    a window: a segment sees the window's earlier ones, and no gradient reaches them.
+    The parameters ``theta`` are carried through the document, the keys and values ``caches``
+    through a window: a segment sees the window's earlier ones, and no gradient reaches them.
 
     Raises ValueError if ``segment`` is below 1.
     """
@@ -83,13 +83,13 @@ def dynamic(
     theta, losses = params, []
     for batch in windows(document, window, limit):
         tokens, labels, _ = batch_like(batch, params.embedding)  # (1,T)
-        past = None
+        caches = None
         for part in chunk_slices(tokens.shape[1], segment):
             _, gradient, output = loss_and_gradient(
-                theta, tokens[:, part], labels[:, part], None, config, past
+                theta, tokens[:, part], labels[:, part], None, config, caches
             )
             losses.append(output.nll[0, :])  # (L,)
-            theta, past = update(theta, gradient, params, descent), output.caches
+            theta, caches = update(theta, gradient, params, descent), output.caches
     return _home(losses)
 
 

@@ -93,9 +93,9 @@ def _table(n: Shape, seed: int) -> tuple:
     return generator(seed)(n.values, n.width), tokens
 
 
-def _heads(past: int, window: int | None, scale: float = 1.0) -> Callable:
+def _heads(cached: int, window: int | None, scale: float = 1.0) -> Callable:
     def arguments(n: Shape, seed: int) -> tuple:
-        draw, keys = generator(seed), (n.batch, 2, past + n.length, n.width)
+        draw, keys = generator(seed), (n.batch, 2, cached + n.length, n.width)
         return draw(n.batch, 2, n.length, n.width, scale=scale), draw(*keys), draw(*keys), window
 
     return arguments
@@ -172,10 +172,10 @@ OPS = [
     Op("cross_entropy", cross_entropy_fwd, cross_entropy_bwd, cross_entropy_bwd_bwd, _logits),
     Op("embedding", embedding_fwd, embedding_bwd, None, _table),
     Op("rotary", rotary_fwd, rotary_bwd, None, lambda n, seed: (generator(seed)(n.batch, n.length, 2 * n.width), 3)),
-    Op("attention", attention_fwd, attention_bwd, None, _heads(past=0, window=None)),
-    Op("attention, window", attention_fwd, attention_bwd, None, _heads(past=0, window=2)),
-    Op("attention, cache", attention_fwd, attention_bwd, None, _heads(past=3, window=None)),
-    Op("attention, cache and window", attention_fwd, attention_bwd, None, _heads(past=3, window=2)),
+    Op("attention", attention_fwd, attention_bwd, None, _heads(cached=0, window=None)),
+    Op("attention, window", attention_fwd, attention_bwd, None, _heads(cached=0, window=2)),
+    Op("attention, cache", attention_fwd, attention_bwd, None, _heads(cached=3, window=None)),
+    Op("attention, cache and window", attention_fwd, attention_bwd, None, _heads(cached=3, window=2)),
     _linear("linear attention, parallel", PARALLEL, 0.8, False),
     _linear("linear attention, parallel, state", PARALLEL, 0.8, True),
     _linear("linear attention, chunked", CHUNKED, 0.8, False, 2),
@@ -419,11 +419,11 @@ def test_blocked_attention_is_attention(length: int, window: int | None, dtype: 
     """o = softmax(mask(q k^T / sqrt K)) v in one piece, across the boundary of a block of
     queries.   (A.1), (A.2)
     """
-    draw, past = generator(length), 3
+    draw, cached = generator(length), 3
     q, dout = draw(1, 1, length, 4).astype(dtype), draw(1, 1, length, 4).astype(dtype)
-    k, v = draw(1, 1, past + length, 4).astype(dtype), draw(1, 1, past + length, 4).astype(dtype)
-    t, s = np.arange(length)[:, None] + past, np.arange(past + length)[None, :]
-    seen = (s <= t) & (s > t - (window or past + length + 1))
+    k, v = draw(1, 1, cached + length, 4).astype(dtype), draw(1, 1, cached + length, 4).astype(dtype)
+    t, s = np.arange(length)[:, None] + cached, np.arange(cached + length)[None, :]
+    seen = (s <= t) & (s > t - (window or cached + length + 1))
     weight = np.where(seen, np.exp(q[0, 0] @ k[0, 0].T / 2), 0)
     p = weight / weight.sum(axis=1, keepdims=True)
     dp = dout[0, 0] @ v[0, 0].T
