@@ -91,6 +91,28 @@ def test_the_readme_shows_what_it_claims():
     assert sum(len(stated(code)) for _, code in blocks(text)) >= 1
 
 
+def test_the_lecture_plan_adds_up_and_says_what_the_readme_and_the_notebook_say():
+    """Minutes of both lectures; the cost of dynamic evaluation in the demo's table; which exercise
+    of notebook 2 is RMSNorm.
+    """
+    plan, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/lecture_plan.md", "README.md"))
+    lectures = re.findall(r"^## \w+ lecture:.*?(?=^## )", plan, re.S | re.M)
+    assert [sum(map(int, re.findall(r"^\| \((\d+)\)", part, re.M))) for part in lectures] == [90, 90]
+    times = re.findall(r"^\| dynamic evaluation, (?:SGD|RMS) .*? (\d+\.\d+)x ", readme, re.M)
+    assert [int(float(time)) for time in times] == [4, 5] and "takes four to five times as long" in plan
+    notebook = (ROOT / "notebooks" / "02_layernorm_twice.py").read_text(encoding="utf-8")
+    assert "## Exercise 2: RMSNorm, twice" in notebook and "does the second of notebook 2: RMSNorm, twice" in plan
+
+
+def test_readme_and_demo_promise_the_same_minutes():
+    """How long the demo takes, with and without QUICK=1."""
+    number = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+    promise = r"(\w+) to (\w+) minutes on two cores, QUICK=1 for (\w+)"
+    low, high, quick = (number[word] for word in re.search(promise, (ROOT / "README.md").read_text(encoding="utf-8")).groups())
+    demo = (ROOT / "fwl_ref" / "demo" / "run.py").read_text(encoding="utf-8")
+    assert f"'{low} to {high} minutes'" in demo and f"'{quick} minute'" in demo
+
+
 PAGE = """
 Text.
 
