@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from tools import theorems
+
 pytestmark = pytest.mark.host("reads the documentation")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +104,22 @@ def test_the_lecture_plan_adds_up_and_says_what_the_readme_and_the_notebook_say(
     assert [int(float(time)) for time in times] == [4, 5] and "takes four to five times as long" in plan
     notebook = (ROOT / "notebooks" / "02_layernorm_twice.py").read_text(encoding="utf-8")
     assert "## Exercise 2: RMSNorm, twice" in notebook and "does the second of notebook 2: RMSNorm, twice" in plan
+
+
+def test_the_page_of_theorems_lists_their_tests_and_no_others():
+    """docs/theorems.md is written by tools/theorems.py; run it if this fails. Every test in
+    tests/theorems is on it.
+    """
+    found = {theorems.TITLES[number]: [name for name, _ in tests] for number, tests in theorems.tests_by_theorem().items()}
+    sections = re.findall(r"^## (?:\d+\. )?(.*?)$(.*?)(?=^#|\Z)", (ROOT / "docs" / "theorems.md").read_text(encoding="utf-8"), re.S | re.M)
+    listed = {title[0].lower() + title[1:]: re.findall(r"^\| `(test_\w+)` \|", text, re.M) for title, text in sections}
+    assert listed == {title: [name.split("::")[1] for name in names] for title, names in found.items()}
+    of_theorems = {
+        f"{path.relative_to(ROOT).as_posix()}::{name}"
+        for path in (ROOT / "tests" / "theorems").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert of_theorems <= {name for names in found.values() for name in names} and len(of_theorems) > 100
 
 
 def test_readme_and_demo_promise_the_same_minutes():
