@@ -292,6 +292,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(line, flush=True)
     if note.startswith("warning"):
         _say(note)
+        note = "test documents that may have been trained on"
     options = {"window": window, "limit": args.bytes}
     static = evaluate.Way(evaluate.static, params, config, options)
     ways = {"static": static}

@@ -177,6 +177,9 @@ def evaluate_block(
         _, gradient = slow_block_bwd(share, res)
         return logits, gradient
 
+    if x.shape[0] == 0:  # nothing to stack
+        none = xp.zeros((0, x.shape[1], slow.U.shape[1]), dtype=x.dtype, device=x.device)
+        return none, tree_map(lambda p: p[None, ...][:0, ...], FastParameters(*slow[: len(eta)]))
     all_logits, finals = [], []
     for b in range(x.shape[0]):
         normalizer = n if isinstance(n, int | float) or n.ndim == 0 else n[b]

@@ -125,7 +125,7 @@ for angle in angles:
     for arrow, colour in ((given, "#999999"), (kept, "#D55E00")):
         ax.quiver(*(plane @ normed), *(plane @ arrow), color=colour, angles="xy", scale_units="xy", scale=1, width=0.012)
 ax.set(xlim=(-3, 3), ylim=(-2.8, 2.8), aspect="equal", xlabel="plane $z_1+z_2+z_3=0$, axis 1", ylabel="axis 2")
-ax.set_title("Given gradient (grey), and what $L$ keeps (red)")
+ax.set_title("Given gradient (grey), and what $L$ keeps (orange)")
 plt.show()
 
 # %%

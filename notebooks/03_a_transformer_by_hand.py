@@ -15,7 +15,7 @@ import numpy as np
 
 from fwl_ref.exercises import adjoint_by_differences, agree, check
 from fwl_ref.gradcheck import check_adjoint
-from fwl_ref.lm.transformer import EPS, BlockParameters, block_bwd, block_fwd, stack_bwd, stack_fwd
+from fwl_ref.lm.transformer import EPS, LayerParameters, layer_bwd, layer_fwd, stack_bwd, stack_fwd
 from fwl_ref.ops.attention import attention_bwd, attention_fwd
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_fwd
@@ -150,9 +150,9 @@ print("the adjoint, both sides of the law:", check_adjoint(rotary_fwd, rotary_bw
 assert agree(by_position[1:, 1:], by_position[:-1, :-1]) and agree(back, np.tile(q[0], (12, 1)))
 
 # %% [markdown]
-# ## A block: two branches and two plus signs
+# ## A layer: two branches and two plus signs
 #
-# A pre-LN block adds two branches to what passes straight through:
+# A pre-LN layer adds two branches to what passes straight through:
 #
 # $$ x \leftarrow x + F_1(x) \;\text{(attention)} \qquad x \leftarrow x + F_2(x) \;\text{(MLP)} . $$
 #
@@ -163,7 +163,7 @@ assert agree(by_position[1:, 1:], by_position[:-1, :-1]) and agree(back, np.tile
 # %%
 def parameters(D):
     sizes = [D, D, (D, 3 * D), 3 * D, (D, D), D, D, D, (D, 4 * D), 4 * D, (4 * D, D), D]
-    return BlockParameters(*(rng.standard_normal(size) / np.sqrt(D) for size in sizes))
+    return LayerParameters(*(rng.standard_normal(size) / np.sqrt(D) for size in sizes))
 
 
 B, T, D, H = 2, 6, 8, 2
@@ -196,7 +196,7 @@ u, r_in = dense_fwd(n2, par.W_in, par.b_in)
 g, r_gelu = gelu_fwd(u)
 f2, r_out = dense_fwd(g, par.W_out, par.b_out)
 out = middle + f2
-(out_library, _), res = block_fwd(x, par, H)
+(out_library, _), res = layer_fwd(x, par, H)
 print("forward equals the library's:", agree(out, out_library))
 
 # %% [markdown]
@@ -218,15 +218,15 @@ dbranch1, dgain1, dbias1 = layernorm_bwd(dn1, norm1)  # n1 = LN(x)
 dx = dmiddle + dbranch1  # middle = x + f1
 
 # %%
-gradients = BlockParameters(dgain1, dbias1, dW_qkv, db_qkv, dW_o, db_o, dgain2, dbias2, dW_in, db_in, dW_out, db_out)
-print("dx and all twelve parameter gradients equal the library's:", agree((dx, gradients), block_bwd(dout, res)))
-assert agree((dx, gradients), block_bwd(dout, res))
-report = check_adjoint(lambda x, par: (lambda y, r: (y[0], r))(*block_fwd(x, par, H)), block_bwd, (x, par))
+gradients = LayerParameters(dgain1, dbias1, dW_qkv, db_qkv, dW_o, db_o, dgain2, dbias2, dW_in, db_in, dW_out, db_out)
+print("dx and all twelve parameter gradients equal the library's:", agree((dx, gradients), layer_bwd(dout, res)))
+assert agree((dx, gradients), layer_bwd(dout, res))
+report = check_adjoint(lambda x, par: (lambda y, r: (y[0], r))(*layer_fwd(x, par, H)), layer_bwd, (x, par))
 print("the library's keep the law, checked for", report.checked, "arrays:", report.error < 1e-8)
 
 # %% [markdown]
 # Where does a gradient go? Start it at one output token $t$ and look at which input tokens $s$ it reaches. With a sliding window of 3,
-# one block reaches 2 tokens back, and a stack of three blocks reaches 6 back. Never forward: the causal mask holds in both directions.
+# one layer reaches 2 tokens back, and a stack of three layers reaches 6 back. Never forward: the causal mask holds in both directions.
 
 # %%
 T, window = 12, 3
@@ -239,7 +239,7 @@ for depth in (1, 3):
 fig, axes = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True)
 for ax, pattern, depth in zip(axes, reach, (1, 3), strict=True):
     ax.imshow(pattern, cmap="cividis")
-    ax.set(xlabel="input token $s$", title=f"{depth} block{'s' * (depth > 1)}: reached (yellow)")
+    ax.set(xlabel="input token $s$", title=f"{depth} layer{'s' * (depth > 1)}: reached (yellow)")
 axes[0].set_ylabel("gradient starts at output $t$")
 plt.show()
 
@@ -251,10 +251,10 @@ for pattern, depth in zip(reach, (1, 3), strict=True):
     assert exact
 
 # %% [markdown]
-# The library's block, live. It is the cell above, and a cache of earlier keys and values that counts as constant.
+# The library's layer, live. It is the cell above, and a cache of earlier keys and values that counts as constant.
 
 # %%
-print(inspect.getsource(block_bwd))
+print(inspect.getsource(layer_bwd))
 
 # %% [markdown]
 # ## Exercise 1: predict the shapes

@@ -25,7 +25,7 @@ from fwl_ref.lm.reading import read as read_source
 from fwl_ref.lm.resume import CONFIG as DEFAULTS
 from fwl_ref.lm.resume import TRAINING
 from fwl_ref.lm.train import TrainSettings, train
-from fwl_ref.tree import leaves
+from fwl_ref.tree import leaves, tree_map
 
 pytestmark = pytest.mark.host("files and the command line")
 
@@ -304,6 +304,43 @@ def test_a_model_that_cannot_be_read_is_refused(tmp_path, capsys, command):
     fails(capsys, [command], "the following arguments are required", "checkpoint")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "nan"), (-np.inf, "-inf")])
+def test_a_model_that_is_not_finite_is_refused_by_the_parameter(tmp_path, text, capsys, command, value, found):
+    """Nothing is computed with it: one line that names the file, the parameter and the entry."""
+    checkpoint = some_checkpoint()
+    trunk = checkpoint.progress.params.trunk
+    weights = trunk[0].W_o.copy()
+    weights[1, 2] = value
+    params = checkpoint.progress.params._replace(trunk=(trunk[0]._replace(W_o=weights), *trunk[1:]))
+    save_checkpoint(tmp_path / "m.npz", checkpoint._replace(progress=checkpoint.progress._replace(params=params)))
+    argv = [command, tmp_path / "m.npz", *(["--data", text] if command == "evaluate" else [])]
+    fails(capsys, argv, "m.npz: params/trunk.0.W_o: expected finite numbers", f"found {found} at index (1, 2)")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("part", ["U", "eta"])
+def test_losses_and_logits_that_are_not_finite_are_no_success(tmp_path, text, capsys, part):
+    """Finite parameters that overflow: evaluate prints its table, names the first loss and the
+    column, and fails; so does generate, where the likeliest of no numbers was a byte.
+    """
+    checkpoint = some_checkpoint()
+    params = checkpoint.progress.params
+    if part == "U":
+        params = params._replace(block=params.block._replace(U=np.full_like(params.block.U, 3e38)))
+        first, column = "byte 1 of '0.txt'", "slow weights alone"
+    else:  # the plain model is sound
+        params = params._replace(eta=tree_map(lambda e: np.full_like(e, 3e38), params.eta))
+        first, column = "of '0.txt'", "fast, reset every window"
+    save_checkpoint(tmp_path / "m.npz", checkpoint._replace(progress=checkpoint.progress._replace(params=params)))
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "m.npz"), "--data", str(text)]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].endswith("all 6 documents")
+    assert "the loss of byte" in err and first in err and f"in the column {column!r}" in err and "smaller step sizes" in err
+    fails(capsys, ["generate", tmp_path / "m.npz", "--prompt", "the cat sat", "--temperature", 0], "the logits after", "not finite")
+
+
 @pytest.mark.parametrize("limit", [0, -5])
 def test_evaluate_refuses_to_read_nothing(models, capsys, limit):
     """At least one byte."""
@@ -580,6 +617,19 @@ def test_evaluate_says_whether_the_text_is_new_to_the_model(moving_text, tmp_pat
     path = trained_document(moving_text, "train")
     path.write_text(path.read_text() + "!")
     assert said().startswith("warning: the text in") and "may have been trained on" in said()
+
+
+def test_evaluate_warns_of_a_changed_text_once(moving_text, tmp_path, capsys):
+    """The whole warning on standard error alone; the table, which may be kept without it, says what
+    follows for its figures.
+    """
+    path = trained_document(moving_text, "train")
+    path.write_text(path.read_text() + "!")
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "whole.npz"), "--bytes", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("has changed since") == 1 and "has changed" not in out and "warning" not in out
+    assert out.splitlines()[1].endswith("; test documents that may have been trained on)")
 
 
 @pytest.mark.parametrize("normalizer", ["batch", "sequence"])

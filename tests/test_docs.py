@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from tools import theorems
+
 pytestmark = pytest.mark.host("reads the documentation")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,6 +91,44 @@ def test_the_readme_shows_what_it_claims():
     """Its block prints something, and says what."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert sum(len(stated(code)) for _, code in blocks(text)) >= 1
+
+
+def test_the_lecture_plan_adds_up_and_says_what_the_readme_and_the_notebook_say():
+    """Minutes of both lectures; the cost of dynamic evaluation in the demo's table; which exercise
+    of notebook 2 is RMSNorm.
+    """
+    plan, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/lecture_plan.md", "README.md"))
+    lectures = re.findall(r"^## \w+ lecture:.*?(?=^## )", plan, re.S | re.M)
+    assert [sum(map(int, re.findall(r"^\| \((\d+)\)", part, re.M))) for part in lectures] == [90, 90]
+    times = re.findall(r"^\| dynamic evaluation, (?:SGD|RMS) .*? (\d+\.\d+)x ", readme, re.M)
+    assert [int(float(time)) for time in times] == [4, 5] and "takes four to five times as long" in plan
+    notebook = (ROOT / "notebooks" / "02_layernorm_twice.py").read_text(encoding="utf-8")
+    assert "## Exercise 2: RMSNorm, twice" in notebook and "does the second of notebook 2: RMSNorm, twice" in plan
+
+
+def test_the_page_of_theorems_lists_their_tests_and_no_others():
+    """docs/theorems.md is written by tools/theorems.py; run it if this fails. Every test in
+    tests/theorems is on it.
+    """
+    found = {theorems.TITLES[number]: [name for name, _ in tests] for number, tests in theorems.tests_by_theorem().items()}
+    sections = re.findall(r"^## (?:\d+\. )?(.*?)$(.*?)(?=^#|\Z)", (ROOT / "docs" / "theorems.md").read_text(encoding="utf-8"), re.S | re.M)
+    listed = {title[0].lower() + title[1:]: re.findall(r"^\| `(test_\w+)` \|", text, re.M) for title, text in sections}
+    assert listed == {title: [name.split("::")[1] for name in names] for title, names in found.items()}
+    of_theorems = {
+        f"{path.relative_to(ROOT).as_posix()}::{name}"
+        for path in (ROOT / "tests" / "theorems").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert of_theorems <= {name for names in found.values() for name in names} and len(of_theorems) > 100
+
+
+def test_readme_and_demo_promise_the_same_minutes():
+    """How long the demo takes, with and without QUICK=1."""
+    number = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+    promise = r"(\w+) to (\w+) minutes on two cores, QUICK=1 for (\w+)"
+    low, high, quick = (number[word] for word in re.search(promise, (ROOT / "README.md").read_text(encoding="utf-8")).groups())
+    demo = (ROOT / "fwl_ref" / "demo" / "run.py").read_text(encoding="utf-8")
+    assert f"'{low} to {high} minutes'" in demo and f"'{quick} minute'" in demo
 
 
 PAGE = """

@@ -132,6 +132,21 @@ def test_the_losses_of_a_segment_are_summed_unless_told_otherwise():
     assert np.max(np.abs(one - two)) > 1e-3
 
 
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0), (0, 0)])
+def test_no_sequences_and_no_tokens_are_scored_by_nobody(batch, length, stale):
+    """No logits; the parameters of each sequence, if there is one, stay where they started   (Y.4)"""
+    case = make_block_case(2, 5, 4, 6, 5, FastSettings(), seed=3)
+    x, labels, weights = (a[:batch, :length].astype(d) for a, d in zip(case[:3], ("float32", "int64", "float32"), strict=True))
+    slow, eta = (tree_map(lambda a: a.astype("float32"), t) for t in (case.slow, case.eta))
+    n = np.ones(batch, dtype="float32")
+    logits, final = evaluate_block(x, labels, weights, slow, eta, segment=2, n=n, stale=stale)
+    assert logits.shape == (batch, length, 5) and logits.dtype == np.float32
+    for found, p in zip(final, slow[:6], strict=True):
+        assert found.dtype == np.float32
+        assert_bitwise(found, np.broadcast_to(p, (batch, *p.shape)))
+
+
 @pytest.mark.parametrize("name", ["decay", "n"])
 def test_a_decay_or_normalizer_that_is_no_number_is_refused_in_words(name):
     """They may be plain numbers, but None is none."""

@@ -6,6 +6,7 @@ A docstring that opens with "N:" is a negative control.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -98,6 +99,15 @@ def test_the_closed_form_has_all_digits_where_the_two_rates_are_nearly_equal(mu:
     expected = np.asarray([[exact[max(t - s, 0)] for s in range(length)] for t in range(length)])
     for found in (closed_form(momentum_with_decay(mu, rate), length), mask(momentum_with_decay(mu, rate), length)):
         assert np.all(np.abs(found - expected) <= 2 * length * np.finfo(float).eps * expected)
+
+
+def test_the_closed_form_adds_up_each_gap_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 tokens have 4,950 entries and 99 gaps, each a sum of its own."""
+    sums, fsum = [], math.fsum
+    monkeypatch.setattr("fwl_ref.optimizers.math.fsum", lambda terms: sums.append(1) or fsum(terms))
+    optimizer = momentum_with_decay(0.9, 0.05)
+    assert_close(closed_form(optimizer, 100), mask(optimizer, 100))
+    assert len(sums) == 99
 
 
 @every_row

@@ -30,6 +30,8 @@ PAGE = ROOT / "docs" / "theorems.md"
 FOLDERS = ("tests/theorems", "tests/ops", "tests/test_gradcheck.py")
 HEADING = re.compile(r"^# Theorem (\d+)")  # a section of a file in tests/theorems
 MENTION = re.compile(r"[Tt]heorem (\d+)")  # elsewhere: in a docstring
+# theorems that a file is about, where neither says it; 0 has no number
+SUBJECTS = {"test_19_teeth.py": [19], "test_optimizers_are_masks.py": [0]}
 TITLES = {
     1: "the block is the slow block at p - eta sum of past gradients",
     2: "it is true SGD for tokens 0 and 1, and for two segments",
@@ -50,6 +52,7 @@ TITLES = {
     17: "gradients agree between all forms",
     18: "the first-order switch",
     19: "the checks reject wrong programs",
+    0: "a linear optimizer on stale gradients is a mask, and no other is",
 }
 
 
@@ -117,7 +120,7 @@ def tests_by_theorem() -> dict[int, list[tuple[str, str]]]:
                 continue
             text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
             above = [number for line, number in headings if line < node.lineno]
-            numbers = above[-1:] or [int(n) for n in MENTION.findall(text)] or ([19] if path.name == "test_19_teeth.py" else [])
+            numbers = above[-1:] or [int(n) for n in MENTION.findall(text)] or SUBJECTS.get(path.name, [])
             for number in numbers:
                 found[number].append((f"{path.relative_to(ROOT).as_posix()}::{node.name}", text))
     return found
@@ -136,7 +139,7 @@ def page(tally: Tally, profile: str) -> str:
     ]
     for number, tests in tests_by_theorem().items():
         lines += [
-            f"## {number}. {TITLES[number][0].upper()}{TITLES[number][1:]}",
+            f"## {f'{number}. ' if number else ''}{TITLES[number][0].upper()}{TITLES[number][1:]}",
             "",
             "| test | comparisons | largest error |",
             "|:--|--:|--:|",

@@ -17,15 +17,15 @@ from ..lm.model import Config
 from ..ops.attention import BLOCK
 
 
-def attention_pairs(config: Config, length: int, past: int = 0) -> int:
-    """Pairs of query and key for which a score is formed, on ``length`` queries after ``past``
-    cached keys: whole blocks, masked or not.
+def attention_pairs(config: Config, length: int, cached: int = 0) -> int:
+    """Pairs of query and key for which a score is formed, on ``length`` queries after
+    ``cached`` keys: whole blocks, masked or not.
     """
     total, window = 0, config.attention_window
     for start in range(0, length, BLOCK):
         stop = min(start + BLOCK, length)
-        first = 0 if window is None else max(0, past + start - window + 1)
-        total += (stop - start) * (past + stop - first)
+        first = 0 if window is None else max(0, cached + start - window + 1)
+        total += (stop - start) * (cached + stop - first)
     return total
 
 

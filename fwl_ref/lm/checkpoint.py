@@ -77,7 +77,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         No such file.
     ValueError
         Naming the file: not a checkpoint, damaged, of another format, with settings that cannot be,
-        or with an array (named) that is missing or misshapen.
+        or with an array (named) that is missing or misshapen, or a parameter that is not finite.
     OSError
         A file that cannot be read.
     """
@@ -117,6 +117,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"found a description that does not fit ({error})"
         ) from None
     params, mean, square = (_take(arrays, kind, shapes, path) for kind in TREES)
+    for name, leaf in named_leaves(params):
+        if not host.all(host.isfinite(leaf)):
+            bad = tuple(int(i) for i in host.argwhere(~host.isfinite(leaf))[0])
+            raise ValueError(
+                f"{path}: params/{name}: expected finite numbers, found {leaf[bad]} at index {bad}:"
+                " every loss would be nan; train again, or use a file from before"
+            )
     progress = Progress(params, AdamState(mean, square, step), history)
     return Checkpoint(config, settings, text, progress, writer)
 

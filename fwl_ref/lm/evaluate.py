@@ -73,8 +73,8 @@ def dynamic(
 ) -> Array:
     """Dynamic evaluation of the whole plain model: score a segment, then take a step on it.
 
-    The parameters ``theta`` are carried through the document, the keys and values ``past`` through
-    a window: a segment sees the window's earlier ones, and no gradient reaches them.
+    The parameters ``theta`` are carried through the document, the keys and values ``caches``
+    through a window: a segment sees the window's earlier ones, and no gradient reaches them.
 
     Raises ValueError if ``segment`` is below 1.
     """
@@ -83,13 +83,13 @@ def dynamic(
     theta, losses = params, []
     for batch in windows(document, window, limit):
         tokens, labels, _ = batch_like(batch, params.embedding)  # (1,T)
-        past = None
+        caches = None
         for part in chunk_slices(tokens.shape[1], segment):
             _, gradient, output = loss_and_gradient(
-                theta, tokens[:, part], labels[:, part], None, config, past
+                theta, tokens[:, part], labels[:, part], None, config, caches
             )
             losses.append(output.nll[0, :])  # (L,)
-            theta, past = update(theta, gradient, params, descent), output.caches
+            theta, caches = update(theta, gradient, params, descent), output.caches
     return _home(losses)
 
 
@@ -161,7 +161,8 @@ def print_table(documents: Iterable[Document], ways: dict[str, Way], note: str =
 
     ``note`` stands behind the heading of the columns.
 
-    Raises ValueError if no document has at least 2 bytes.
+    Raises ValueError if no document has at least 2 bytes, and FloatingPointError, when the table
+    is complete, if a loss is not finite.
     """
     kept = [d for d in documents if len(d.data) > 1]
     if not kept:
@@ -171,13 +172,23 @@ def print_table(documents: Iterable[Document], ways: dict[str, Way], note: str =
         )
     print("bytes".rjust(9), *(name.rjust(26) for name in ways), f" document  {note}".rstrip())
     total: dict[str, list[Array]] = {name: [] for name in ways}
+    broken = ""  # the first loss that is not finite
     for document in Bar(kept, desc="reading", unit="document", leave=False):
         for name, way in ways.items():
             losses = read(way, document)
             total[name].append(losses)
+            if not (broken or host.all(host.isfinite(losses))):
+                byte = int(host.argmin(host.isfinite(losses)))
+                broken = f"the loss of byte {byte + 1:,} of {document.name!r} is {losses[byte]}"
+                broken += f" in the column {name!r}"
         last = {name: each[-1:] for name, each in total.items()}
         Bar.write(_row(f"{len(losses):,}", last, document.name))
     print(_row("", total, f"all {len(kept)} documents"))
+    if broken:
+        raise FloatingPointError(
+            f"{broken}, so the means over it say nothing: the parameters are too large for their "
+            "precision, or the fast weights diverged, which smaller step sizes prevent"
+        )
 
 
 def _row(count: str, losses: dict[str, list[Array]], title: str) -> str:

@@ -31,13 +31,13 @@ class Bytes(NamedTuple):
 
 
 def count_parameters(config: Config) -> int:
-    """Numbers in the parameters of a model: embedding, blocks, final LayerNorm, fast block, step
+    """Numbers in the parameters of a model: embedding, layers, final LayerNorm, fast block, step
     sizes and decay.
     """
     d, f, v = config.width, 4 * config.width, config.vocabulary
-    block = 2 * d + (3 * d * d + 3 * d) + (d * d + d) + 2 * d + (d * f + f) + (f * d + d)
+    layer = 2 * d + (3 * d * d + 3 * d) + (d * d + d) + 2 * d + (d * f + f) + (f * d + d)
     fast = d * f + f + f * d + d + 2 * d + d * v + v
-    return v * d + config.layers * block + 2 * d + fast + 6 + 1
+    return v * d + config.layers * layer + 2 * d + fast + 6 + 1
 
 
 def training(config: Config, batch: int, window: int, itemsize: int = 4) -> Bytes:
@@ -113,7 +113,7 @@ def _kept(config: Config, window: int, itemsize: int) -> int:
     chunk = min(config.chunk or window, window)
     # one per chunk, of both layers and of gain and bias
     states = -(-window // chunk) * (2 * d * f + d + f + 2 * d)
-    trunk = config.layers * 23 * d + 2 * d  # per token; see the fields of BlockResidual
+    trunk = config.layers * 23 * d + 2 * d  # per token; see the fields of LayerResidual
     if config.fast:
         per_token = (trunk + 8 * f + 13 * d + 4 * v) * itemsize + 2 * v
         return window * per_token + states * itemsize

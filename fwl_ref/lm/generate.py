@@ -32,7 +32,8 @@ def generate(
     model has step sizes of zero, so for it nothing adapts.
 
     Raises ValueError for an empty prompt, a negative count or seed, a temperature that is negative
-    or not finite, a window below 1, or a normalizer that cannot stream.
+    or not finite, a window below 1, or a normalizer that cannot stream; FloatingPointError if
+    logits are not finite.
     """
     if not prompt:
         raise ValueError(
@@ -55,7 +56,14 @@ def generate(
     for _ in Bar(range(count), desc="sampling", unit="byte", disable=quiet):
         x = last_features(params, config, text[-window:])  # (1,D)
         logits, stream = stream_predict(stream, x, params.block, eta, settings)  # (1,V)
-        byte = sample(to_numpy(logits)[0, :], temperature, rng)
+        scores = to_numpy(logits)[0, :]  # (V,)
+        if not host.all(host.isfinite(scores)):
+            raise FloatingPointError(
+                f"the logits after {len(text):,} bytes are not finite: the parameters are too "
+                "large for their precision, or the fast weights diverged, which smaller step sizes "
+                "prevent"
+            )
+        byte = sample(scores, temperature, rng)
         stream = reveal(stream, byte, float(adapt), params, settings)
         text.append(byte)
     return bytes(text[len(prompt) :])

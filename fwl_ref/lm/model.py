@@ -31,12 +31,12 @@ from ..slow_block import (
     slow_block_fwd,
 )
 from ..tree import leaves
-from .transformer import EPS, BlockParameters, stack_bwd, stack_fwd
+from .transformer import EPS, LayerParameters, stack_bwd, stack_fwd
 
 DIALECTS = {"tf": 0.0, "jax": 1e-6}  # name -> LayerNorm epsilon of the published program
 
 
-# axes of the parameters of a transformer block, in the order of BlockParameters
+# axes of the parameters of a transformer layer, in the order of LayerParameters
 TRUNK_AXES = ("D", "D", "D,3D", "3D", "D,D", "D", "D", "D", "D,F", "F", "F,D", "D")
 
 
@@ -61,7 +61,7 @@ class Parameters(NamedTuple):
     """All parameters of the model, and (same type) their gradients."""
 
     embedding: Array  # (V,D)
-    trunk: tuple  # of BlockParameters
+    trunk: tuple  # of LayerParameters
     gain: Array  # (D,) final LayerNorm
     bias: Array  # (D,)
     block: SlowParameters
@@ -109,7 +109,7 @@ def check_model(p: Parameters, config: Config) -> None:
     """Raise ValueError or TypeError unless every parameter has the shape that ``config`` says."""
     if len(p.trunk) != config.layers:
         raise ValueError(f"the model must have {config.layers} layers, got {len(p.trunk)}")
-    trunk = (BlockParameters(*TRUNK_AXES),) * config.layers
+    trunk = (LayerParameters(*TRUNK_AXES),) * config.layers
     block, eta = SlowParameters(*BLOCK_AXES), FastParameters(*[""] * len(FastParameters._fields))
     d, v = config.width, config.vocabulary
     axes = Parameters("V,D", trunk, "D", "D", block, eta, "")
@@ -169,7 +169,7 @@ def _assemble(
     d, f, v = config.width, 4 * config.width, config.vocabulary
     out = 0.02 / (2 * config.layers) ** 0.5
     trunk = tuple(
-        BlockParameters(
+        LayerParameters(
             constant(1, d), constant(0, d), normal(d, 3 * d), constant(0, 3 * d),
             normal(d, d, scale=out), constant(0, d),
             constant(1, d), constant(0, d), normal(d, f), constant(0, f),
@@ -220,12 +220,12 @@ def effective_step_sizes_bwd(g_eta: FastParameters, dialect: str) -> FastParamet
 
 
 def features_fwd(
-    p: Parameters, tokens: Array, config: Config, past: tuple | None = None
+    p: Parameters, tokens: Array, config: Config, caches: tuple | None = None
 ) -> tuple[tuple[Array, tuple], tuple]:
     """(B,T)->(B,T,D),(KeyValues,...)   embedding, stack, final LayerNorm   (M.1)"""
     check_labels(tokens, config.vocabulary, "tokens")
     x, embed = embedding_fwd(p.embedding, tokens)  # (B,T,D)
-    (x, caches), stack = stack_fwd(x, p.trunk, config.heads, config.attention_window, past)
+    (x, caches), stack = stack_fwd(x, p.trunk, config.heads, config.attention_window, caches)
     x, norm = layernorm_fwd(x, p.gain, p.bias, EPS)  # (B,T,D)
     return (x, caches), (embed, stack, norm)
 
@@ -245,7 +245,7 @@ class Output(NamedTuple):
     nll: Array  # (B,T) cross-entropy of each next token, in nats
     logits: Array  # (B,T,V)
     state: FastParameters | None  # accumulated gradients after the last token (fast models)
-    caches: tuple  # keys and values per block, for the next segment
+    caches: tuple  # keys and values per layer, for the next segment
 
 
 def model_fwd(
@@ -255,7 +255,7 @@ def model_fwd(
     weights: Array | None,
     config: Config,
     state: FastParameters | None = None,
-    past: tuple | None = None,
+    caches: tuple | None = None,
 ) -> tuple[Output, ModelResidual]:
     """(B,T),(B,T),(B,T)->Output   tokens, next tokens, weights of the slow loss (None = all
     1)   (M.3)
@@ -272,7 +272,7 @@ def model_fwd(
     check_like(weights, tokens.shape, "weights", "(B,T)")
     check_weights(weights)
     check_labels(labels, config.vocabulary)
-    (x, caches), features = features_fwd(p, tokens, config, past)
+    (x, caches), features = features_fwd(p, tokens, config, caches)
     block: Any  # the residual of either block
     if config.fast:
         eta = effective_step_sizes(p.eta, config.dialect)
@@ -307,11 +307,11 @@ def loss_and_gradient(
     labels: Array,
     weights: Array | None,
     config: Config,
-    past: tuple | None = None,
+    caches: tuple | None = None,
 ) -> tuple[Array, Parameters, Output]:
     """Mean next-token loss over weighted tokens in nats, its gradient, and the Output   (M.5)"""
     xp = namespace(p.embedding)
-    output, res = model_fwd(p, tokens, labels, weights, config, past=past)
+    output, res = model_fwd(p, tokens, labels, weights, config, caches=caches)
     if weights is None:
         weights = xp.ones_like(output.nll)
     total = xp.sum(weights)

@@ -1,4 +1,4 @@
-"""A pre-LN transformer block and the stack of them, forward and backward by hand.
+"""A pre-LN transformer layer and the stack of them, forward and backward by hand.
 
     q, k, v = split(LN(x) W_qkv + b_qkv)
     x = x + merge(attention(rotary(q), rotary(k), v)) W_o + b_o
@@ -22,8 +22,8 @@ from ..ops.rotary import RotaryResidual, rotary_bwd, rotary_fwd
 EPS = 1e-5  # of the trunk's LayerNorms
 
 
-class BlockParameters(NamedTuple):
-    """One transformer block, and (same type) its gradients."""
+class LayerParameters(NamedTuple):
+    """One transformer layer, and (same type) its gradients."""
 
     gain1: Array  # (D,)
     bias1: Array  # (D,)
@@ -40,13 +40,13 @@ class BlockParameters(NamedTuple):
 
 
 class KeyValues(NamedTuple):
-    """What a block keeps of tokens it has seen; keys are already rotated to their positions."""
+    """The cache: what a layer keeps of tokens it has seen; keys are already rotated."""
 
     k: Array  # (B,H,P,K)
     v: Array  # (B,H,P,K)
 
 
-class BlockResidual(NamedTuple):
+class LayerResidual(NamedTuple):
     norm1: LayerNormResidual
     qkv: DenseResidual
     rotary_q: RotaryResidual
@@ -59,23 +59,23 @@ class BlockResidual(NamedTuple):
     w_out: DenseResidual
 
 
-def block_fwd(
+def layer_fwd(
     x: Array,
-    p: BlockParameters,
+    p: LayerParameters,
     heads: int,
     window: int | None = None,
-    past: KeyValues | None = None,
-) -> tuple[tuple[Array, KeyValues], BlockResidual]:
-    """(B,T,D)->(B,T,D),KeyValues   one pre-LN block   (T.1)"""
+    cache: KeyValues | None = None,
+) -> tuple[tuple[Array, KeyValues], LayerResidual]:
+    """(B,T,D)->(B,T,D),KeyValues   one pre-LN layer   (T.1)"""
     xp = namespace(x, *p)
-    start = 0 if past is None else past.k.shape[2]
+    start = 0 if cache is None else cache.k.shape[2]
     y, norm1 = layernorm_fwd(x, p.gain1, p.bias1, EPS)  # (B,T,D)
     y, qkv = dense_fwd(y, p.W_qkv, p.b_qkv)  # (B,T,3D)
     q, k, v = _split_heads(y, heads)  # (B,H,T,K)
     q, rotary_q = rotary_fwd(q, start)  # (B,H,T,K)
     k, rotary_k = rotary_fwd(k, start)  # (B,H,T,K)
-    if past is not None:
-        k, v = xp.concat([past.k, k], axis=2), xp.concat([past.v, v], axis=2)  # (B,H,P+T,K)
+    if cache is not None:
+        k, v = xp.concat([cache.k, k], axis=2), xp.concat([cache.v, v], axis=2)  # (B,H,P+T,K)
     y, attention = attention_fwd(q, k, v, window)  # (B,H,T,K)
     y, o = dense_fwd(_merge_heads(y), p.W_o, p.b_o)  # (B,T,D)
     x = x + y
@@ -83,13 +83,13 @@ def block_fwd(
     y, w_in = dense_fwd(y, p.W_in, p.b_in)  # (B,T,4D)
     y, gelu = gelu_fwd(y)  # (B,T,4D)
     y, w_out = dense_fwd(y, p.W_out, p.b_out)  # (B,T,D)
-    return (x + y, KeyValues(k, v)), BlockResidual(
+    return (x + y, KeyValues(k, v)), LayerResidual(
         norm1, qkv, rotary_q, rotary_k, attention, o, norm2, w_in, gelu, w_out
     )
 
 
-def block_bwd(dx: Array, res: BlockResidual) -> tuple[Array, BlockParameters]:
-    """Adjoint of block_fwd with respect to x and the parameters; the cache is constant.   (T.2)"""
+def layer_bwd(dx: Array, res: LayerResidual) -> tuple[Array, LayerParameters]:
+    """Adjoint of layer_fwd with respect to x and the parameters; the cache is constant.   (T.2)"""
     xp = namespace(dx)
     length = dx.shape[1]
     # forward: x = x + gelu(LN(x) W_in + b_in) W_out + b_out
@@ -102,13 +102,13 @@ def block_bwd(dx: Array, res: BlockResidual) -> tuple[Array, BlockParameters]:
     dy, dW_o, db_o = dense_bwd(dx, res.o)  # (B,T,D)
     heads = res.attention.q.shape[1]
     dq, dk, dv = attention_bwd(_heads(dy, heads), res.attention)  # (B,H,T,K), twice (B,H,P+T,K)
-    past = dk.shape[2] - length
+    cached = dk.shape[2] - length
     # forward: q, k = rotary(q), rotary(k)
     dq = rotary_bwd(dq, res.rotary_q)  # (B,H,T,K)
-    dk = rotary_bwd(dk[:, :, past:, :], res.rotary_k)  # (B,H,T,K)
+    dk = rotary_bwd(dk[:, :, cached:, :], res.rotary_k)  # (B,H,T,K)
     # forward: q, k, v = split(LN(x) W_qkv + b_qkv)
     dy = xp.concat(
-        [_merge_heads(dq), _merge_heads(dk), _merge_heads(dv[:, :, past:, :])], axis=-1
+        [_merge_heads(dq), _merge_heads(dk), _merge_heads(dv[:, :, cached:, :])], axis=-1
     )  # (B,T,3D)
     dy, dW_qkv, db_qkv = dense_bwd(dy, res.qkv)  # (B,T,D)
     dy, dgain1, dbias1 = layernorm_bwd(dy, res.norm1)  # (B,T,D)
@@ -126,26 +126,26 @@ def block_bwd(dx: Array, res: BlockResidual) -> tuple[Array, BlockParameters]:
         dW_out,
         db_out,
     )
-    return dx + dy, BlockParameters(*grads)
+    return dx + dy, LayerParameters(*grads)
 
 
 def stack_fwd(
-    x: Array, blocks: tuple, heads: int, window: int | None = None, past: tuple | None = None
-) -> tuple[tuple[Array, tuple[KeyValues, ...]], tuple[BlockResidual, ...]]:
-    """(B,T,D)->(B,T,D),(KeyValues,...)   all blocks in turn   (T.3)"""
-    residuals, caches = [], []
-    for i, p in enumerate(blocks):
-        (x, cache), res = block_fwd(x, p, heads, window, None if past is None else past[i])
+    x: Array, layers: tuple, heads: int, window: int | None = None, caches: tuple | None = None
+) -> tuple[tuple[Array, tuple[KeyValues, ...]], tuple[LayerResidual, ...]]:
+    """(B,T,D)->(B,T,D),(KeyValues,...)   all layers in turn   (T.3)"""
+    residuals, kept = [], []
+    for i, p in enumerate(layers):
+        (x, cache), res = layer_fwd(x, p, heads, window, None if caches is None else caches[i])
         residuals.append(res)
-        caches.append(cache)
-    return (x, tuple(caches)), tuple(residuals)
+        kept.append(cache)
+    return (x, tuple(kept)), tuple(residuals)
 
 
 def stack_bwd(dx: Array, res: tuple) -> tuple[Array, tuple]:
     """Adjoint of stack_fwd.   (T.4)"""
     grads = []
-    for block in reversed(res):
-        dx, grad = block_bwd(dx, block)
+    for layer in reversed(res):
+        dx, grad = layer_bwd(dx, layer)
         grads.append(grad)
     return dx, tuple(reversed(grads))
 

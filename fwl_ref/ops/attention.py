@@ -73,10 +73,10 @@ def attention_bwd(dout: Array, res: AttentionResidual) -> tuple[Array, Array, Ar
 
 def _blocks(length: int, keys: int, window: int | None) -> Iterator[tuple[slice, slice]]:
     """Query rows and the key columns that any of them may see: never those above the diagonal."""
-    past = keys - length
+    cached = keys - length
     for rows in chunk_slices(length, BLOCK):
-        first = 0 if window is None else max(0, past + rows.start - window + 1)
-        yield rows, slice(first, past + rows.stop)
+        first = 0 if window is None else max(0, cached + rows.start - window + 1)
+        yield rows, slice(first, cached + rows.stop)
 
 
 def _scores(q: Array, k: Array, rows: slice, cols: slice, window: int | None) -> Array:
@@ -84,8 +84,8 @@ def _scores(q: Array, k: Array, rows: slice, cols: slice, window: int | None) ->
     xp = namespace(q, k)
     scaled = q[:, :, rows, :] * q.shape[-1] ** -0.5  # (B,H,R,K)
     scores = xp.matmul(scaled, xp.matrix_transpose(k[:, :, cols, :]))  # (B,H,R,C)
-    past = k.shape[2] - q.shape[2]
-    t = xp.arange(past + rows.start, past + rows.stop, device=q.device)[:, None]  # (R,1)
+    cached = k.shape[2] - q.shape[2]
+    t = xp.arange(cached + rows.start, cached + rows.stop, device=q.device)[:, None]  # (R,1)
     s = xp.arange(cols.start, cols.stop, device=q.device)[None, :]  # (1,C)
     seen = s <= t if window is None else (s <= t) & (s > t - window)  # (R,C)
     return xp.where(seen, scores, -xp.inf)

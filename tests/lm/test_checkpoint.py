@@ -79,8 +79,9 @@ def test_a_checkpoint_comes_back_to_the_bit(tmp_path, corpus, dtype, fast):
     settings = SETTINGS._replace(steps=3, rate=1 / 3)
     before = fresh(config, dtype, settings).progress
     progress = train(corpus, config, settings, start=before, quiet=True)
-    odd = np.asarray([np.nan, -0.0, np.inf, 5e-324], dtype=dtype)
-    progress = progress._replace(params=progress.params._replace(gain=odd))
+    odd = np.asarray([1e-40, -0.0, 3e38, 5e-324], dtype=dtype)
+    mean = progress.adam.mean._replace(gain=np.asarray([np.nan, -0.0, np.inf, 5e-324], dtype=dtype))
+    progress = progress._replace(params=progress.params._replace(gain=odd), adam=progress.adam._replace(mean=mean))
     whole = Checkpoint(config, settings, TEXT, progress, "demo")
     save_checkpoint(tmp_path / "new" / "folder" / "model.npz", whole)
     found = load_checkpoint(tmp_path / "new" / "folder" / "model.npz")

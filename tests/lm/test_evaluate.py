@@ -230,8 +230,8 @@ def whole_model_literally(params, text, window, segment, descent):
     def score(theta, cut):
         start, first, stop = cut
         tokens, labels = data[:, first:stop], data[:, first + 1 : stop + 1]
-        past = caches.get((start, first))  # what ended here, in the same window
-        _, gradient, output = loss_and_gradient(theta, tokens, labels, None, config, past)
+        before = caches.get((start, first))  # what ended here, in the same window
+        _, gradient, output = loss_and_gradient(theta, tokens, labels, None, config, before)
         caches[start, stop] = output.caches
         return output.nll[0], gradient
 

@@ -10,7 +10,7 @@ from hypothesis import given
 
 from fwl_ref.fwl import write_fwd
 from fwl_ref.lm.model import Config, effective_step_sizes, features_fwd, initialize, loss_and_gradient, model_bwd, model_fwd
-from fwl_ref.lm.transformer import KeyValues, block_fwd, stack_fwd
+from fwl_ref.lm.transformer import KeyValues, layer_fwd, stack_fwd
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, named_leaves
 from tests.strategies import block_cases, generator, make_model_case
@@ -35,8 +35,8 @@ def rotated(x, position):
     return np.concatenate([turned.real, turned.imag])
 
 
-def literal_block(x, p, heads, window):
-    """(T,D): one pre-LN block, token by token and head by head."""
+def literal_layer(x, p, heads, window):
+    """(T,D): one pre-LN layer, token by token and head by head."""
     length, width = x.shape
     head = width // heads
     qkv = np.stack([norm(row, p.gain1, p.bias1, 1e-5) @ p.W_qkv + p.b_qkv for row in x])
@@ -61,30 +61,30 @@ def parameters(seed):
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])
-def test_a_transformer_block_is_its_formula(window):
+def test_a_transformer_layer_is_its_formula(window):
     """x + attention + MLP, token by token   (T.1)"""
     _, p = parameters(1)
     x = generator(2)(2, 6, CONFIG.width)
-    (y, cache), _ = block_fwd(x, p.trunk[0], CONFIG.heads, window)
-    assert_close(y, np.stack([literal_block(row, p.trunk[0], CONFIG.heads, window) for row in x]))
+    (y, cache), _ = layer_fwd(x, p.trunk[0], CONFIG.heads, window)
+    assert_close(y, np.stack([literal_layer(row, p.trunk[0], CONFIG.heads, window) for row in x]))
     assert cache.k.shape == (2, CONFIG.heads, 6, CONFIG.width // CONFIG.heads)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5])
-def test_a_block_with_a_cache_goes_on_where_it_stopped(cut):
+def test_a_layer_with_a_cache_goes_on_where_it_stopped(cut):
     """The second piece sees the first one's keys and values, at their positions   (T.1)"""
     _, p = parameters(3)
     x = generator(4)(2, 6, CONFIG.width)
-    (whole, _), _ = block_fwd(x, p.trunk[0], CONFIG.heads, 3)
-    (first, cache), _ = block_fwd(x[:, :cut], p.trunk[0], CONFIG.heads, 3)
-    (second, _), _ = block_fwd(x[:, cut:], p.trunk[0], CONFIG.heads, 3, KeyValues(*cache))
+    (whole, _), _ = layer_fwd(x, p.trunk[0], CONFIG.heads, 3)
+    (first, cache), _ = layer_fwd(x[:, :cut], p.trunk[0], CONFIG.heads, 3)
+    (second, _), _ = layer_fwd(x[:, cut:], p.trunk[0], CONFIG.heads, 3, KeyValues(*cache))
     assert_close(np.concatenate([first, second], axis=1), whole)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5])
 def test_a_stack_with_caches_goes_on_where_it_stopped(cut):
-    """Every block of the second piece sees its own keys and values of the first, not another
-    block's and not none   (T.3), (M.1)
+    """Every layer of the second piece sees its own keys and values of the first, not another
+    layer's and not none   (T.3), (M.1)
     """
     case, p = parameters(3)
     assert len(p.trunk) > 1
@@ -95,14 +95,14 @@ def test_a_stack_with_caches_goes_on_where_it_stopped(cut):
     assert_close(np.concatenate([first, second], axis=1), whole)
 
 
-def test_the_stack_is_one_block_after_the_other_and_the_features_its_normalised_output():
+def test_the_stack_is_one_layer_after_the_other_and_the_features_its_normalised_output():
     """x_i = f_i(x_{i-1}), from the rows of the embedding to the final LayerNorm   (T.3), (M.1)"""
     case, p = parameters(5)
     expected = []
     for row in case.tokens:
         x = p.embedding[row]
-        for block in p.trunk:
-            x = literal_block(x, block, CONFIG.heads, None)
+        for layer in p.trunk:
+            x = literal_layer(x, layer, CONFIG.heads, None)
         expected.append(x)
     (stacked, _), _ = stack_fwd(p.embedding[case.tokens], p.trunk, CONFIG.heads)
     assert_close(stacked, np.stack(expected))
@@ -182,7 +182,7 @@ def deviation_is(matrix, expected):
 
 @host_made
 def test_parameters_start_as_the_docstring_says():
-    """Normal with deviation 0.02, what goes into the residual stream of L blocks with 0.02 /
+    """Normal with deviation 0.02, what goes into the residual stream of L layers with 0.02 /
     sqrt(2L), gains 1, biases 0, F = 4D   (M.3)
     """
     p = initialize(WIDE, seed=1)

@@ -27,7 +27,7 @@ from fwl_ref.lm.model import (
     model_bwd,
     model_fwd,
 )
-from fwl_ref.lm.transformer import BlockParameters, KeyValues, block_bwd, block_fwd, stack_bwd, stack_fwd
+from fwl_ref.lm.transformer import KeyValues, LayerParameters, layer_bwd, layer_fwd, stack_bwd, stack_fwd
 from fwl_ref.ops.linear_attention import linear_attention_recurrent_bwd, linear_attention_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.tree import add, named_leaves, tree_map
@@ -152,34 +152,34 @@ def test_the_backward_pass_of_the_slow_block_is_the_adjoint_of_its_forward_pass(
 def transformer_parameters(width, normal):
     d, shapes = (width, ((width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)))
     shapes += ((d,), (d,), (d, 4 * d), (4 * d,), (4 * d, d), (d,))
-    p = BlockParameters(*(normal(*shape, scale=0.5) for shape in shapes))
+    p = LayerParameters(*(normal(*shape, scale=0.5) for shape in shapes))
     return p._replace(gain1=1 + p.gain1, gain2=1 + p.gain2)
 
 
 @given(
     seed=seeds,
     length=st.integers(1, 4),
-    past=st.integers(0, 3),
+    cached=st.integers(0, 3),
     window=st.none() | st.integers(1, 4),
     shape=st.sampled_from([(4, 1), (4, 2), (6, 3)]),
 )
-def test_the_backward_pass_of_a_transformer_block_is_the_adjoint_with_a_window_and_a_cache(seed, length, past, window, shape):
+def test_the_backward_pass_of_a_transformer_layer_is_the_adjoint_with_a_window_and_a_cache(seed, length, cached, window, shape):
     """d y / d (x, parameters); the cache of earlier keys and values is constant   (T.2)"""
     (width, heads), normal = shape, generator(seed)
-    cache = KeyValues(*(normal(2, heads, past, width // heads) for _ in range(2))) if past else None
+    cache = KeyValues(*(normal(2, heads, cached, width // heads) for _ in range(2))) if cached else None
 
     def fwd(x, p):
-        (y, _), res = block_fwd(x, p, heads, window, cache)
+        (y, _), res = layer_fwd(x, p, heads, window, cache)
         return y, res
 
-    check_adjoint(fwd, block_bwd, (normal(2, length, width), transformer_parameters(width, normal)), seed=seed, step=STEP)
+    check_adjoint(fwd, layer_bwd, (normal(2, length, width), transformer_parameters(width, normal)), seed=seed, step=STEP)
 
 
 @pytest.mark.parametrize("window", [None, 2])
 def test_the_backward_pass_of_the_stack_is_the_adjoint_of_its_forward_pass(window):
-    """d y / d (x, all blocks)   (T.4)"""
+    """d y / d (x, all layers)   (T.4)"""
     normal = generator(12)
-    blocks = tuple(transformer_parameters(4, normal) for _ in range(2))
+    layers = tuple(transformer_parameters(4, normal) for _ in range(2))
 
     def fwd(x, p):
         (y, _), res = stack_fwd(x, p, 2, window)
@@ -188,7 +188,7 @@ def test_the_backward_pass_of_the_stack_is_the_adjoint_of_its_forward_pass(windo
     def bwd(dy, res):
         return stack_bwd(dy, res)
 
-    assert check_adjoint(fwd, bwd, (normal(2, 4, 4), blocks), step=STEP).checked == 1 + 2 * 12
+    assert check_adjoint(fwd, bwd, (normal(2, 4, 4), layers), step=STEP).checked == 1 + 2 * 12
 
 
 MODELS = {
@@ -215,12 +215,12 @@ def test_the_backward_pass_of_the_language_model_is_the_adjoint_of_its_forward_p
 
 
 def test_the_backward_pass_of_the_features_is_the_adjoint_of_their_forward_pass():
-    """d x / d (embedding, blocks, gain, bias)   (M.2)"""
+    """d x / d (embedding, trunk, gain, bias)   (M.2)"""
     case = make_model_case(2, 4, MODELS["jax"], 3)
     p = case.parameters
 
-    def fwd(embedding, blocks, gain, bias):
-        parameters = p._replace(embedding=embedding, trunk=blocks, gain=gain, bias=bias)
+    def fwd(embedding, trunk, gain, bias):
+        parameters = p._replace(embedding=embedding, trunk=trunk, gain=gain, bias=bias)
         (x, _), res = features_fwd(parameters, case.tokens, case.config)
         return x, res
 
