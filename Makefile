@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-export PYTHONDONTWRITEBYTECODE ?= 1
 
 .PHONY: help demo check test notebooks docs lint format golden clean
 help: ## list the targets

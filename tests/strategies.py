@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import array_api_strict
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from fwl_ref.fwl import FastSettings
@@ -28,6 +29,13 @@ lengths = st.integers(0, 9)  # T, empty included
 dtypes = st.sampled_from(["float64", "float32"])
 scales = st.sampled_from([0.1, 1.0, 3.0])
 MASKS = ("ones", "zero_one", "real", "zeros")
+
+
+def at_most(examples: int) -> settings:
+    """No more examples than this in any profile: for a property that is checked entry by entry, or
+    leaf by leaf, so that one example is many checks.
+    """
+    return settings(max_examples=min(examples, settings.default.max_examples))
 
 
 def move_like(a: np.ndarray, target: Any) -> Any:

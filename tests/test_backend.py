@@ -587,6 +587,7 @@ TINY = demo.QUICK._replace(
 )
 
 
+@pytest.mark.slow  # its parts, training, reading and writing, are tests of their own above
 def test_the_demo_on_a_device_is_the_demo(files: dict, tmp_path: Any, strict_for_cupy: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both models in turn in this process; the same losses, the same learned numbers, and it says
     where it ran.

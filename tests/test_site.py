@@ -26,7 +26,7 @@ from tools import equations, handout, mathjax, offline
 pytestmark = pytest.mark.host("reads the documentation")
 
 ROOT, DOCS = equations.ROOT, equations.DOCS
-KNOWN, FUNCTIONS, CHECKS = equations.equations(), equations.functions(), equations.checks()
+KNOWN = equations.equations()
 BUILT_FROM = {"sphinx", "myst_nb", "furo", "typst", "pypandoc"}
 
 
@@ -40,9 +40,9 @@ def test_the_site_knows_every_equation_function_and_test():
     tags, _ = labels_in_docs()
     assert list(KNOWN) == list(dict.fromkeys(KNOWN)) and set(KNOWN) == set(tags)
     assert {label: f"fwl_ref.{path}" for label, path in labels_in_code().items()}.items() <= {
-        (label, function.path) for label, cited in FUNCTIONS.items() for function in cited
+        (label, function.path) for label, cited in equations.functions().items() for function in cited
     }
-    checked = {label for check in CHECKS for label in check.labels}
+    checked = {label for check in equations.checks() for label in check.labels}
     assert checked == labels_in_tests()
 
 
@@ -50,8 +50,8 @@ def test_the_site_knows_every_equation_function_and_test():
 def test_an_equation_has_a_function_and_a_test(label):
     """What the line under it shows; theorems about the whole, Q, have tests only."""
     assert KNOWN[label].heading and KNOWN[label].latex and "tag" not in KNOWN[label].latex
-    assert FUNCTIONS.get(label) or label.startswith("Q"), f"no public function cites ({label})"
-    assert any(check.source and label in check.labels for check in CHECKS), f"no test cites ({label})"
+    assert equations.functions().get(label) or label.startswith("Q"), f"no public function cites ({label})"
+    assert any(check.source and label in check.labels for check in equations.checks()), f"no test cites ({label})"
 
 
 def test_the_index_of_equations_is_what_the_sources_give():
@@ -312,7 +312,7 @@ def test_equations_functions_and_tests_are_linked_both_ways(site):
         page = (site / f"{equation.page}.html").read_text(encoding="utf-8")
         assert page.count(f'id="{anchor}"') == 1, f"({label}) is not on its page once"
         below = page.split(f'id="{anchor}"')[1].split("</details>")[0]
-        for function in FUNCTIONS.get(label, []):
+        for function in equations.functions().get(label, []):
             assert f"#{function.path}" in below, f"({label}) does not link to {function.path}"
         assert "proofs.html#" in below, f"({label}) does not link to a test"
     proofs = (site / "proofs.html").read_text(encoding="utf-8")

@@ -323,6 +323,7 @@ def labels_in_docs() -> tuple[list[str], set[str]]:
     return re.findall(r"\\tag\{([A-Z]\.\d+)\}", text), set(LABEL.findall(text))
 
 
+@cache
 def prose(source: str) -> list[str]:
     """Docstrings and comments of a file, that of the module first."""
     nodes = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Module | ast.FunctionDef | ast.ClassDef))
@@ -330,6 +331,7 @@ def prose(source: str) -> list[str]:
     return [*(ast.get_docstring(n) or "" for n in nodes), *comments]
 
 
+@cache
 def labels_in_tests() -> set[str]:
     """Labels in docstrings and comments of the tests; a range of labels, first "to" last, cites
     what lies between.

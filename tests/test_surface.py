@@ -189,20 +189,17 @@ def foreign(module: str, text: str) -> Iterator[str]:
         home = {t.id for n in inside if isinstance(n, ast.Assign) and at_home(n.value, set()) for t in n.targets if isinstance(t, ast.Name)}
         for node in inside:
             wrong = isinstance(node, ast.Attribute) and node.attr in (NUMPY_ONLY - OTHERS) | {"T"}
-            if not wrong or node in guarded or (node.attr in FIELDS and node not in called) or is_space(node.value, {"xp"}):
+            if not wrong or node in guarded or (node.attr in fields() and node not in called) or is_space(node.value, {"xp"}):
                 continue
             if not at_home(node.value, home):
                 yield f"{module}:{node.lineno}: .{node.attr}"
 
 
-FIELDS = {
-    field.target.id
-    for _, text in sources()
-    for node in ast.walk(ast.parse(text))
-    if isinstance(node, ast.ClassDef)
-    for field in node.body
-    if isinstance(field, ast.AnnAssign)
-}
+@functools.cache
+def fields() -> set[str]:
+    """Names of the fields of every class of the package."""
+    classes = [node for _, text in sources() for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    return {field.target.id for node in classes for field in node.body if isinstance(field, ast.AnnAssign)}
 
 
 # Judging
@@ -241,20 +238,25 @@ def objection(use: Use, space: Any) -> str:
     return f"{use.where}: {use.name} takes {sorted(loose)} only through **kwargs" if loose - {"out", "dtype"} else ""
 
 
-ALL = [use for module, text in sources() for use in uses(module, text)]
+@functools.cache
+def everything() -> list[Use]:
+    """All uses in the package. Not made on import: the backends that leave these tests out would
+    read every source for nothing.
+    """
+    return [use for module, text in sources() for use in uses(module, text)]
 
 
 def test_the_reader_sees_what_is_asked() -> None:
     """The tests below would pass on an empty list: here are uses that exist, of every kind."""
-    assert len(ALL) > 300 and len({use.name for use in ALL}) > 30
-    found = {(use.name, use.keywords) for use in ALL}
+    assert len(everything()) > 300 and len({use.name for use in everything()}) > 30
+    found = {(use.name, use.keywords) for use in everything()}
     assert {
         ("sum", ("axis", "keepdims")),
         ("cumulative_sum", ("axis", "include_initial")),
         ("arange", ("dtype", "device")),
         ("inf", ()),
     } <= found
-    assert {use.where.split(":")[0] for use in ALL} >= {
+    assert {use.where.split(":")[0] for use in everything()} >= {
         "fwl",
         "lm.train",
         "lm.adamw",
@@ -267,14 +269,14 @@ def test_the_reader_sees_what_is_asked() -> None:
 
 def test_the_array_api_standard_has_every_name_and_keyword() -> None:
     """Against the reference implementation of the standard, signature by signature."""
-    wrong = [o for o in (objection(use, array_api_strict) for use in ALL) if o]
+    wrong = [o for o in (objection(use, array_api_strict) for use in everything()) if o]
     assert not wrong, "\n".join(wrong)
 
 
 @without_cupy
 def test_cupy_has_every_name_and_keyword() -> None:
     """Against CuPy as array_api_compat presents it, imported without a GPU."""
-    wrong = [o for o in (objection(use, cupy_namespace) for use in ALL) if o]
+    wrong = [o for o in (objection(use, cupy_namespace) for use in everything()) if o]
     assert not wrong, "\n".join(wrong)
 
 

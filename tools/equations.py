@@ -17,6 +17,7 @@ import io
 import re
 import sys
 import tokenize
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +114,7 @@ def equations() -> dict[str, Equation]:
     return found
 
 
+@cache
 def functions() -> dict[str, list[Function]]:
     """Label -> the public functions and classes whose docstring cites it."""
     found: dict[str, list[Function]] = {}
@@ -125,6 +127,7 @@ def functions() -> dict[str, list[Function]]:
     return found
 
 
+@cache
 def checks() -> list[Check]:
     """The tests that cite a label, in the order of their files. What stands outside tests belongs
     to the file, and is called its name.

@@ -98,7 +98,7 @@ def test_there_are_seven_cheats():
     assert len({c.kind for c in cheats.CHEATS}) == 7
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cheat", [cheats.scored_after_the_update, cheats.counts_of_the_segment], ids=lambda f: f.__name__)
 def test_the_segment_is_found(cheat, seed):
     """Its first row and its length."""

@@ -42,7 +42,7 @@ from fwl_ref.ops.rotary import rotary_bwd, rotary_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
 from fwl_ref.optimizers import Optimizer, mask, momentum_with_decay, segments, system
 from fwl_ref.tree import tree_map
-from tests.strategies import arrays, generator, move_like, seeds
+from tests.strategies import arrays, at_most, generator, move_like, seeds
 from tests.tolerances import assert_bitwise, assert_close, float32_bound
 
 
@@ -285,6 +285,7 @@ def _complex_step(f: Callable[..., Any], args: tuple, u: Any) -> list[np.ndarray
 
 
 @every_op
+@at_most(20)
 @given(seed=seeds)
 def test_backward_is_the_gradient_by_complex_step(op: Op, seed: int) -> None:
     """J^T u = Im <u, f(x + i h e)> / h: theorem 16 again by a witness that shares nothing with
@@ -299,6 +300,7 @@ def test_backward_is_the_gradient_by_complex_step(op: Op, seed: int) -> None:
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op.bwd_bwd], ids=[op.name for op in OPS if op.bwd_bwd])
+@at_most(20)
 @given(seed=seeds)
 def test_second_backward_is_the_gradient_of_backward_by_complex_step(op: Op, seed: int) -> None:
     """(d bwd / d(dy, x))^T g = Im <g, bwd(dy, x + i h e)> / h: theorem 16 for (D.3), (R.3), (G.3),

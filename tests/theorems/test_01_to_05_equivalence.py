@@ -22,7 +22,7 @@ from fwl_ref.slow_block import FastParameters, slow_block_fwd
 from fwl_ref.tree import leaves, tree_map
 from fwl_ref.verify.cases import tokens, with_settings, with_steps
 from fwl_ref.verify.runs import plain, run, sequential, stale
-from tests.strategies import AttentionCase, attention_cases, block_cases, make_block_case, smooth_block_cases, unsaturated
+from tests.strategies import AttentionCase, at_most, attention_cases, block_cases, make_block_case, smooth_block_cases, unsaturated
 from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_equivalent, literal, only, segment_masked, shares, token_gradient
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 
@@ -193,6 +193,7 @@ smooth = smooth_block_cases(min_length=3, max_length=6, max_batch=2, masks=("one
 
 
 @pytest.mark.parametrize("length", [1, 2])
+@at_most(25)
 @given(case=smooth)
 def test_the_difference_to_true_sgd_is_of_second_order_in_the_step_size(length, case):
     """|logits(true SGD) - logits'| = O(eta^2): slope 2 on a halving ladder, per token (F.6) and per
@@ -205,6 +206,7 @@ def test_the_difference_to_true_sgd_is_of_second_order_in_the_step_size(length, 
 
 
 @pytest.mark.parametrize("length", [1, 2])
+@at_most(25)
 @given(case=smooth)
 def test_the_coefficient_of_the_difference_is_the_sum_of_hessian_gradient_products(length, case):
     """(logits(true SGD) - logits') / eta^2 -> J_t sum_{s<r<t} H_r g_s, with an error that shrinks

@@ -34,6 +34,7 @@ from fwl_ref.tree import add, named_leaves, tree_map
 from fwl_ref.verify.cases import tokens, with_settings, with_steps
 from fwl_ref.verify.runs import Gradients, gradients, run
 from tests.strategies import (
+    at_most,
     block_cases,
     chunks,
     fast_state,
@@ -92,6 +93,7 @@ def check_block(case, state=None, seed=0):
 # --------------------------------------------------------------------------------------------------------
 
 
+@at_most(25)
 @given(case=smooth_block_cases(max_length=5, max_batch=2), seed=seeds)
 def test_the_backward_pass_of_the_block_is_the_adjoint_of_its_forward_pass(case, seed):
     """<u, J v> = <J^T u, v> for x, slow, eta, lambda and the incoming state; u on the logits and on
@@ -126,6 +128,7 @@ def test_the_backward_pass_of_the_write_is_the_adjoint_of_the_write(case, seed):
     assert check_adjoint(fwd, write_bwd, (case.x, case.slow), seed=seed, step=STEP).checked == 1 + 8
 
 
+@at_most(25)
 @given(case=smooth_block_cases(max_length=5, max_batch=2), seed=seeds)
 def test_the_backward_pass_of_the_read_is_the_adjoint_of_the_read(case, seed):
     """d (logits, state) / d (memory, x, slow, eta, lambda, state): sweep 4   (F.4), (F.12), (F.13)"""
@@ -230,7 +233,8 @@ def test_the_backward_pass_of_the_features_is_the_adjoint_of_their_forward_pass(
     check_adjoint(fwd, bwd, (p.embedding, p.trunk, p.gain, p.bias), step=STEP)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# that the plain model has its gradient, which the mean only weighs, is the test above
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "plain" else []) for n in MODELS])
 def test_the_gradient_of_the_mean_loss_is_the_adjoint_of_the_mean_loss(name):
     """loss = sum w nll / sum w over the batch   (M.5)"""
     case = model_off_the_kink(make_model_case(2, 4, MODELS[name], 4))

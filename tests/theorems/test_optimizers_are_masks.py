@@ -326,7 +326,8 @@ OPTIMIZERS = {name: row.optimizer for name, row in FIXED_ROWS.items()}
 OPTIMIZERS["momentum, preconditioned"] = preconditioned(momentum(0.7), divisors(SMOOTH, 1))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+# SGD is the block itself, of theorem 16
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "SGD" else []) for n in OPTIMIZERS])
 def test_the_backward_pass_of_the_block_is_the_adjoint_for_every_optimizer(name: str) -> None:
     """<u, J v> = <J^T u, v> for x, slow, eta and the slots that come in: theorem 16 with the mask
     of (O.23); (O.17), (O.20)
