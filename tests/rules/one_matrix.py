@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fwl_ref.rules import decay, delta, delta_product, gated_delta, gla, linear, longhorn
+from fwl_ref.rules import decay, delta, delta_product, gated_delta, gla, kda, linear, longhorn
 from tests.rules.table import Rule, Shape, memory, rates, unit_keys
 from tests.strategies import generator
 
@@ -31,6 +31,10 @@ def _stepped(n: Shape, seed: int) -> tuple:
 
 def _faded_and_stepped(n: Shape, seed: int) -> tuple:
     return *_faded(n, seed), rates(seed + 1, 0.1, 1.5, n.batch, n.length)
+
+
+def _faded_by_channel_and_stepped(n: Shape, seed: int) -> tuple:
+    return *_faded_by_channel(n, seed), rates(seed + 1, 0.1, 1.5, n.batch, n.length)
 
 
 def _stepped_often(n: Shape, seed: int) -> tuple:
@@ -67,6 +71,7 @@ RULES = [
     row(gla, _faded_by_channel, _pair_and_fades),
     row(delta, _stepped, _pair),
     row(gated_delta, _faded_and_stepped, _pair),
+    row(kda, _faded_by_channel_and_stepped, _pair),
     row(delta_product, _stepped_often, _pair),
     row(longhorn, _stepped, _pair),
 ]

@@ -20,6 +20,7 @@ from fwl_ref.rules.delta import delta_chunked_bwd, delta_chunked_fwd, delta_loss
 from fwl_ref.rules.delta_product import delta_product_chunked_bwd, delta_product_chunked_fwd, delta_product_recurrent_fwd
 from fwl_ref.rules.gated_delta import gated_delta_chunked_bwd, gated_delta_chunked_fwd, gated_delta_recurrent_fwd
 from fwl_ref.rules.gla import gla_chunked_bwd, gla_chunked_fwd, gla_recurrent_fwd
+from fwl_ref.rules.kda import kda_chunked_bwd, kda_chunked_fwd, kda_recurrent_fwd
 from fwl_ref.rules.linear import linear_chunked_bwd, linear_chunked_fwd, linear_recurrent_fwd
 from fwl_ref.rules.longhorn import longhorn_chunked_bwd, longhorn_chunked_fwd, longhorn_gradient, longhorn_recurrent_fwd
 from tests.rules.table import Shape, memory, rates, unit_keys
@@ -86,6 +87,10 @@ def gated_delta_update(S, k, v, alpha, beta):
     return delta_update(alpha * S, k, v, beta)
 
 
+def kda_update(S, k, v, alpha, beta):
+    return delta_update(S @ np.diag(alpha), k, v, beta)
+
+
 def delta_product_update(S, k, v, beta):
     for pair in zip(k, v, beta, strict=True):
         S = delta_update(S, *pair)
@@ -103,8 +108,8 @@ def longhorn_update(S, k, v, beta):
 @every_read
 @given(n=shapes, seed=seeds, data=st.data())
 def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
-    """Both forms of all seven against the update written out.   (U.10), (U.15), (U.20), (U.25),
-    (U.30), (U.35), (U.40) and their chunks
+    """Both forms of all of them against the update written out.   (U.10), (U.15), (U.20), (U.25),
+    (U.30), (U.35), (U.40), (U.45) and their chunks
     """
     q, k, v, state = sequences(n, seed)
     chunk = data.draw(chunks(n.length), label="chunk")
@@ -118,6 +123,7 @@ def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int
         (gla_update, gla_recurrent_fwd, gla_chunked_fwd, (k, v, channels)),
         (delta_update, delta_recurrent_fwd, delta_chunked_fwd, (k, v, step)),
         (gated_delta_update, gated_delta_recurrent_fwd, gated_delta_chunked_fwd, (k, v, fade, step)),
+        (kda_update, kda_recurrent_fwd, kda_chunked_fwd, (k, v, channels, step)),
         (delta_product_update, delta_product_recurrent_fwd, delta_product_chunked_fwd, (keys, values, often)),
         (longhorn_update, longhorn_recurrent_fwd, longhorn_chunked_fwd, (k, v, step)),
     ):
@@ -147,6 +153,37 @@ def test_gated_delta_without_gate_is_delta(n: Shape, seed: int, read: str) -> No
     )
     expected, gradients = both(delta_chunked_fwd, delta_chunked_bwd, (q, k, v, step), state, read, seed)
     assert_trees_close((out, dq, dk, dv, dbeta, dstate), (expected, *gradients), scale=1.0)
+
+
+@given(n=shapes, seed=seeds, read=read_names)
+def test_kda_with_equal_channels_is_gated_delta(n: Shape, seed: int, read: str) -> None:
+    """alpha_c = the gate for every channel c; the gradient of the gate is the sum over
+    channels.   (U.47), (U.48)
+    """
+    q, k, v, state = sequences(n, seed)
+    gate, step = rates(seed, 0.2, 1.0, n.batch, n.length), rates(seed + 1, 0.1, 1.5, n.batch, n.length)
+    alpha = np.repeat(gate[..., None], n.width, axis=-1)
+    out, (dq, dk, dv, dalpha, dbeta, dstate) = both(kda_chunked_fwd, kda_chunked_bwd, (q, k, v, alpha, step), state, read, seed)
+    expected, gradients = both(gated_delta_chunked_fwd, gated_delta_chunked_bwd, (q, k, v, gate, step), state, read, seed)
+    assert_trees_close((out, dq, dk, dv, np.sum(dalpha, axis=-1), dbeta, dstate), (expected, *gradients), scale=1.0)
+
+
+@every_read
+def test_orthonormal_keys_do_not_make_kda_a_sum(read: str) -> None:
+    """Keys along the axes, beta = 1, nothing in memory yet: KDA is gated linear attention. N for
+    orthonormal keys in general, which a gate per channel turns into one another, as one gate never
+    does.   (U.47)
+    """
+    draw, length = generator(4), 5
+    q, v, alpha = draw(1, length, 6), draw(1, length, 3), rates(4, 0.2, 1.0, 1, length, 6)
+    axes, turned = np.eye(6)[None, :length], np.linalg.qr(draw(6, 6))[0][None, :length]
+    for k, equal in ((axes, True), (turned, False)):
+        stored = kda_chunked_fwd(q, k, v, alpha, np.ones((1, length)), None, 2, read=read)[0]
+        summed = gla_chunked_fwd(q, k, v, alpha, None, 2, read=read)[0]
+        if equal:
+            assert_trees_close(stored, summed)
+        else:
+            assert relative_error(stored[1], summed[1]) > CLEAR
 
 
 @given(n=shapes, seed=seeds, read=read_names)
@@ -412,6 +449,12 @@ def test_sums_are_reads_of_a_state_that_is_a_sum_of_faded_writes(read: str, n: S
 FORGETFUL = {
     "decay": (decay_recurrent_fwd, decay_chunked_fwd, decay_chunked_bwd, lambda gamma, width: (gamma,)),
     "gla": (gla_recurrent_fwd, gla_chunked_fwd, gla_chunked_bwd, lambda gamma, width: (np.repeat(gamma[..., None], width, axis=-1),)),
+    "kda": (
+        kda_recurrent_fwd,
+        kda_chunked_fwd,
+        kda_chunked_bwd,
+        lambda gamma, width: (np.repeat(gamma[..., None], width, axis=-1), 0 * gamma + 1),
+    ),
     "gated_delta": (
         gated_delta_recurrent_fwd,
         gated_delta_chunked_fwd,

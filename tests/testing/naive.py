@@ -96,6 +96,18 @@ def gated_delta(q, k, v, alpha, beta, state=None, *, read="inclusive", bug=""):
     return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k, v, state), read, q)
 
 
+def kda(q, k, v, alpha, beta, state=None, *, read="inclusive", bug=""):
+    def step(t, S):
+        fade = (alpha[:, t, :1] + 0 * alpha[:, t] if bug == "one gate for all channels" else alpha[:, t])[..., None]
+        late = bug == "fades its own write"
+        faded = S if late or bug == "no fade" else fade * S
+        recalled = 0 if bug == "no erasing" else row(k[:, t], S if bug == "error at the unfaded memory" else faded)
+        after = faded + outer(k[:, t], beta[:, t, None] * (v[:, t] - recalled))
+        return fade * after if late else after
+
+    return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k, v, state), read, q)
+
+
 def delta_product(q, k, v, beta, state=None, *, read="inclusive", bug=""):
     N = k.shape[2]
     order = {"steps reversed": range(N)[::-1], "first step only": range(1), "last step only": range(N - 1, N)}
@@ -206,6 +218,6 @@ def attention(q, k, v, *, bug=""):
 
 KERNELS = {
     f.__name__: f
-    for f in (linear, decay, gla, delta, gated_delta, delta_product, longhorn, titans, mesa, ttt_linear, linear_attention,
+    for f in (linear, decay, gla, delta, gated_delta, kda, delta_product, longhorn, titans, mesa, ttt_linear, linear_attention,
               masked_attention, attention)
 }  # fmt: skip

@@ -97,12 +97,13 @@ def ttt(S, first, k, v, step, case):
 
 
 def update(kind, S, first, tokens, case):
-    if kind in ("linear", "decay", "gla", "gated_delta"):
+    if kind in ("linear", "decay", "gla", "gated_delta", "kda"):
         k, v, *rates = tokens
         fade = rates[0] if rates else 1.0
-        if kind == "gated_delta":
+        fade = fade[:, None] if kind in ("gla", "kda") else fade
+        if kind in ("gated_delta", "kda"):
             return delta({"state": fade * S["state"]}, k, v, rates[1])
-        return fading(S, fade[:, None] if kind == "gla" else fade, k, v)
+        return fading(S, fade, k, v)
     if kind == "titans":
         return titans(S, first if int(case["stale"]) else S, *tokens)
     if kind.startswith("ttt"):

@@ -62,13 +62,20 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "off by one: it fades the state before a token reads it",
             lambda s, a, o: s.answers(a | {"q": a["q"] * a["keep"]}, o),
         )
-    if name in ("delta", "gated_delta"):
+    if name in ("gla", "kda"):
+        yield Fault(
+            "one gate for all channels",
+            "every key channel fades by the gate of the first: alpha is taken for one number a "
+            "token",
+            changed("alpha", lambda g: 0 * g + g[..., :1]),
+        )
+    if name in ("delta", "gated_delta", "kda"):
         yield Fault(
             "no erasing",
             "it only adds: beta k^T v is written without taking out what k recalls",
             _only_adds,
         )
-    if name == "gated_delta":
+    if name in ("gated_delta", "kda"):
         yield Fault(
             "error at the unfaded memory",
             "the error v - k S is taken at the memory before the fade: fade first, then take "
@@ -210,10 +217,10 @@ def _mask_transposed(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
 
 
 def _only_adds(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
-    gamma = a.get("alpha", host.ones_like(a["beta"]))
     case = {n: a[n] for n in ("q", "k", "state", "cot_out", "cot_state_out")}
-    case |= {"v": a["beta"][..., None] * a["v"], "gamma": gamma}
-    found = SUBJECTS["decay"].answers(case, settings)
+    case |= {"v": a["beta"][..., None] * a["v"]}
+    case["alpha"] = host.zeros_like(a["k"]) + _columns(a.get("alpha", host.ones_like(a["beta"])))
+    found = SUBJECTS["gla"].answers(case, settings)
     return {n: found[n] for n in ("out", "state_out")}
 
 
@@ -230,12 +237,17 @@ def _gated(a: Arrays, settings: Settings, step: Callable) -> Arrays:
             S,
             a["k"][:, t, :, None],
             a["v"][:, t, None, :],
-            a["alpha"][:, t, None, None],
+            _columns(a["alpha"])[:, t, :, None],
             a["beta"][:, t, None, None],
         )
         seen = before if settings["read"] == "strict" else S
         out.append(host.sum(a["q"][:, t, :, None] * seen, axis=1))
     return {"out": host.stack(out, axis=1), "state_out": S}
+
+
+def _columns(alpha):
+    """(B,T)->(B,T,1), (B,T,K) as it is   a gate per token as one per channel"""
+    return alpha[..., None] if alpha.ndim == 2 else alpha
 
 
 def _error(S, k, v):
