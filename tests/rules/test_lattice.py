@@ -18,6 +18,7 @@ from fwl_ref.rules.common import READS, fades, fades_bwd, solve, solve_bwd, sums
 from fwl_ref.rules.decay import decay_chunked_bwd, decay_chunked_fwd, decay_recurrent_bwd, decay_recurrent_fwd
 from fwl_ref.rules.delta import delta_chunked_bwd, delta_chunked_fwd, delta_loss, delta_recurrent_fwd
 from fwl_ref.rules.delta_product import delta_product_chunked_bwd, delta_product_chunked_fwd, delta_product_recurrent_fwd
+from fwl_ref.rules.dplr import dplr_chunked_bwd, dplr_chunked_fwd, dplr_recurrent_fwd
 from fwl_ref.rules.gated_delta import gated_delta_chunked_bwd, gated_delta_chunked_fwd, gated_delta_recurrent_fwd
 from fwl_ref.rules.gla import gla_chunked_bwd, gla_chunked_fwd, gla_recurrent_fwd
 from fwl_ref.rules.kda import kda_chunked_bwd, kda_chunked_fwd, kda_recurrent_fwd
@@ -91,6 +92,18 @@ def kda_update(S, k, v, alpha, beta):
     return delta_update(S @ np.diag(alpha), k, v, beta)
 
 
+def dplr_update(S, k, v, alpha, a, b):
+    return S @ (np.diag(alpha) + column(a) @ column(b).T) + column(v) @ column(k).T
+
+
+def rwkv7_update(S, k, v, w, kappa, rate):
+    return S @ (np.diag(w) - column(kappa) @ column(rate * kappa).T) + column(v) @ column(k).T
+
+
+def comba_update(S, k, v, alpha, beta, share):
+    return S @ (alpha * np.eye(len(k)) - share * beta * column(k) @ column(k).T) + beta * column(v) @ column(k).T
+
+
 def delta_product_update(S, k, v, beta):
     for pair in zip(k, v, beta, strict=True):
         S = delta_update(S, *pair)
@@ -109,13 +122,14 @@ def longhorn_update(S, k, v, beta):
 @given(n=shapes, seed=seeds, data=st.data())
 def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
     """Both forms of all of them against the update written out.   (U.10), (U.15), (U.20), (U.25),
-    (U.30), (U.35), (U.40), (U.45) and their chunks
+    (U.30), (U.35), (U.40), (U.45), (U.50) and their chunks
     """
     q, k, v, state = sequences(n, seed)
     chunk = data.draw(chunks(n.length), label="chunk")
     fade, step = (rates(seed, 0.1, 1.2, n.batch, n.length), rates(seed + 1, 0.1, 1.5, n.batch, n.length))
     channels, often = (rates(seed, 0.1, 1.2, n.batch, n.length, n.width), rates(seed, 0.1, 1.5, n.batch, n.length, 3))
     draw = generator(seed + 5)
+    recall, write = (unit_keys(draw, n.batch, n.length, n.width) for _ in range(2))
     keys, values = (unit_keys(draw, n.batch, n.length, 3, n.width), draw(n.batch, n.length, 3, n.values))
     for update, recurrent, chunked, tokens in (
         (linear_update, linear_recurrent_fwd, linear_chunked_fwd, (k, v)),
@@ -124,6 +138,7 @@ def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int
         (delta_update, delta_recurrent_fwd, delta_chunked_fwd, (k, v, step)),
         (gated_delta_update, gated_delta_recurrent_fwd, gated_delta_chunked_fwd, (k, v, fade, step)),
         (kda_update, kda_recurrent_fwd, kda_chunked_fwd, (k, v, channels, step)),
+        (dplr_update, dplr_recurrent_fwd, dplr_chunked_fwd, (k, v, channels, recall, write)),
         (delta_product_update, delta_product_recurrent_fwd, delta_product_chunked_fwd, (keys, values, often)),
         (longhorn_update, longhorn_recurrent_fwd, longhorn_chunked_fwd, (k, v, step)),
     ):
@@ -184,6 +199,84 @@ def test_orthonormal_keys_do_not_make_kda_a_sum(read: str) -> None:
             assert_trees_close(stored, summed)
         else:
             assert relative_error(stored[1], summed[1]) > CLEAR
+
+
+@given(n=shapes, seed=seeds, read=read_names)
+def test_dplr_without_its_second_pair_is_gated_linear_attention(n: Shape, seed: int, read: str) -> None:
+    """b = 0, whatever is recalled; the gradient of a is 0.   (U.52), (U.53)"""
+    q, k, v, state = sequences(n, seed)
+    alpha, a = rates(seed, 0.2, 1.0, n.batch, n.length, n.width), generator(seed + 3)(*k.shape)
+    out, (dq, dk, dv, dalpha, da, _, dstate) = both(dplr_chunked_fwd, dplr_chunked_bwd, (q, k, v, alpha, a, 0 * a), state, read, seed)
+    expected, gradients = both(gla_chunked_fwd, gla_chunked_bwd, (q, k, v, alpha), state, read, seed)
+    assert_trees_close((out, dq, dk, dv, dalpha, dstate), (expected, *gradients), scale=1.0)
+    assert np.all(da == 0)
+
+
+@given(n=shapes, seed=seeds, read=read_names)
+def test_kda_is_dplr_that_takes_out_what_the_key_recalls(n: Shape, seed: int, read: str) -> None:
+    """a = alpha k, b = -beta k, beta k in place of k; gradients by the chain rule. With it the gated
+    delta rule and the delta rule are special cases too.   (U.52), (U.53)
+    """
+    q, k, v, state = sequences(n, seed)
+    alpha, beta = rates(seed, 0.2, 1.0, n.batch, n.length, n.width), rates(seed + 1, 0.1, 1.5, n.batch, n.length, 1)
+    tokens = q, beta * k, v, alpha, alpha * k, -beta * k
+    out, (dq, dwrite, dv, dalpha, da, db, dstate) = both(dplr_chunked_fwd, dplr_chunked_bwd, tokens, state, read, seed)
+    expected, gradients = both(kda_chunked_fwd, kda_chunked_bwd, (q, k, v, alpha, beta[..., 0]), state, read, seed)
+    dk, dbeta = beta * (dwrite - db) + alpha * da, np.sum(k * (dwrite - db), axis=-1)
+    assert_trees_close((out, dq, dk, dv, dalpha + k * da, dbeta, dstate), (expected, *gradients), scale=1.0)
+
+
+@given(n=shapes, seed=seeds, data=st.data())
+def test_rwkv7_is_dplr(n: Shape, seed: int, data: st.DataObject) -> None:
+    """S (diag(w) - kappa^T (rate kappa)) + v^T k with |kappa| = 1, inclusive as published: a = -kappa,
+    b = rate kappa.   (U.50), (U.52)
+    """
+    q, k, v, state = sequences(n, seed)
+    kappa, w = generator(seed + 3)(*k.shape), rates(seed, 0.545, 1.0, *k.shape)
+    kappa, rate = kappa / np.linalg.norm(kappa, axis=-1, keepdims=True), rates(seed + 1, 0.0, 1.0, *k.shape)
+    expected = literal(rwkv7_update, q, state, "inclusive", k, v, w, kappa, rate)
+    chunk = data.draw(chunks(n.length), label="chunk")
+    assert_trees_close(dplr_chunked_fwd(q, k, v, w, -kappa, rate * kappa, state, chunk, read="inclusive")[0], expected, scale=1.0)
+
+
+def comba(q, k, v, alpha, beta, share, d, of) -> tuple:
+    """The arguments of DPLR that make it Comba, ``of`` the query of what is taken out."""
+    gates = np.repeat(alpha[..., None], k.shape[-1], axis=-1)
+    return q - d * k, beta[..., None] * k, v, gates, of, -(share * beta)[..., None] * k
+
+
+@given(n=shapes, seed=seeds, d=st.floats(-1, 1), data=st.data())
+def test_comba_is_dplr(n: Shape, seed: int, d: float, data: st.DataObject) -> None:
+    """S (alpha - b beta k k^T) + beta v k^T, read by q - d k, inclusive as published: what is taken
+    out is b times what k recalls before the gate.   (U.50), (U.52)
+    """
+    q, k, v, state = sequences(n, seed)
+    alpha, beta, share = (rates(seed + i, 0.2, 1.0, n.batch, n.length) for i in range(3))
+    expected = literal(comba_update, q - d * k, state, "inclusive", k, v, alpha, beta, share)
+    chunk, tokens = data.draw(chunks(n.length), label="chunk"), comba(q, k, v, alpha, beta, share, d, k)
+    assert_trees_close(dplr_chunked_fwd(*tokens, state, chunk, read="inclusive")[0], expected, scale=1.0)
+
+
+def test_comba_with_all_taken_out_is_not_the_gated_delta_rule() -> None:
+    """b = 1, d = 0: the gated delta rule recalls behind the gate, a = alpha k; N for a = k.   (U.52)"""
+    q, k, v, state = sequences(Shape(1, 5, 3, 2), 0)
+    alpha, beta, one = np.full((1, 5), 0.5), np.full((1, 5), 0.8), np.ones((1, 5))
+    expected, _ = gated_delta_chunked_fwd(q, k, v, alpha, beta, state, read="inclusive")
+    behind, before = (dplr_chunked_fwd(*comba(q, k, v, alpha, beta, one, 0, of), state, read="inclusive")[0] for of in (0.5 * k, k))
+    assert_trees_close(behind, expected)
+    assert relative_error(before[0], expected[0]) > CLEAR
+
+
+def test_dplr_moves_a_row_which_no_gradient_step_does() -> None:
+    """a asks for row 0, b writes it to row 1, alpha lets go of the rest: a transition that is not
+    symmetric, so that it descends no loss of S alone; N for the delta rule's, which are.   (U.49),
+    (U.50)
+    """
+    nothing, first, second = np.zeros((1, 1, 2)), np.eye(2)[None, :1], np.eye(2)[None, 1:]
+    (_, moved), _ = dplr_recurrent_fwd(nothing, nothing, nothing, nothing, first, second, np.eye(2)[None], read="strict")
+    assert_close(moved, np.asarray([[[0.0, 0.0], [1.0, 0.0]]]))
+    (_, step), _ = delta_recurrent_fwd(nothing, first + 2 * second, nothing, np.ones((1, 1)), np.eye(2)[None], read="strict")
+    assert_close(step, np.matrix_transpose(step))
 
 
 @given(n=shapes, seed=seeds, read=read_names)
@@ -454,6 +547,12 @@ FORGETFUL = {
         kda_chunked_fwd,
         kda_chunked_bwd,
         lambda gamma, width: (np.repeat(gamma[..., None], width, axis=-1), 0 * gamma + 1),
+    ),
+    "dplr": (
+        dplr_recurrent_fwd,
+        dplr_chunked_fwd,
+        dplr_chunked_bwd,
+        lambda gamma, width: (gates := np.repeat(gamma[..., None], width, axis=-1), 0.5 + 0 * gates, -0.1 + 0 * gates),
     ),
     "gated_delta": (
         gated_delta_recurrent_fwd,

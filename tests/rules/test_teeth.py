@@ -20,6 +20,7 @@ import fwl_ref.rules.common
 import fwl_ref.rules.decay
 import fwl_ref.rules.delta
 import fwl_ref.rules.delta_product
+import fwl_ref.rules.dplr
 import fwl_ref.rules.gated_delta
 import fwl_ref.rules.gla
 import fwl_ref.rules.kda
@@ -44,6 +45,7 @@ from fwl_ref.rules.common import (
     sums_bwd,
 )
 from fwl_ref.rules.delta import delta_gradient, delta_gradient_bwd
+from fwl_ref.rules.dplr import _recalled as recalled
 from fwl_ref.rules.kda import _errors as kda_errors
 from fwl_ref.rules.longhorn import longhorn_rate_bwd
 from tests.rules import test_lattice as table
@@ -191,6 +193,16 @@ def own_gate_forgotten(asked, k, v, fade, beta, state):
     return kda_errors(k, k, v, fade, beta, state)
 
 
+def stale_recalls(k, v, a, b, fade, state):
+    """What a reads of the first state of the chunk, instead of the current one."""
+    return 0 * (a @ np.swapaxes(k, 1, 2)), 0 * (a @ np.swapaxes(b, 1, 2)), np.matmul(a * fade[:, :-1, 0], state)
+
+
+def recalls_of_pairs_only(k, v, a, b, fade, state):
+    """What a reads, without what was recalled and written before."""
+    return recalled(k, v, a, 0 * b, fade, state)
+
+
 def not_transposed(dx, a, x):
     dr = solve(a, dx)
     return np.tril(-dr @ np.swapaxes(x, 1, 2), -1), dr
@@ -203,9 +215,10 @@ def with_its_diagonal(dx, a, x):
 
 MODULE = {name: getattr(fwl_ref.rules, name) for name in RULE}
 ALL = tuple(RULE)
-BY_CHANNEL = ("gla", "kda")  # chunks through ``channel_sums``
+BY_CHANNEL = ("gla", "kda", "dplr")  # chunks through ``channel_sums``
 SUMMED = tuple(name for name in RULE if name not in BY_CHANNEL)  # chunks through ``sums``
 DELTAS = ("delta", "gated_delta", "delta_product", "longhorn", "kda")
+SOLVING = (*DELTAS, "dplr")
 FADING = ("decay", "gated_delta", *BY_CHANNEL)
 FORM, CAUSAL, CHUNKED, ADJOINT, GRADIENT = CHECKS
 
@@ -250,7 +263,10 @@ MUTANTS = {  # what is wrong: (where, the checks that must see it)
     "strict for inclusive, token by token": (own("reads", strict(reads), *ALL), {FORM, CHUNKED}),
     "strict for inclusive, in chunks": (summing(strict), {FORM, CHUNKED}),
     "strict for inclusive, by channel": (fading("read_from", strict(read_from), *BY_CHANNEL), {FORM, CHUNKED}),
-    "key and value swapped in the write": (own("outer", lambda k, v: outer(v, k), "linear", "decay", "gla", "delta"), {FORM, GRADIENT}),
+    "key and value swapped in the write": (
+        own("outer", lambda k, v: outer(v, k), "linear", "decay", "gla", "delta", "dplr"),
+        {FORM, GRADIENT},
+    ),
     "key and value swapped in the chunk": (summing(partial(swapped, i=1, j=2)), {FORM, CHUNKED, ADJOINT}),
     "query and key swapped in the chunk": (summing(partial(swapped, i=0, j=1)), {FORM, CAUSAL, CHUNKED, ADJOINT}),
     "faded on arrival": (fading("fades", faded_on_arrival, *FADING), {FORM, CHUNKED}),
@@ -262,14 +278,17 @@ MUTANTS = {  # what is wrong: (where, the checks that must see it)
     "errors before the gate": (own("_errors", before_the_gate, "gated_delta"), {FORM, CHUNKED, ADJOINT}),
     "stale errors behind gates": (own("_errors", stale_by_channel, "kda"), {FORM, CHUNKED, ADJOINT}),
     "errors before the gates": (own("_errors", own_gate_forgotten, "kda"), {FORM, CHUNKED, ADJOINT}),
+    "stale recalls": (own("_recalled", stale_recalls, "dplr"), {FORM, CHUNKED, ADJOINT}),
+    "recalls of pairs only": (own("_recalled", recalls_of_pairs_only, "dplr"), {FORM, CHUNKED, ADJOINT}),
+    "nothing recalled": (own("apply", lambda k, S: 0 * apply(k, S), "dplr"), {FORM, CHUNKED, ADJOINT}),
     "explicit step for implicit": (own("longhorn_rate", lambda k, beta: beta, "longhorn"), {FORM, ADJOINT}),
-    "solve not transposed in its adjoint": (lent("solve_bwd", not_transposed, *DELTAS), {CHUNKED, ADJOINT}),
+    "solve not transposed in its adjoint": (lent("solve_bwd", not_transposed, *SOLVING), {CHUNKED, ADJOINT}),
     "diagonal in the adjoint of solve": (
-        lent("solve_bwd", with_its_diagonal, *(rule for rule in DELTAS if rule not in BY_CHANNEL)),
+        lent("solve_bwd", with_its_diagonal, *(rule for rule in SOLVING if rule not in BY_CHANNEL)),
         {CHUNKED, ADJOINT},
     ),
-    "gradient of the system dropped": (lent("solve_bwd", zeroed(solve_bwd, 0), *DELTAS), {CHUNKED, ADJOINT}),
-    "gradient of the right side dropped": (lent("solve_bwd", zeroed(solve_bwd, 1), *DELTAS), {CHUNKED, ADJOINT}),
+    "gradient of the system dropped": (lent("solve_bwd", zeroed(solve_bwd, 0), *SOLVING), {CHUNKED, ADJOINT}),
+    "gradient of the right side dropped": (lent("solve_bwd", zeroed(solve_bwd, 1), *SOLVING), {CHUNKED, ADJOINT}),
     "gradient of the fades dropped": (fading("fades_bwd", lambda *a: 0 * fades_bwd(*a), *FADING), {CHUNKED, ADJOINT}),
     "gradient of the fades off by one": (fading("read_from_bwd", strict(read_from_bwd), "gated_delta", *BY_CHANNEL), {CHUNKED, ADJOINT}),
     "gradient of the rate dropped": (own("longhorn_rate_bwd", zeroed(longhorn_rate_bwd, 1), "longhorn"), {ADJOINT}),
@@ -292,7 +311,7 @@ LISTED = [(what, *place) for what, (places, _) in MUTANTS.items() for place in p
 
 @pytest.mark.parametrize(("what", "name", "module", "attribute", "mutant"), LISTED, ids=[f"{what}, {name}" for what, name, *_ in LISTED])
 def test_a_mutant_is_rejected(what, name, module, attribute, mutant, monkeypatch) -> None:
-    """N: all checks that are listed for it fail (others may too).   (U.1) to (U.48)"""
+    """N: all checks that are listed for it fail (others may too).   (U.1) to (U.53)"""
     monkeypatch.setattr(module, attribute, mutant)
     assert failing(name, MUTANTS[what][1]) == MUTANTS[what][1]
 
@@ -317,10 +336,10 @@ def test_an_inclusive_mask_over_fades_is_an_equivalent_mutant(name, monkeypatch)
     assert failing(name) == set()
 
 
-@pytest.mark.parametrize("name", [rule for rule in DELTAS if rule in BY_CHANNEL])
+@pytest.mark.parametrize("name", [rule for rule in SOLVING if rule in BY_CHANNEL])
 def test_a_diagonal_in_the_adjoint_of_solve_is_an_equivalent_mutant_by_channel(name, monkeypatch) -> None:
     """The adjoint of the scores masks once more, and the scores of a strict read are 0
-    there.   (U.8), (U.48)
+    there.   (U.8), (U.48), (U.53)
     """
     monkeypatch.setattr(MODULE[name], "solve_bwd", with_its_diagonal)
     assert failing(name) == set()

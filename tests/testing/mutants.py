@@ -191,7 +191,7 @@ def strict(rule: str) -> Callable[..., Any]:
 # The table
 # ----------------------------------------------------------------------------------------
 
-GATE = {"decay": "gamma", "gla": "alpha", "gated_delta": "alpha", "kda": "alpha", "mesa": "keep"}
+GATE = {"decay": "gamma", "gla": "alpha", "gated_delta": "alpha", "kda": "alpha", "dplr": "alpha", "mesa": "keep"}
 BETWEEN = ("state not carried", "state restarts", "last chunk missing", "outputs of the last chunk missing",
            "state of the last chunk missing", "state of the short chunk missing", "last token not in the state")  # fmt: skip
 LOOPS = [
@@ -201,6 +201,8 @@ LOOPS = [
     ("gated_delta", "error at the unfaded memory", ""), ("gated_delta", "fades its own write", ""), ("delta_product", "steps reversed", ""),
     ("kda", "no alpha", "no fade"), ("kda", "no erasing", ""), ("kda", "error at the unfaded memory", ""),
     ("kda", "fades its own write", ""), ("kda", "one gate for all channels", ""),
+    ("dplr", "no alpha", "no fade"), ("dplr", "a and b swapped", ""), ("dplr", "recalls the faded memory", ""), ("dplr", "no recall", ""),
+    ("dplr", "sign of b", ""), ("dplr", "one gate for all channels", ""),
     ("delta_product", "first step only", ""), ("delta_product", "last step only", ""), ("longhorn", "explicit step", ""),
     ("titans", "step twice", ""), ("titans", "no momentum", ""), ("titans", "no decay", ""), ("mesa", "no keep", "no fade"),
     ("mesa", "ridge 1", ""),

@@ -108,6 +108,18 @@ def kda(q, k, v, alpha, beta, state=None, *, read="inclusive", bug=""):
     return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k, v, state), read, q)
 
 
+def dplr(q, k, v, alpha, a, b, state=None, *, read="inclusive", bug=""):
+    a, b = (b, a) if bug == "a and b swapped" else (a, -b if bug == "sign of b" else b)
+
+    def step(t, S):
+        gate = alpha[:, t, :1] + 0 * alpha[:, t] if bug == "one gate for all channels" else alpha[:, t]
+        faded = S if bug == "no fade" else gate[..., None] * S
+        recalled = row(a[:, t], faded if bug == "recalls the faded memory" else S)
+        return faded + outer(k[:, t], v[:, t]) + (0 if bug == "no recall" else outer(b[:, t], recalled))
+
+    return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k, v, state), read, q)
+
+
 def delta_product(q, k, v, beta, state=None, *, read="inclusive", bug=""):
     N = k.shape[2]
     order = {"steps reversed": range(N)[::-1], "first step only": range(1), "last step only": range(N - 1, N)}
@@ -218,6 +230,6 @@ def attention(q, k, v, *, bug=""):
 
 KERNELS = {
     f.__name__: f
-    for f in (linear, decay, gla, delta, gated_delta, kda, delta_product, longhorn, titans, mesa, ttt_linear, linear_attention,
+    for f in (linear, decay, gla, delta, gated_delta, kda, dplr, delta_product, longhorn, titans, mesa, ttt_linear, linear_attention,
               masked_attention, attention)
 }  # fmt: skip

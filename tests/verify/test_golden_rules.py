@@ -32,6 +32,10 @@ def delta(S, k, v, beta):
     return {"state": S["state"] - beta * np.outer(k, k @ S["state"] - v)}
 
 
+def dplr(S, k, v, alpha, a, b):
+    return {"state": (np.diag(alpha) + np.outer(b, a)) @ S["state"] + np.outer(k, v)}
+
+
 def delta_product(S, k, v, beta):
     for pair in zip(k, v, beta, strict=True):
         S = delta(S, *pair)
@@ -108,7 +112,7 @@ def update(kind, S, first, tokens, case):
         return titans(S, first if int(case["stale"]) else S, *tokens)
     if kind.startswith("ttt"):
         return ttt(S, first, *tokens, case)
-    return {"delta": delta, "delta_product": delta_product, "longhorn": longhorn, "mesa": mesa}[kind](S, *tokens)
+    return {"delta": delta, "dplr": dplr, "delta_product": delta_product, "longhorn": longhorn, "mesa": mesa}[kind](S, *tokens)
 
 
 def read(kind, S, q, case):

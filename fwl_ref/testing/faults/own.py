@@ -25,14 +25,15 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
                 "k and v are swapped, or it reads q S with S transposed: o = (q v^T) k",
                 _swapped_kv,
             )
-    if {"k", "v"} <= subject.tokens.keys():
+    rows = [n for n in ("k", "v", "a", "b") if n in subject.tokens]
+    if len(rows) > 1:
         yield from (
             Fault(
                 f"{n} one late",
                 f"off by one: token t takes the {n} of token t - 1",
                 changed(n, _late),
             )
-            for n in "kv"
+            for n in rows
         )
         yield from (
             Fault(
@@ -40,7 +41,7 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
                 f"off by one: token t takes the {n} of token t + 1",
                 changed(n, _early),
             )
-            for n in "kv"
+            for n in rows
         )
     if name in ("decay", "gla"):
         gate = subject.gate
@@ -62,7 +63,7 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "off by one: it fades the state before a token reads it",
             lambda s, a, o: s.answers(a | {"q": a["q"] * a["keep"]}, o),
         )
-    if name in ("gla", "kda"):
+    if name in ("gla", "kda", "dplr"):
         yield Fault(
             "one gate for all channels",
             "every key channel fades by the gate of the first: alpha is taken for one number a "
@@ -86,6 +87,27 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "fades its own write",
             "off by one: it takes the step first and fades after it: the fade comes first",
             _fade_last,
+        )
+    if name == "dplr":
+        yield Fault(
+            "a and b swapped",
+            "a and b are swapped: it recalls with b and writes with a",
+            lambda s, a, o: s.answers(a | {"a": a["b"], "b": a["a"]}, o),
+        )
+        yield Fault(
+            "recalls the faded memory",
+            "a reads the memory after the fade: it reads S, not Diag(alpha) S",
+            lambda s, a, o: s.answers(a | {"a": a["a"] * a["alpha"]}, o),
+        )
+        yield Fault(
+            "no recall",
+            "the second pair is missing: b^T (a S) is never written",
+            changed("b", lambda b: 0 * b),
+        )
+        yield Fault(
+            "sign of b",
+            "sign: what is recalled is written with the other sign, -b^T (a S)",
+            changed("b", lambda b: -b),
         )
     if name == "delta_product":
         yield Fault(
