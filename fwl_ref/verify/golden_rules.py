@@ -29,6 +29,7 @@ from ..rules import (
     delta_product,
     dplr,
     gated_delta,
+    gated_delta_product,
     gla,
     kda,
     linear,
@@ -88,6 +89,11 @@ RULES = {
     "delta_product": RuleArrays(
         delta_product,
         {"q": "BTK", "k": "BTNK", "v": "BTNE", "beta": "BTN"},
+    ),
+    "gated_delta_product": RuleArrays(
+        gated_delta_product,
+        {"q": "BTK", "k": "BTNK", "v": "BTNE", "alpha": "BT", "beta": "BTN"},
+        logs="alpha",
     ),
     "longhorn": RuleArrays(longhorn, {**_QKV, "beta": "BT"}, bounds={"beta": ">= 0"}),
     "titans": RuleArrays(
@@ -262,6 +268,8 @@ PLANS = (
     Plan("dplr", "inclusive", 4, 11),
     Plan("delta_product", "inclusive", 0, 5),
     Plan("delta_product", "strict", 2, 5),
+    Plan("gated_delta_product", "strict", 0, 4),
+    Plan("gated_delta_product", "inclusive", 3, 7),
     Plan("longhorn", "strict", 0, 7),
     Plan("longhorn", "inclusive", 3, 6),
     Plan("titans", "inclusive", 0, 6, zero=("state_U",)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fwl_ref.rules import decay, delta, delta_product, dplr, gated_delta, gla, kda, linear, longhorn
+from fwl_ref.rules import decay, delta, delta_product, dplr, gated_delta, gated_delta_product, gla, kda, linear, longhorn
 from tests.rules.table import Rule, Shape, memory, rates, unit_keys
 from tests.strategies import generator
 
@@ -48,6 +48,11 @@ def _stepped_often(n: Shape, seed: int) -> tuple:
     return (draw(n.batch, n.length, n.width), unit_keys(draw, *pairs, n.width), draw(*pairs, n.values), rates(seed, 0.1, 1.5, *pairs))
 
 
+def _faded_and_stepped_often(n: Shape, seed: int) -> tuple:
+    *pairs, beta = _stepped_often(n, seed)
+    return *pairs, rates(seed + 1, 0.2, 1.0, n.batch, n.length), beta
+
+
 def _pair(n: Shape, seed: int) -> tuple:
     draw = generator(seed)
     return memory(n, seed), unit_keys(draw, n.batch, n.width), draw(n.batch, n.values)
@@ -84,5 +89,6 @@ RULES = [
     row(kda, _faded_by_channel_and_stepped, _pair),
     row(dplr, _faded_and_recalled, _two_pairs_and_fades),
     row(delta_product, _stepped_often, _pair),
+    row(gated_delta_product, _faded_and_stepped_often, _pair),
     row(longhorn, _stepped, _pair),
 ]

@@ -20,6 +20,11 @@ from fwl_ref.rules.delta import delta_chunked_bwd, delta_chunked_fwd, delta_loss
 from fwl_ref.rules.delta_product import delta_product_chunked_bwd, delta_product_chunked_fwd, delta_product_recurrent_fwd
 from fwl_ref.rules.dplr import dplr_chunked_bwd, dplr_chunked_fwd, dplr_recurrent_fwd
 from fwl_ref.rules.gated_delta import gated_delta_chunked_bwd, gated_delta_chunked_fwd, gated_delta_recurrent_fwd
+from fwl_ref.rules.gated_delta_product import (
+    gated_delta_product_chunked_bwd,
+    gated_delta_product_chunked_fwd,
+    gated_delta_product_recurrent_fwd,
+)
 from fwl_ref.rules.gla import gla_chunked_bwd, gla_chunked_fwd, gla_recurrent_fwd
 from fwl_ref.rules.kda import kda_chunked_bwd, kda_chunked_fwd, kda_recurrent_fwd
 from fwl_ref.rules.linear import linear_chunked_bwd, linear_chunked_fwd, linear_recurrent_fwd
@@ -110,6 +115,10 @@ def delta_product_update(S, k, v, beta):
     return S
 
 
+def gated_delta_product_update(S, k, v, alpha, beta):
+    return delta_product_update(alpha * S, k, v, beta)
+
+
 def longhorn_update(S, k, v, beta):
     """argmin_X |X - S|^2 + beta |X k - v|^2, from its normal equations X (I + beta k k^T) = S +
     beta v k^T.
@@ -122,7 +131,8 @@ def longhorn_update(S, k, v, beta):
 @given(n=shapes, seed=seeds, data=st.data())
 def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
     """Both forms of all of them against the update written out.   (U.10), (U.15), (U.20), (U.25),
-    (U.30), (U.35), (U.40), (U.45), (U.50) and their chunks
+    (U.30), (U.35), (U.40), (U.45), (U.50), (U.55) and their
+    chunks
     """
     q, k, v, state = sequences(n, seed)
     chunk = data.draw(chunks(n.length), label="chunk")
@@ -140,6 +150,7 @@ def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int
         (kda_update, kda_recurrent_fwd, kda_chunked_fwd, (k, v, channels, step)),
         (dplr_update, dplr_recurrent_fwd, dplr_chunked_fwd, (k, v, channels, recall, write)),
         (delta_product_update, delta_product_recurrent_fwd, delta_product_chunked_fwd, (keys, values, often)),
+        (gated_delta_product_update, gated_delta_product_recurrent_fwd, gated_delta_product_chunked_fwd, (keys, values, fade, often)),
         (longhorn_update, longhorn_recurrent_fwd, longhorn_chunked_fwd, (k, v, step)),
     ):
         expected = literal(update, q, state, read, *tokens)
@@ -312,6 +323,44 @@ def test_delta_product_with_one_step_is_delta(n: Shape, seed: int, read: str) ->
     assert_trees_close((out, dq, dk[:, :, 0], dv[:, :, 0], dbeta[:, :, 0], dstate), (expected, *gradients), scale=1.0)
 
 
+@given(n=shapes, seed=seeds, read=read_names)
+def test_gated_delta_product_with_one_step_is_gated_delta(n: Shape, seed: int, read: str) -> None:
+    """N = 1.   (U.57), (U.58)"""
+    q, k, v, state = sequences(n, seed)
+    gate, step = rates(seed, 0.2, 1.0, n.batch, n.length), rates(seed + 1, 0.1, 1.5, n.batch, n.length)
+    tokens = q, k[:, :, None], v[:, :, None], gate, step[:, :, None]
+    forms = gated_delta_product_chunked_fwd, gated_delta_product_chunked_bwd
+    out, (dq, dk, dv, dgate, dbeta, dstate) = both(*forms, tokens, state, read, seed)
+    expected, gradients = both(gated_delta_chunked_fwd, gated_delta_chunked_bwd, (q, k, v, gate, step), state, read, seed)
+    assert_trees_close((out, dq, dk[:, :, 0], dv[:, :, 0], dgate, dbeta[:, :, 0], dstate), (expected, *gradients), scale=1.0)
+
+
+@given(n=shapes, seed=seeds, read=read_names, steps=st.integers(1, 3))
+def test_gated_delta_product_without_gate_is_delta_product(n: Shape, seed: int, read: str, steps: int) -> None:
+    """alpha = 1.   (U.57), (U.58)"""
+    draw, pairs = generator(seed), (n.batch, n.length, steps)
+    q, k, v = draw(n.batch, n.length, n.width), unit_keys(draw, *pairs, n.width), draw(*pairs, n.values)
+    beta, state = rates(seed, 0.1, 1.5, *pairs), memory(n, seed)
+    tokens, forms = (q, k, v, np.ones(pairs[:2]), beta), (gated_delta_product_chunked_fwd, gated_delta_product_chunked_bwd)
+    out, (dq, dk, dv, _, dbeta, dstate) = both(*forms, tokens, state, read, seed)
+    expected, gradients = both(delta_product_chunked_fwd, delta_product_chunked_bwd, (q, k, v, beta), state, read, seed)
+    assert_trees_close((out, dq, dk, dv, dbeta, dstate), (expected, *gradients), scale=1.0)
+
+
+@every_read
+def test_a_token_of_gated_delta_product_has_one_gate(read: str) -> None:
+    """What was there is halved once, not once per step, and what the token writes is not halved at
+    all.   (U.55), (U.57)
+    """
+    k, v = np.eye(4)[None, None, :2], np.asarray([[[[1.0], [2.0]]]])  # writes rows 0 and 1
+    state, query, half = np.asarray([[[0.0], [0.0], [3.0], [4.0]]]), np.ones((1, 1, 4)), np.full((1, 1), 0.5)
+    tokens = query, k, v, half, np.ones((1, 1, 2))
+    for form in (gated_delta_product_recurrent_fwd, gated_delta_product_chunked_fwd):
+        (out, after), _ = form(*tokens, state, read=read)
+        assert_close(after, np.asarray([[[1.0], [2.0], [1.5], [2.0]]]))
+        assert_close(out, np.asarray([[[7.0 if read == "strict" else 6.5]]]))
+
+
 @given(n=shapes, seed=seeds, steps=st.integers(1, 4))
 def test_delta_product_leaves_what_delta_leaves_after_n_times_as_many_tokens(n: Shape, seed: int, steps: int) -> None:
     """S of T tokens of N steps = S of N T tokens.   (U.35)"""
@@ -324,11 +373,16 @@ def test_delta_product_leaves_what_delta_leaves_after_n_times_as_many_tokens(n: 
 
 
 def test_a_chunk_of_delta_product_counts_tokens_and_not_steps() -> None:
-    """T tokens in chunks of S are ceil(T / S) chunks, of S N steps each but for the last.   (U.37)"""
+    """T tokens in chunks of S are ceil(T / S) chunks, of S N steps each but for the last, with a gate
+    or without.   (U.37), (U.57)
+    """
     draw = generator(6)
     tokens = draw(1, 7, 3), draw(1, 7, 2, 3), draw(1, 7, 2, 4), draw(1, 7, 2)
+    gated = *tokens[:3], np.ones((1, 7)), tokens[3]
     for chunk, sizes in ((1, [2] * 7), (3, [6, 6, 2]), (7, [14]), (9, [14]), (None, [14])):
         _, res = delta_product_chunked_fwd(*tokens, None, chunk, read="strict")
+        assert [part.k.shape[1] for part in res.delta] == sizes
+        _, res = gated_delta_product_chunked_fwd(*gated, None, chunk, read="strict")
         assert [part.k.shape[1] for part in res.delta] == sizes
 
 
@@ -539,6 +593,11 @@ def test_sums_are_reads_of_a_state_that_is_a_sum_of_faded_writes(read: str, n: S
     assert_close(last, states[-1], scale=1.0)
 
 
+def twice(*rows: np.ndarray) -> tuple:
+    """The same pair at both steps of a token."""
+    return tuple(np.stack([a, a], axis=2) for a in rows)
+
+
 FORGETFUL = {
     "decay": (decay_recurrent_fwd, decay_chunked_fwd, decay_chunked_bwd, lambda gamma, width: (gamma,)),
     "gla": (gla_recurrent_fwd, gla_chunked_fwd, gla_chunked_bwd, lambda gamma, width: (np.repeat(gamma[..., None], width, axis=-1),)),
@@ -553,6 +612,12 @@ FORGETFUL = {
         dplr_chunked_fwd,
         dplr_chunked_bwd,
         lambda gamma, width: (gates := np.repeat(gamma[..., None], width, axis=-1), 0.5 + 0 * gates, -0.1 + 0 * gates),
+    ),
+    "gated_delta_product": (
+        lambda q, k, v, *rest, read: gated_delta_product_recurrent_fwd(q, *twice(k, v), *rest, read=read),
+        lambda q, k, v, *rest, read: gated_delta_product_chunked_fwd(q, *twice(k, v), *rest, read=read),
+        gated_delta_product_chunked_bwd,
+        lambda gamma, width: (gamma, 0 * np.stack([gamma, gamma], axis=2) + 0.7),
     ),
     "gated_delta": (
         gated_delta_recurrent_fwd,
@@ -622,8 +687,11 @@ def test_a_decay_that_has_no_logarithm_is_refused(name: str) -> None:
 
 
 def test_a_token_takes_at_least_one_step() -> None:
-    """N = 0 is a mistake.   (U.35), (U.37)"""
+    """N = 0 is a mistake.   (U.35), (U.37), (U.55), (U.57)"""
     q, none = np.ones((1, 2, 3)), np.ones((1, 2, 0, 3))
     for form in (delta_product_recurrent_fwd, delta_product_chunked_fwd):
         with pytest.raises(ValueError, match="at least one step"):
             form(q, none, none, np.ones((1, 2, 0)), read="strict")
+    for form in (gated_delta_product_recurrent_fwd, gated_delta_product_chunked_fwd):
+        with pytest.raises(ValueError, match="at least one step"):
+            form(q, none, none, np.ones((1, 2)), np.ones((1, 2, 0)), read="strict")

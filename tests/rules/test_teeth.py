@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ import fwl_ref.rules.delta
 import fwl_ref.rules.delta_product
 import fwl_ref.rules.dplr
 import fwl_ref.rules.gated_delta
+import fwl_ref.rules.gated_delta_product
 import fwl_ref.rules.gla
 import fwl_ref.rules.kda
 import fwl_ref.rules.linear
@@ -203,6 +205,10 @@ def recalls_of_pairs_only(k, v, a, b, fade, state):
     return recalled(k, v, a, 0 * b, fade, state)
 
 
+def gate_at_every_step(alpha, steps):
+    return np.repeat(alpha, steps, axis=1)
+
+
 def not_transposed(dx, a, x):
     dr = solve(a, dx)
     return np.tril(-dr @ np.swapaxes(x, 1, 2), -1), dr
@@ -217,9 +223,10 @@ MODULE = {name: getattr(fwl_ref.rules, name) for name in RULE}
 ALL = tuple(RULE)
 BY_CHANNEL = ("gla", "kda", "dplr")  # chunks through ``channel_sums``
 SUMMED = tuple(name for name in RULE if name not in BY_CHANNEL)  # chunks through ``sums``
-DELTAS = ("delta", "gated_delta", "delta_product", "longhorn", "kda")
+DELTAS = ("delta", "gated_delta", "delta_product", "gated_delta_product", "longhorn", "kda")
 SOLVING = (*DELTAS, "dplr")
-FADING = ("decay", "gated_delta", *BY_CHANNEL)
+FADING = ("decay", "gated_delta", "gated_delta_product", *BY_CHANNEL)
+LENDER = {"delta_product": "delta", "longhorn": "delta", "gated_delta_product": "gated_delta"}  # of the chunked form
 FORM, CAUSAL, CHUNKED, ADJOINT, GRADIENT = CHECKS
 
 
@@ -229,13 +236,17 @@ def own(attribute: str, mutant: Callable, *rules: str) -> list[tuple]:
 
 
 def lent(attribute: str, mutant: Callable, *rules: str) -> list[tuple]:
-    """The same for what DeltaProduct and Longhorn take from the delta rule."""
-    return [(rule, MODULE["delta" if rule in ("delta_product", "longhorn") else rule], attribute, mutant) for rule in rules]
+    """The same for what DeltaProduct and Longhorn take from the delta rules."""
+    return [(rule, MODULE[LENDER.get(rule, rule)], attribute, mutant) for rule in rules]
 
 
 def fading(attribute: str, mutant: Callable, *rules: str) -> list[tuple]:
     """The same for what rules with a gate per channel do in ``channels.py``."""
-    return [(rule, fwl_ref.rules.channels if rule in BY_CHANNEL else MODULE[rule], attribute, mutant) for rule in rules]
+    return [(rule, fading_module(rule), attribute, mutant) for rule in rules]
+
+
+def fading_module(rule: str) -> ModuleType:
+    return fwl_ref.rules.channels if rule in BY_CHANNEL else MODULE[LENDER.get(rule, rule)]
 
 
 def summing(mutate: Callable, backward: bool = False) -> list[tuple]:
@@ -274,13 +285,14 @@ MUTANTS = {  # what is wrong: (where, the checks that must see it)
     "sign of the delta gradient": (own("delta_gradient", negated(delta_gradient), *DELTAS), {FORM, CHUNKED, ADJOINT}),
     "error forgotten": (own("apply", lambda k, S: 0 * apply(k, S), "delta"), {FORM, CHUNKED, ADJOINT}),
     "stale errors": (lent("_errors", stale, "delta", "delta_product", "longhorn"), {FORM, CHUNKED, ADJOINT}),
-    "stale errors behind a gate": (own("_errors", stale_gated, "gated_delta"), {FORM, CHUNKED, ADJOINT}),
-    "errors before the gate": (own("_errors", before_the_gate, "gated_delta"), {FORM, CHUNKED, ADJOINT}),
+    "stale errors behind a gate": (lent("_errors", stale_gated, "gated_delta", "gated_delta_product"), {FORM, CHUNKED, ADJOINT}),
+    "errors before the gate": (lent("_errors", before_the_gate, "gated_delta", "gated_delta_product"), {FORM, CHUNKED, ADJOINT}),
     "stale errors behind gates": (own("_errors", stale_by_channel, "kda"), {FORM, CHUNKED, ADJOINT}),
     "errors before the gates": (own("_errors", own_gate_forgotten, "kda"), {FORM, CHUNKED, ADJOINT}),
     "stale recalls": (own("_recalled", stale_recalls, "dplr"), {FORM, CHUNKED, ADJOINT}),
     "recalls of pairs only": (own("_recalled", recalls_of_pairs_only, "dplr"), {FORM, CHUNKED, ADJOINT}),
     "nothing recalled": (own("apply", lambda k, S: 0 * apply(k, S), "dplr"), {FORM, CHUNKED, ADJOINT}),
+    "a gate at every step": (own("_gates", gate_at_every_step, "gated_delta_product"), {FORM, CHUNKED, ADJOINT}),
     "explicit step for implicit": (own("longhorn_rate", lambda k, beta: beta, "longhorn"), {FORM, ADJOINT}),
     "solve not transposed in its adjoint": (lent("solve_bwd", not_transposed, *SOLVING), {CHUNKED, ADJOINT}),
     "diagonal in the adjoint of solve": (
@@ -290,7 +302,7 @@ MUTANTS = {  # what is wrong: (where, the checks that must see it)
     "gradient of the system dropped": (lent("solve_bwd", zeroed(solve_bwd, 0), *SOLVING), {CHUNKED, ADJOINT}),
     "gradient of the right side dropped": (lent("solve_bwd", zeroed(solve_bwd, 1), *SOLVING), {CHUNKED, ADJOINT}),
     "gradient of the fades dropped": (fading("fades_bwd", lambda *a: 0 * fades_bwd(*a), *FADING), {CHUNKED, ADJOINT}),
-    "gradient of the fades off by one": (fading("read_from_bwd", strict(read_from_bwd), "gated_delta", *BY_CHANNEL), {CHUNKED, ADJOINT}),
+    "gradient of the fades off by one": (fading("read_from_bwd", strict(read_from_bwd), *FADING[1:]), {CHUNKED, ADJOINT}),
     "gradient of the rate dropped": (own("longhorn_rate_bwd", zeroed(longhorn_rate_bwd, 1), "longhorn"), {ADJOINT}),
     "dependence of the rate on the key dropped": (own("longhorn_rate_bwd", zeroed(longhorn_rate_bwd, 0), "longhorn"), {ADJOINT}),
 }
@@ -311,7 +323,7 @@ LISTED = [(what, *place) for what, (places, _) in MUTANTS.items() for place in p
 
 @pytest.mark.parametrize(("what", "name", "module", "attribute", "mutant"), LISTED, ids=[f"{what}, {name}" for what, name, *_ in LISTED])
 def test_a_mutant_is_rejected(what, name, module, attribute, mutant, monkeypatch) -> None:
-    """N: all checks that are listed for it fail (others may too).   (U.1) to (U.53)"""
+    """N: all checks that are listed for it fail (others may too).   (U.1) to (U.58)"""
     monkeypatch.setattr(module, attribute, mutant)
     assert failing(name, MUTANTS[what][1]) == MUTANTS[what][1]
 
@@ -321,7 +333,7 @@ def test_a_ratio_of_cumulative_products_is_right_on_paper_only(name, monkeypatch
     """Equal where nothing underflows, so the checks accept it; the test of strong decay does
     not.   (U.3)
     """
-    monkeypatch.setattr(fwl_ref.rules.channels if name in BY_CHANNEL else MODULE[name], "fades", ratio_of_cumulative_products)
+    monkeypatch.setattr(fading_module(name), "fades", ratio_of_cumulative_products)
     assert failing(name) == set()
     with pytest.raises(AssertionError), np.errstate(all="ignore"):
         table.test_strong_decay_neither_overflows_nor_divides_zero_by_zero(name, "float64", 1e-100, "strict")

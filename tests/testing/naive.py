@@ -132,6 +132,21 @@ def delta_product(q, k, v, beta, state=None, *, read="inclusive", bug=""):
     return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k[:, :, 0], v[:, :, 0], state), read, q)
 
 
+def gated_delta_product(q, k, v, alpha, beta, state=None, *, read="inclusive", bug=""):
+    N = k.shape[2]
+    order = {"steps reversed": range(N)[::-1], "first step only": range(1), "last step only": range(N - 1, N)}.get(bug, range(N))
+
+    def step(t, S):
+        fade = col(alpha[:, t])
+        S = S if bug in ("no fade", "gate at every step", "fades its own write") else fade * S
+        for n in order:
+            S = fade * S if bug == "gate at every step" else S
+            S = S + outer(k[:, t, n], beta[:, t, n, None] * (v[:, t, n] - row(k[:, t, n], S)))
+        return fade * S if bug == "fades its own write" else S
+
+    return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k[:, :, 0], v[:, :, 0], state), read, q)
+
+
 def longhorn(q, k, v, beta, state=None, *, read="inclusive", bug=""):
     def step(t, S):
         rate = beta[:, t, None]
@@ -230,6 +245,6 @@ def attention(q, k, v, *, bug=""):
 
 KERNELS = {
     f.__name__: f
-    for f in (linear, decay, gla, delta, gated_delta, kda, dplr, delta_product, longhorn, titans, mesa, ttt_linear, linear_attention,
-              masked_attention, attention)
+    for f in (linear, decay, gla, delta, gated_delta, kda, dplr, delta_product, gated_delta_product, longhorn, titans, mesa, ttt_linear,
+              linear_attention, masked_attention, attention)
 }  # fmt: skip

@@ -101,12 +101,13 @@ def ttt(S, first, k, v, step, case):
 
 
 def update(kind, S, first, tokens, case):
-    if kind in ("linear", "decay", "gla", "gated_delta", "kda"):
+    if kind in ("linear", "decay", "gla", "gated_delta", "kda", "gated_delta_product"):
         k, v, *rates = tokens
         fade = rates[0] if rates else 1.0
         fade = fade[:, None] if kind in ("gla", "kda") else fade
-        if kind in ("gated_delta", "kda"):
-            return delta({"state": fade * S["state"]}, k, v, rates[1])
+        if kind in ("gated_delta", "kda", "gated_delta_product"):
+            step = delta_product if kind == "gated_delta_product" else delta
+            return step({"state": fade * S["state"]}, k, v, rates[1])
         return fading(S, fade, k, v)
     if kind == "titans":
         return titans(S, first if int(case["stale"]) else S, *tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from ...backend import host
 from ..options import Options
@@ -13,7 +14,7 @@ from .common import Fault, NotHere, changed, length_of
 def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
     """Faults that one rule alone can have."""
     name = subject.name
-    if {"q", "k"} <= subject.tokens.keys() and name != "delta_product":
+    if subject.tokens.get("q") == subject.tokens.get("k", ""):  # one key per query
         yield Fault(
             "q and k swapped",
             "q and k are swapped",
@@ -109,7 +110,18 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "sign: what is recalled is written with the other sign, -b^T (a S)",
             changed("b", lambda b: -b),
         )
-    if name == "delta_product":
+    if name == "gated_delta_product":
+        yield Fault(
+            "gate at every step",
+            "the gate is applied at each of the N steps of a token: once, before the first",
+            partial(_gated_steps, at=range),
+        )
+        yield Fault(
+            "fades its own write",
+            "off by one: it takes the steps first and fades after them: the fade comes first",
+            partial(_gated_steps, at=lambda steps: (steps,)),
+        )
+    if name in ("delta_product", "gated_delta_product"):
         yield Fault(
             "steps reversed",
             "the N steps of a token are taken in reverse",
@@ -286,6 +298,21 @@ def _fade_last(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
 
 def _steps(a: Arrays, order: slice) -> Arrays:
     return a | {n: a[n][:, :, order, ...] for n in ("k", "v", "beta")}
+
+
+def _gated_steps(subject: Subject, a: Arrays, settings: Settings, at: Callable) -> Arrays:
+    """A loop that fades before the steps ``at(N)``; step N is after the last"""
+    S, out, steps = a["state"], [], a["k"].shape[2]
+    for t in range(a["q"].shape[1]):
+        before, gate = S, a["alpha"][:, t, None, None]
+        for n in range(steps):
+            S = gate * S if n in at(steps) else S
+            error = _error(S, a["k"][:, t, n, :, None], a["v"][:, t, n, None, :])
+            S = S + a["beta"][:, t, n, None, None] * error
+        S = gate * S if steps in at(steps) else S
+        seen = before if settings["read"] == "strict" else S
+        out.append(host.sum(a["q"][:, t, :, None] * seen, axis=1))
+    return {"out": host.stack(out, axis=1), "state_out": S}
 
 
 def _keep_step(beta, index: int):
