@@ -152,7 +152,7 @@ def asked_for(dout: Array, dstate_out: Tree | None, res: Any) -> Any:
     for final in leaves(dstate_out):
         states = states | xp.any(final != 0, axis=tuple(range(1, final.ndim)))[:, None]
     uses = {"q": output, "x": output, "states": states, "minima": states}
-    uses |= dict.fromkeys(("k", "v", *RATES), states[:, 1:])
+    uses |= dict.fromkeys(("k", "v", "a", "b", *RATES), states[:, 1:])
     return res._replace(
         **{
             name: _finite_unless(uses[name], getattr(res, name), 1 if name in RATES else 0)

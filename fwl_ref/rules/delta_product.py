@@ -33,9 +33,9 @@ from .delta import (
 class DeltaProductResidual(NamedTuple):
     steps: int  # N
     read: str
-    # steps as tokens: q (B,TN,K) 0 where nothing is read, k (B,TN,K), v (B,TN,E), beta (B,TN);
+    # steps as tokens: q (B,TN,K) 0 where nothing is read, k (B,TN,K), v (B,TN,E), rates (B,TN);
     # recurrent: all TN + 1 states
-    delta: Any  # DeltaResidual, or one per chunk
+    delta: Any  # of the delta rule, gated or not; chunked: one per chunk
 
 
 def delta_product_loss(S: Array, k: Array, v: Array) -> Array:
@@ -67,7 +67,7 @@ def delta_product_recurrent_fwd(
             states.append(S - each(beta[:, t, n]) * g)
     states = xp.stack(states, axis=1)  # (B,TN+1,K,E)
     out = reads(q, states[:, ::steps, ...], read)  # (B,T,E)
-    res = DeltaResidual(_spread(q, steps, read), _flat(k), _flat(v), _flat(beta), states, read)
+    res = DeltaResidual(spread(q, steps, read), flat(k), flat(v), flat(beta), states, read)
     return (out, states[:, -1, ...]), DeltaProductResidual(steps, read, res)
 
 
@@ -79,8 +79,8 @@ def delta_product_recurrent_bwd(
     Returns dq, dk, dv, dbeta, dstate.
     """
     steps, read, delta = res
-    q, k, v, beta, states, _ = asked_for(_spread(dout, steps, read), dstate_out, delta)
-    xp, q = namespace(dout, q), _every(q, steps, read)  # (B,T,K)
+    q, k, v, beta, states, _ = asked_for(spread(dout, steps, read), dstate_out, delta)
+    xp, q = namespace(dout, q), every(q, steps, read)  # (B,T,K)
     # forward: out = reads(q, every N-th state)
     dq, dread = reads_bwd(dout, q, states[:, ::steps, ...], read)  # (B,T,K), (B,T+1,K,E)
     dS = dread[:, -1, ...] if dstate_out is None else dread[:, -1, ...] + dstate_out  # (B,K,E)
@@ -98,7 +98,7 @@ def delta_product_recurrent_bwd(
         dks.append(dk)
         dvs.append(dv)
     rows = stack(dks[::-1], k), stack(dvs[::-1], v), stack(dbetas[::-1], beta)  # (B,TN,...)
-    return dq, *(_unflat(a, steps) for a in rows), dS
+    return dq, *(unflat(a, steps) for a in rows), dS
 
 
 def delta_product_chunked_fwd(
@@ -114,9 +114,9 @@ def delta_product_chunked_fwd(
     namespace(q, k, v, beta, state)
     steps = _check(q, k, v, beta, state, read)
     chunk = chunk * steps if chunk and chunk > 0 else chunk
-    tokens = _spread(q, steps, read), _flat(k), _flat(v), _flat(beta)  # (B,TN,...)
+    tokens = spread(q, steps, read), flat(k), flat(v), flat(beta)  # (B,TN,...)
     (out, state), delta = delta_chunked_fwd(*tokens, state, chunk, read=read)  # (B,TN,E), (B,K,E)
-    return (_every(out, steps, read), state), DeltaProductResidual(steps, read, delta)
+    return (every(out, steps, read), state), DeltaProductResidual(steps, read, delta)
 
 
 def delta_product_chunked_bwd(
@@ -125,14 +125,22 @@ def delta_product_chunked_bwd(
     """Adjoint of delta_product_chunked_fwd. Returns dq, dk, dv, dbeta, dstate.   (U.38)"""
     steps, read, delta = res
     # forward: out = every N-th output of the delta rule, whose queries are 0 in between
-    dq, dk, dv, dbeta, dstate = delta_chunked_bwd(_spread(dout, steps, read), dstate_out, delta)
-    return _every(dq, steps, read), *(_unflat(a, steps) for a in (dk, dv, dbeta)), dstate
+    dq, dk, dv, dbeta, dstate = delta_chunked_bwd(spread(dout, steps, read), dstate_out, delta)
+    return every(dq, steps, read), *(unflat(a, steps) for a in (dk, dv, dbeta)), dstate
 
 
 def _check(q: Array, k: Array, v: Array, beta: Array, state: Array | None, read: str) -> int:
     check_rule(
         read, q=(q, "BTK"), k=(k, "BTNK"), v=(v, "BTNE"), beta=(beta, "BTN"), state=(state, "BKE")
     )
+    return count_steps(k)
+
+
+# --- steps as tokens
+
+
+def count_steps(k: Array) -> int:
+    """N of k (B,T,N,K). Raises ValueError if it is 0."""
     if not k.shape[2]:
         raise ValueError(
             f"a token takes at least one step, got k of shape {tuple(k.shape)}: N is its third axis"
@@ -140,17 +148,17 @@ def _check(q: Array, k: Array, v: Array, beta: Array, state: Array | None, read:
     return k.shape[2]
 
 
-def _flat(a: Array) -> Array:
+def flat(a: Array) -> Array:
     """(B,T,N,...)->(B,TN,...)   steps as tokens"""
     return namespace(a).reshape(a, (a.shape[0], a.shape[1] * a.shape[2], *a.shape[3:]))
 
 
-def _unflat(a: Array, steps: int) -> Array:
+def unflat(a: Array, steps: int) -> Array:
     """(B,TN,...)->(B,T,N,...)"""
     return namespace(a).reshape(a, (a.shape[0], a.shape[1] // steps, steps, *a.shape[2:]))
 
 
-def _spread(a: Array, steps: int, read: str) -> Array:
+def spread(a: Array, steps: int, read: str) -> Array:
     """(B,T,K)->(B,TN,K)   each token's row at the step where it reads; 0 at the others
 
     That is its first step if the read is strict, its last if inclusive.
@@ -159,9 +167,9 @@ def _spread(a: Array, steps: int, read: str) -> Array:
     row = a[:, :, None, :]  # (B,T,1,K)
     shape = (*a.shape[:2], steps - 1, a.shape[2])
     rest = xp.zeros(shape, dtype=a.dtype, device=a.device)  # (B,T,N-1,K)
-    return _flat(xp.concat([row, rest] if read == "strict" else [rest, row], axis=2))
+    return flat(xp.concat([row, rest] if read == "strict" else [rest, row], axis=2))
 
 
-def _every(a: Array, steps: int, read: str) -> Array:
-    """(B,TN,E)->(B,T,E)   the rows that _spread filled: its adjoint"""
-    return _unflat(a, steps)[:, :, 0 if read == "strict" else steps - 1, :]
+def every(a: Array, steps: int, read: str) -> Array:
+    """(B,TN,E)->(B,T,E)   the rows that spread filled: its adjoint"""
+    return unflat(a, steps)[:, :, 0 if read == "strict" else steps - 1, :]

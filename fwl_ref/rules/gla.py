@@ -9,9 +9,7 @@ Exactly online gradient descent with step size 1 and a diagonal regulariser. alp
 number per token and key channel, in (0,1] if memories fade. State: S (B,K,E).
 
 Each channel is linear attention with decay, so there is a parallel form with one mask G^c per
-channel. Scores are no longer one matrix product: in sum_c q_c k_c G^c the fade stands between the
-factors. Kernels split G^c into a factor for q and one for k, which overflows unless pieces are
-short; here the table of fades is formed as it stands, from logarithms summed over the gap.
+channel: ``channels.py``.
 
 Forms: recurrent, the definition, 2 K E multiply-adds per token, any alpha; chunked, 2 K E + S (2 K
 + E) and S K for the fades, alpha > 0.
@@ -24,7 +22,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
-from ..ops.common import anticausal_product, causal_product, masked
+from .channels import channel_fades, channel_fades_bwd, channel_sums, channel_sums_bwd
 from .common import (
     apply,
     asked_for,
@@ -32,12 +30,7 @@ from .common import (
     check_rule,
     chunks_bwd,
     chunks_fwd,
-    fades,
-    fades_bwd,
     outer,
-    past,
-    read_from,
-    read_from_bwd,
     reads,
     reads_bwd,
     stack,
@@ -135,56 +128,15 @@ def gla_chunked_bwd(
 
 
 def _chunk_fwd(q: Array, k: Array, v: Array, alpha: Array, state: Array, read: str):
-    xp, fade = namespace(q, k, v, alpha, state), _channel_fades(alpha)  # (B,L+1,L+1,K)
-    seen, last = read_from(fade, read), fade[:, -1, ...]  # (B,L,L+1,K), (B,L+1,K)
-    out = causal_product(_scores(q, k, seen, read), v, read == "inclusive")  # (B,L,E)
-    out += xp.matmul(q * seen[:, :, 0, :], state)
-    state_out = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), v)  # (B,K,E)
-    state_out += last[:, 0, :, None] * state
-    return (out, state_out), GLAResidual(q, k, v, alpha, state[:, None, ...], read)
+    out = channel_sums(q, k, v, channel_fades(alpha), state, read)  # (B,L,E), (B,K,E)
+    return out, GLAResidual(q, k, v, alpha, state[:, None, ...], read)
 
 
 def _chunk_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
     q, k, v, alpha, states, read = res
-    xp, state, fade = namespace(dout, q), states[:, 0, ...], _channel_fades(alpha)  # (B,L+1,L+1,K)
-    dstate_out = xp.zeros_like(state) if dstate_out is None else dstate_out  # (B,K,E)
-    seen, last = read_from(fade, read), fade[:, -1, ...]  # (B,L,L+1,K), (B,L+1,K)
-    # forward: out = scores v
-    dv = anticausal_product(_scores(q, k, seen, read), dout, read == "inclusive")  # (B,L,E)
-    dscores, order = xp.matmul(dout, xp.matrix_transpose(v))[..., None], past(q, read)[..., None]
-    # forward: scores_ij = sum_c q_ic k_jc seen_ijc
-    rows, columns = q[:, :, None, :], k[:, None, :, :]  # (B,L,1,K), (B,1,L,K)
-    dq = xp.sum(masked(dscores * columns * seen[:, :, 1:, :], order), axis=2)  # (B,L,K)
-    dk = xp.sum(masked(dscores * rows * seen[:, :, 1:, :], order), axis=1)  # (B,L,K)
-    # forward: out += (q * seen_0) state
-    pulled = xp.matmul(dout, xp.matrix_transpose(state))  # (B,L,K)
-    dq += seen[:, :, 0, :] * pulled
-    dstate = xp.matmul(xp.matrix_transpose(q * seen[:, :, 0, :]), dout)  # (B,K,E)
-    dwrites = masked(dscores * rows * columns, order)  # (B,L,L,K)
-    dseen = xp.concat([(q * pulled)[:, :, None, :], dwrites], axis=2)  # (B,L,L+1,K)
-    # forward: state_out = (k * last)^T v
-    pulled = xp.matmul(v, xp.matrix_transpose(dstate_out))  # (B,L,K)
-    dk += last[:, 1:, :] * pulled
-    dv += xp.matmul(k * last[:, 1:, :], dstate_out)  # (B,L,E)
-    # forward: state_out += Diag(last_0) state
-    dstate += last[:, 0, :, None] * dstate_out
-    dlast = xp.concat([xp.sum(state * dstate_out, axis=2)[:, None, :], k * pulled], axis=1)
-    dlast = xp.concat([xp.zeros_like(dseen), dlast[:, None, ...]], axis=1)  # (B,L+1,L+1,K)
-    # forward: fade = fades(alpha), channel by channel
-    dfade = read_from_bwd(dseen, read) + dlast  # (B,L+1,L+1,K)
-    tables = (xp.permute_dims(a, (0, 3, 1, 2)) for a in (dfade, fade))  # (B,K,L+1,L+1)
-    dalpha = fades_bwd(*tables, xp.matrix_transpose(alpha))  # (B,K,L)
-    return dq, dk, dv, xp.matrix_transpose(dalpha), dstate
-
-
-def _channel_fades(alpha: Array) -> Array:
-    """(B,L,K)->(B,L+1,L+1,K)   G^c for every channel c"""
-    xp = namespace(alpha)
-    return xp.permute_dims(fades(xp.matrix_transpose(alpha)), (0, 2, 3, 1))
-
-
-def _scores(q: Array, k: Array, seen: Array, read: str) -> Array:
-    """(B,L,K),(B,L,K),(B,L,L+1,K)->(B,L,L)   sum_c q_ic k_jc G^c_{i,j+1}"""
-    xp = namespace(q, k, seen)
-    terms = q[:, :, None, :] * k[:, None, :, :] * seen[:, :, 1:, :]  # (B,L,L,K)
-    return masked(xp.sum(terms, axis=-1), past(q, read))
+    fade = channel_fades(alpha)  # (B,L+1,L+1,K)
+    # forward: out, state_out = channel_sums(q, k, v)
+    d_sums = channel_sums_bwd(dout, dstate_out, q, k, v, fade, states[:, 0, ...], read)
+    dq, dk, dv, dfade, dstate = d_sums
+    # forward: fade = channel_fades(alpha)
+    return dq, dk, dv, channel_fades_bwd(dfade, fade, alpha), dstate

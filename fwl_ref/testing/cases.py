@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..backend import Array, BackendError, host
-from ..verify.golden_rules import RANGES
+from ..verify.golden_rules import RANGES, erasing
 from .compare import rounded
 from .layouts import head_letters, is_headless, letters_of
 from .options import Options
@@ -99,6 +99,8 @@ def draw(subject: Subject, plan: Plan, options: Options) -> Arrays:
         case[name] = _numbers(subject, name, shape, plan, rng)
     if "k" in case:
         case["k"] = _keys(case["k"], plan.keys, rng, bool(options.l2norm))
+    if subject.name == "dplr":
+        case |= erasing(case["a"], case["b"])
     if options.log_gates:
         case[subject.gate] = host.log(case[subject.gate])
     if "mask" in case:

@@ -2,7 +2,7 @@
 its arrays in the order of a kernel's arguments and the exact answers to a case.
 
 Arrays here are of one head. Letters of shapes: B sequences, T tokens, K key channels, E value
-channels; N steps of delta_product, F the hidden width, D features and V classes of the block.
+channels; N steps of a DeltaProduct, F the hidden width, D features and V classes of the block.
 """
 
 from __future__ import annotations

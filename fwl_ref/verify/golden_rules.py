@@ -27,8 +27,11 @@ from ..rules import (
     decay,
     delta,
     delta_product,
+    dplr,
     gated_delta,
+    gated_delta_product,
     gla,
+    kda,
     linear,
     longhorn,
     mesa,
@@ -81,9 +84,16 @@ RULES = {
     "gla": RuleArrays(gla, {**_QKV, "alpha": "BTK"}, logs="alpha"),
     "delta": RuleArrays(delta, {**_QKV, "beta": "BT"}),
     "gated_delta": RuleArrays(gated_delta, {**_QKV, "alpha": "BT", "beta": "BT"}, logs="alpha"),
+    "kda": RuleArrays(kda, {**_QKV, "alpha": "BTK", "beta": "BT"}, logs="alpha"),
+    "dplr": RuleArrays(dplr, {**_QKV, "alpha": "BTK", "a": "BTK", "b": "BTK"}, logs="alpha"),
     "delta_product": RuleArrays(
         delta_product,
         {"q": "BTK", "k": "BTNK", "v": "BTNE", "beta": "BTN"},
+    ),
+    "gated_delta_product": RuleArrays(
+        gated_delta_product,
+        {"q": "BTK", "k": "BTNK", "v": "BTNE", "alpha": "BT", "beta": "BTN"},
+        logs="alpha",
     ),
     "longhorn": RuleArrays(longhorn, {**_QKV, "beta": "BT"}, bounds={"beta": ">= 0"}),
     "titans": RuleArrays(
@@ -252,8 +262,14 @@ PLANS = (
     Plan("delta", "strict", 4, 10),
     Plan("gated_delta", "strict", 0, 6, zero=("state",)),
     Plan("gated_delta", "inclusive", 5, 12),
+    Plan("kda", "inclusive", 0, 7),
+    Plan("kda", "strict", 4, 10, zero=("state",)),
+    Plan("dplr", "strict", 0, 6),
+    Plan("dplr", "inclusive", 4, 11),
     Plan("delta_product", "inclusive", 0, 5),
     Plan("delta_product", "strict", 2, 5),
+    Plan("gated_delta_product", "strict", 0, 4),
+    Plan("gated_delta_product", "inclusive", 3, 7),
     Plan("longhorn", "strict", 0, 7),
     Plan("longhorn", "inclusive", 3, 6),
     Plan("titans", "inclusive", 0, 6, zero=("state_U",)),
@@ -289,12 +305,23 @@ def draw_case(plan: Plan, rng: Any) -> dict[str, Any]:
         drawn = name in RANGES
         case[name] = rng.uniform(*RANGES[name], shape) if drawn else rng.standard_normal(shape)
     case["k"] /= case["k"].shape[-1] ** 0.5
+    if plan.kind == "dplr":
+        case |= erasing(case["a"], case["b"])
     if "state_H" in case:
         H = case["state_H"] @ host.matrix_transpose(case["state_H"])
         case["state_H"] = 0.5 * (H + host.matrix_transpose(H))
     case |= {name: host.zeros_like(case[name]) for name in plan.zero}
     case |= {name: getattr(plan, name) for name in ("kind", "read", "chunk", *rule.counts)}
     return case | dict.fromkeys(rule.numbers, 1e-2)
+
+
+def erasing(a: Array, b: Array) -> dict[str, Array]:
+    """a of length 1 and b = -a times a rate in (0, 1) per channel, as in RWKV-7, from any a and b
+
+    They take out part of what is recalled, so that a memory does not blow up.
+    """
+    a = a / host.sqrt(host.sum(a * a, axis=-1, keepdims=True))
+    return {"a": a, "b": -a / (1 + host.exp(-b))}
 
 
 def describe(plan: Plan, case: Arrays) -> str:

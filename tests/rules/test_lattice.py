@@ -18,8 +18,15 @@ from fwl_ref.rules.common import READS, fades, fades_bwd, solve, solve_bwd, sums
 from fwl_ref.rules.decay import decay_chunked_bwd, decay_chunked_fwd, decay_recurrent_bwd, decay_recurrent_fwd
 from fwl_ref.rules.delta import delta_chunked_bwd, delta_chunked_fwd, delta_loss, delta_recurrent_fwd
 from fwl_ref.rules.delta_product import delta_product_chunked_bwd, delta_product_chunked_fwd, delta_product_recurrent_fwd
+from fwl_ref.rules.dplr import dplr_chunked_bwd, dplr_chunked_fwd, dplr_recurrent_fwd
 from fwl_ref.rules.gated_delta import gated_delta_chunked_bwd, gated_delta_chunked_fwd, gated_delta_recurrent_fwd
+from fwl_ref.rules.gated_delta_product import (
+    gated_delta_product_chunked_bwd,
+    gated_delta_product_chunked_fwd,
+    gated_delta_product_recurrent_fwd,
+)
 from fwl_ref.rules.gla import gla_chunked_bwd, gla_chunked_fwd, gla_recurrent_fwd
+from fwl_ref.rules.kda import kda_chunked_bwd, kda_chunked_fwd, kda_recurrent_fwd
 from fwl_ref.rules.linear import linear_chunked_bwd, linear_chunked_fwd, linear_recurrent_fwd
 from fwl_ref.rules.longhorn import longhorn_chunked_bwd, longhorn_chunked_fwd, longhorn_gradient, longhorn_recurrent_fwd
 from tests.rules.table import Shape, memory, rates, unit_keys
@@ -86,10 +93,30 @@ def gated_delta_update(S, k, v, alpha, beta):
     return delta_update(alpha * S, k, v, beta)
 
 
+def kda_update(S, k, v, alpha, beta):
+    return delta_update(S @ np.diag(alpha), k, v, beta)
+
+
+def dplr_update(S, k, v, alpha, a, b):
+    return S @ (np.diag(alpha) + column(a) @ column(b).T) + column(v) @ column(k).T
+
+
+def rwkv7_update(S, k, v, w, kappa, rate):
+    return S @ (np.diag(w) - column(kappa) @ column(rate * kappa).T) + column(v) @ column(k).T
+
+
+def comba_update(S, k, v, alpha, beta, share):
+    return S @ (alpha * np.eye(len(k)) - share * beta * column(k) @ column(k).T) + beta * column(v) @ column(k).T
+
+
 def delta_product_update(S, k, v, beta):
     for pair in zip(k, v, beta, strict=True):
         S = delta_update(S, *pair)
     return S
+
+
+def gated_delta_product_update(S, k, v, alpha, beta):
+    return delta_product_update(alpha * S, k, v, beta)
 
 
 def longhorn_update(S, k, v, beta):
@@ -103,14 +130,16 @@ def longhorn_update(S, k, v, beta):
 @every_read
 @given(n=shapes, seed=seeds, data=st.data())
 def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
-    """Both forms of all seven against the update written out.   (U.10), (U.15), (U.20), (U.25),
-    (U.30), (U.35), (U.40) and their chunks
+    """Both forms of all of them against the update written out.   (U.10), (U.15), (U.20), (U.25),
+    (U.30), (U.35), (U.40), (U.45), (U.50), (U.55) and their
+    chunks
     """
     q, k, v, state = sequences(n, seed)
     chunk = data.draw(chunks(n.length), label="chunk")
     fade, step = (rates(seed, 0.1, 1.2, n.batch, n.length), rates(seed + 1, 0.1, 1.5, n.batch, n.length))
     channels, often = (rates(seed, 0.1, 1.2, n.batch, n.length, n.width), rates(seed, 0.1, 1.5, n.batch, n.length, 3))
     draw = generator(seed + 5)
+    recall, write = (unit_keys(draw, n.batch, n.length, n.width) for _ in range(2))
     keys, values = (unit_keys(draw, n.batch, n.length, 3, n.width), draw(n.batch, n.length, 3, n.values))
     for update, recurrent, chunked, tokens in (
         (linear_update, linear_recurrent_fwd, linear_chunked_fwd, (k, v)),
@@ -118,7 +147,10 @@ def test_every_update_is_the_formula_of_the_table(read: str, n: Shape, seed: int
         (gla_update, gla_recurrent_fwd, gla_chunked_fwd, (k, v, channels)),
         (delta_update, delta_recurrent_fwd, delta_chunked_fwd, (k, v, step)),
         (gated_delta_update, gated_delta_recurrent_fwd, gated_delta_chunked_fwd, (k, v, fade, step)),
+        (kda_update, kda_recurrent_fwd, kda_chunked_fwd, (k, v, channels, step)),
+        (dplr_update, dplr_recurrent_fwd, dplr_chunked_fwd, (k, v, channels, recall, write)),
         (delta_product_update, delta_product_recurrent_fwd, delta_product_chunked_fwd, (keys, values, often)),
+        (gated_delta_product_update, gated_delta_product_recurrent_fwd, gated_delta_product_chunked_fwd, (keys, values, fade, often)),
         (longhorn_update, longhorn_recurrent_fwd, longhorn_chunked_fwd, (k, v, step)),
     ):
         expected = literal(update, q, state, read, *tokens)
@@ -147,6 +179,115 @@ def test_gated_delta_without_gate_is_delta(n: Shape, seed: int, read: str) -> No
     )
     expected, gradients = both(delta_chunked_fwd, delta_chunked_bwd, (q, k, v, step), state, read, seed)
     assert_trees_close((out, dq, dk, dv, dbeta, dstate), (expected, *gradients), scale=1.0)
+
+
+@given(n=shapes, seed=seeds, read=read_names)
+def test_kda_with_equal_channels_is_gated_delta(n: Shape, seed: int, read: str) -> None:
+    """alpha_c = the gate for every channel c; the gradient of the gate is the sum over
+    channels.   (U.47), (U.48)
+    """
+    q, k, v, state = sequences(n, seed)
+    gate, step = rates(seed, 0.2, 1.0, n.batch, n.length), rates(seed + 1, 0.1, 1.5, n.batch, n.length)
+    alpha = np.repeat(gate[..., None], n.width, axis=-1)
+    out, (dq, dk, dv, dalpha, dbeta, dstate) = both(kda_chunked_fwd, kda_chunked_bwd, (q, k, v, alpha, step), state, read, seed)
+    expected, gradients = both(gated_delta_chunked_fwd, gated_delta_chunked_bwd, (q, k, v, gate, step), state, read, seed)
+    assert_trees_close((out, dq, dk, dv, np.sum(dalpha, axis=-1), dbeta, dstate), (expected, *gradients), scale=1.0)
+
+
+@every_read
+def test_orthonormal_keys_do_not_make_kda_a_sum(read: str) -> None:
+    """Keys along the axes, beta = 1, nothing in memory yet: KDA is gated linear attention. N for
+    orthonormal keys in general, which a gate per channel turns into one another, as one gate never
+    does.   (U.47)
+    """
+    draw, length = generator(4), 5
+    q, v, alpha = draw(1, length, 6), draw(1, length, 3), rates(4, 0.2, 1.0, 1, length, 6)
+    axes, turned = np.eye(6)[None, :length], np.linalg.qr(draw(6, 6))[0][None, :length]
+    for k, equal in ((axes, True), (turned, False)):
+        stored = kda_chunked_fwd(q, k, v, alpha, np.ones((1, length)), None, 2, read=read)[0]
+        summed = gla_chunked_fwd(q, k, v, alpha, None, 2, read=read)[0]
+        if equal:
+            assert_trees_close(stored, summed)
+        else:
+            assert relative_error(stored[1], summed[1]) > CLEAR
+
+
+@given(n=shapes, seed=seeds, read=read_names)
+def test_dplr_without_its_second_pair_is_gated_linear_attention(n: Shape, seed: int, read: str) -> None:
+    """b = 0, whatever is recalled; the gradient of a is 0.   (U.52), (U.53)"""
+    q, k, v, state = sequences(n, seed)
+    alpha, a = rates(seed, 0.2, 1.0, n.batch, n.length, n.width), generator(seed + 3)(*k.shape)
+    out, (dq, dk, dv, dalpha, da, _, dstate) = both(dplr_chunked_fwd, dplr_chunked_bwd, (q, k, v, alpha, a, 0 * a), state, read, seed)
+    expected, gradients = both(gla_chunked_fwd, gla_chunked_bwd, (q, k, v, alpha), state, read, seed)
+    assert_trees_close((out, dq, dk, dv, dalpha, dstate), (expected, *gradients), scale=1.0)
+    assert np.all(da == 0)
+
+
+@given(n=shapes, seed=seeds, read=read_names)
+def test_kda_is_dplr_that_takes_out_what_the_key_recalls(n: Shape, seed: int, read: str) -> None:
+    """a = alpha k, b = -beta k, beta k in place of k; gradients by the chain rule. With it the gated
+    delta rule and the delta rule are special cases too.   (U.52), (U.53)
+    """
+    q, k, v, state = sequences(n, seed)
+    alpha, beta = rates(seed, 0.2, 1.0, n.batch, n.length, n.width), rates(seed + 1, 0.1, 1.5, n.batch, n.length, 1)
+    tokens = q, beta * k, v, alpha, alpha * k, -beta * k
+    out, (dq, dwrite, dv, dalpha, da, db, dstate) = both(dplr_chunked_fwd, dplr_chunked_bwd, tokens, state, read, seed)
+    expected, gradients = both(kda_chunked_fwd, kda_chunked_bwd, (q, k, v, alpha, beta[..., 0]), state, read, seed)
+    dk, dbeta = beta * (dwrite - db) + alpha * da, np.sum(k * (dwrite - db), axis=-1)
+    assert_trees_close((out, dq, dk, dv, dalpha + k * da, dbeta, dstate), (expected, *gradients), scale=1.0)
+
+
+@given(n=shapes, seed=seeds, data=st.data())
+def test_rwkv7_is_dplr(n: Shape, seed: int, data: st.DataObject) -> None:
+    """S (diag(w) - kappa^T (rate kappa)) + v^T k with |kappa| = 1, inclusive as published: a = -kappa,
+    b = rate kappa.   (U.50), (U.52)
+    """
+    q, k, v, state = sequences(n, seed)
+    kappa, w = generator(seed + 3)(*k.shape), rates(seed, 0.545, 1.0, *k.shape)
+    kappa, rate = kappa / np.linalg.norm(kappa, axis=-1, keepdims=True), rates(seed + 1, 0.0, 1.0, *k.shape)
+    expected = literal(rwkv7_update, q, state, "inclusive", k, v, w, kappa, rate)
+    chunk = data.draw(chunks(n.length), label="chunk")
+    assert_trees_close(dplr_chunked_fwd(q, k, v, w, -kappa, rate * kappa, state, chunk, read="inclusive")[0], expected, scale=1.0)
+
+
+def comba(q, k, v, alpha, beta, share, d, of) -> tuple:
+    """The arguments of DPLR that make it Comba, ``of`` the query of what is taken out."""
+    gates = np.repeat(alpha[..., None], k.shape[-1], axis=-1)
+    return q - d * k, beta[..., None] * k, v, gates, of, -(share * beta)[..., None] * k
+
+
+@given(n=shapes, seed=seeds, d=st.floats(-1, 1), data=st.data())
+def test_comba_is_dplr(n: Shape, seed: int, d: float, data: st.DataObject) -> None:
+    """S (alpha - b beta k k^T) + beta v k^T, read by q - d k, inclusive as published: what is taken
+    out is b times what k recalls before the gate.   (U.50), (U.52)
+    """
+    q, k, v, state = sequences(n, seed)
+    alpha, beta, share = (rates(seed + i, 0.2, 1.0, n.batch, n.length) for i in range(3))
+    expected = literal(comba_update, q - d * k, state, "inclusive", k, v, alpha, beta, share)
+    chunk, tokens = data.draw(chunks(n.length), label="chunk"), comba(q, k, v, alpha, beta, share, d, k)
+    assert_trees_close(dplr_chunked_fwd(*tokens, state, chunk, read="inclusive")[0], expected, scale=1.0)
+
+
+def test_comba_with_all_taken_out_is_not_the_gated_delta_rule() -> None:
+    """b = 1, d = 0: the gated delta rule recalls behind the gate, a = alpha k; N for a = k.   (U.52)"""
+    q, k, v, state = sequences(Shape(1, 5, 3, 2), 0)
+    alpha, beta, one = np.full((1, 5), 0.5), np.full((1, 5), 0.8), np.ones((1, 5))
+    expected, _ = gated_delta_chunked_fwd(q, k, v, alpha, beta, state, read="inclusive")
+    behind, before = (dplr_chunked_fwd(*comba(q, k, v, alpha, beta, one, 0, of), state, read="inclusive")[0] for of in (0.5 * k, k))
+    assert_trees_close(behind, expected)
+    assert relative_error(before[0], expected[0]) > CLEAR
+
+
+def test_dplr_moves_a_row_which_no_gradient_step_does() -> None:
+    """a asks for row 0, b writes it to row 1, alpha lets go of the rest: a transition that is not
+    symmetric, so that it descends no loss of S alone; N for the delta rule's, which are.   (U.49),
+    (U.50)
+    """
+    nothing, first, second = np.zeros((1, 1, 2)), np.eye(2)[None, :1], np.eye(2)[None, 1:]
+    (_, moved), _ = dplr_recurrent_fwd(nothing, nothing, nothing, nothing, first, second, np.eye(2)[None], read="strict")
+    assert_close(moved, np.asarray([[[0.0, 0.0], [1.0, 0.0]]]))
+    (_, step), _ = delta_recurrent_fwd(nothing, first + 2 * second, nothing, np.ones((1, 1)), np.eye(2)[None], read="strict")
+    assert_close(step, np.matrix_transpose(step))
 
 
 @given(n=shapes, seed=seeds, read=read_names)
@@ -182,6 +323,44 @@ def test_delta_product_with_one_step_is_delta(n: Shape, seed: int, read: str) ->
     assert_trees_close((out, dq, dk[:, :, 0], dv[:, :, 0], dbeta[:, :, 0], dstate), (expected, *gradients), scale=1.0)
 
 
+@given(n=shapes, seed=seeds, read=read_names)
+def test_gated_delta_product_with_one_step_is_gated_delta(n: Shape, seed: int, read: str) -> None:
+    """N = 1.   (U.57), (U.58)"""
+    q, k, v, state = sequences(n, seed)
+    gate, step = rates(seed, 0.2, 1.0, n.batch, n.length), rates(seed + 1, 0.1, 1.5, n.batch, n.length)
+    tokens = q, k[:, :, None], v[:, :, None], gate, step[:, :, None]
+    forms = gated_delta_product_chunked_fwd, gated_delta_product_chunked_bwd
+    out, (dq, dk, dv, dgate, dbeta, dstate) = both(*forms, tokens, state, read, seed)
+    expected, gradients = both(gated_delta_chunked_fwd, gated_delta_chunked_bwd, (q, k, v, gate, step), state, read, seed)
+    assert_trees_close((out, dq, dk[:, :, 0], dv[:, :, 0], dgate, dbeta[:, :, 0], dstate), (expected, *gradients), scale=1.0)
+
+
+@given(n=shapes, seed=seeds, read=read_names, steps=st.integers(1, 3))
+def test_gated_delta_product_without_gate_is_delta_product(n: Shape, seed: int, read: str, steps: int) -> None:
+    """alpha = 1.   (U.57), (U.58)"""
+    draw, pairs = generator(seed), (n.batch, n.length, steps)
+    q, k, v = draw(n.batch, n.length, n.width), unit_keys(draw, *pairs, n.width), draw(*pairs, n.values)
+    beta, state = rates(seed, 0.1, 1.5, *pairs), memory(n, seed)
+    tokens, forms = (q, k, v, np.ones(pairs[:2]), beta), (gated_delta_product_chunked_fwd, gated_delta_product_chunked_bwd)
+    out, (dq, dk, dv, _, dbeta, dstate) = both(*forms, tokens, state, read, seed)
+    expected, gradients = both(delta_product_chunked_fwd, delta_product_chunked_bwd, (q, k, v, beta), state, read, seed)
+    assert_trees_close((out, dq, dk, dv, dbeta, dstate), (expected, *gradients), scale=1.0)
+
+
+@every_read
+def test_a_token_of_gated_delta_product_has_one_gate(read: str) -> None:
+    """What was there is halved once, not once per step, and what the token writes is not halved at
+    all.   (U.55), (U.57)
+    """
+    k, v = np.eye(4)[None, None, :2], np.asarray([[[[1.0], [2.0]]]])  # writes rows 0 and 1
+    state, query, half = np.asarray([[[0.0], [0.0], [3.0], [4.0]]]), np.ones((1, 1, 4)), np.full((1, 1), 0.5)
+    tokens = query, k, v, half, np.ones((1, 1, 2))
+    for form in (gated_delta_product_recurrent_fwd, gated_delta_product_chunked_fwd):
+        (out, after), _ = form(*tokens, state, read=read)
+        assert_close(after, np.asarray([[[1.0], [2.0], [1.5], [2.0]]]))
+        assert_close(out, np.asarray([[[7.0 if read == "strict" else 6.5]]]))
+
+
 @given(n=shapes, seed=seeds, steps=st.integers(1, 4))
 def test_delta_product_leaves_what_delta_leaves_after_n_times_as_many_tokens(n: Shape, seed: int, steps: int) -> None:
     """S of T tokens of N steps = S of N T tokens.   (U.35)"""
@@ -194,11 +373,16 @@ def test_delta_product_leaves_what_delta_leaves_after_n_times_as_many_tokens(n: 
 
 
 def test_a_chunk_of_delta_product_counts_tokens_and_not_steps() -> None:
-    """T tokens in chunks of S are ceil(T / S) chunks, of S N steps each but for the last.   (U.37)"""
+    """T tokens in chunks of S are ceil(T / S) chunks, of S N steps each but for the last, with a gate
+    or without.   (U.37), (U.57)
+    """
     draw = generator(6)
     tokens = draw(1, 7, 3), draw(1, 7, 2, 3), draw(1, 7, 2, 4), draw(1, 7, 2)
+    gated = *tokens[:3], np.ones((1, 7)), tokens[3]
     for chunk, sizes in ((1, [2] * 7), (3, [6, 6, 2]), (7, [14]), (9, [14]), (None, [14])):
         _, res = delta_product_chunked_fwd(*tokens, None, chunk, read="strict")
+        assert [part.k.shape[1] for part in res.delta] == sizes
+        _, res = gated_delta_product_chunked_fwd(*gated, None, chunk, read="strict")
         assert [part.k.shape[1] for part in res.delta] == sizes
 
 
@@ -409,9 +593,32 @@ def test_sums_are_reads_of_a_state_that_is_a_sum_of_faded_writes(read: str, n: S
     assert_close(last, states[-1], scale=1.0)
 
 
+def twice(*rows: np.ndarray) -> tuple:
+    """The same pair at both steps of a token."""
+    return tuple(np.stack([a, a], axis=2) for a in rows)
+
+
 FORGETFUL = {
     "decay": (decay_recurrent_fwd, decay_chunked_fwd, decay_chunked_bwd, lambda gamma, width: (gamma,)),
     "gla": (gla_recurrent_fwd, gla_chunked_fwd, gla_chunked_bwd, lambda gamma, width: (np.repeat(gamma[..., None], width, axis=-1),)),
+    "kda": (
+        kda_recurrent_fwd,
+        kda_chunked_fwd,
+        kda_chunked_bwd,
+        lambda gamma, width: (np.repeat(gamma[..., None], width, axis=-1), 0 * gamma + 1),
+    ),
+    "dplr": (
+        dplr_recurrent_fwd,
+        dplr_chunked_fwd,
+        dplr_chunked_bwd,
+        lambda gamma, width: (gates := np.repeat(gamma[..., None], width, axis=-1), 0.5 + 0 * gates, -0.1 + 0 * gates),
+    ),
+    "gated_delta_product": (
+        lambda q, k, v, *rest, read: gated_delta_product_recurrent_fwd(q, *twice(k, v), *rest, read=read),
+        lambda q, k, v, *rest, read: gated_delta_product_chunked_fwd(q, *twice(k, v), *rest, read=read),
+        gated_delta_product_chunked_bwd,
+        lambda gamma, width: (gamma, 0 * np.stack([gamma, gamma], axis=2) + 0.7),
+    ),
     "gated_delta": (
         gated_delta_recurrent_fwd,
         gated_delta_chunked_fwd,
@@ -480,8 +687,11 @@ def test_a_decay_that_has_no_logarithm_is_refused(name: str) -> None:
 
 
 def test_a_token_takes_at_least_one_step() -> None:
-    """N = 0 is a mistake.   (U.35), (U.37)"""
+    """N = 0 is a mistake.   (U.35), (U.37), (U.55), (U.57)"""
     q, none = np.ones((1, 2, 3)), np.ones((1, 2, 0, 3))
     for form in (delta_product_recurrent_fwd, delta_product_chunked_fwd):
         with pytest.raises(ValueError, match="at least one step"):
             form(q, none, none, np.ones((1, 2, 0)), read="strict")
+    for form in (gated_delta_product_recurrent_fwd, gated_delta_product_chunked_fwd):
+        with pytest.raises(ValueError, match="at least one step"):
+            form(q, none, none, np.ones((1, 2)), np.ones((1, 2, 0)), read="strict")

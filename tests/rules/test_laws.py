@@ -96,7 +96,7 @@ def cut(tokens: tuple, part: slice) -> tuple:
 @given(shape=shapes, seed=seeds)
 def test_the_gradient_is_the_derivative_of_the_inner_loss(rule: Rule, shape: Shape, seed: int) -> None:
     """<dl/dS, D> = Im l(S + i h D) / h, sequence by sequence.   (U.9), (U.14), (U.19), (U.24),
-    (U.29), (U.34), (U.39)
+    (U.29), (U.34), (U.39), (U.44), (U.49), (U.54)
     """
     S, *rest = rule.inner(shape, seed)
     direction = tree_map(lambda a: generator(seed + 5)(*a.shape), S)
@@ -112,7 +112,7 @@ def test_the_gradient_is_the_derivative_of_the_inner_loss(rule: Rule, shape: Sha
 @every_form
 @given(shape=shapes, seed=seeds, read=reads, data=st.data())
 def test_backward_is_the_adjoint_of_forward(rule: Rule, form: str, shape: Shape, seed: int, read: str, data: st.DataObject) -> None:
-    """<u, J v> = <J^T u, v> for queries, keys, values, every rate and the state.   (U.1) to (U.43)"""
+    """<u, J v> = <J^T u, v> for queries, keys, values, every rate and the state.   (U.1) to (U.58)"""
     chunk = data.draw(chunks(shape.length), label="chunk")
     check_adjoint(*pair(rule, form, read, chunk), arguments(rule, shape, seed), seed=seed)
 
@@ -121,7 +121,7 @@ def test_backward_is_the_adjoint_of_forward(rule: Rule, form: str, shape: Shape,
 @pytest.mark.parametrize("read", READS)
 def test_backward_is_the_gradient_by_complex_step(rule: Rule, form: str, read: str) -> None:
     """J^T u = Im <u, f(x + i h e)> / h, entry by entry: a witness that shares nothing with
-    check_adjoint.   (U.1) to (U.43)
+    check_adjoint.   (U.1) to (U.58)
     """
     case, (fwd, bwd) = arguments(rule, small, 7), pair(rule, form, read, 3)
     output, gradients, _ = run(fwd, bwd, case, 7)
@@ -157,7 +157,7 @@ def test_an_unused_final_state_has_no_gradient(rule: Rule, form: str, shape: Sha
 @given(shape=shapes, seed=seeds, read=reads, data=st.data())
 def test_chunked_is_recurrent(rule: Rule, shape: Shape, seed: int, read: str, data: st.DataObject) -> None:
     """chunked_S = recurrent in outputs, final state and every gradient.   (U.12), (U.17), (U.22),
-    (U.27), (U.32), (U.37), (U.42)
+    (U.27), (U.32), (U.37), (U.42), (U.47), (U.52), (U.57)
     """
     case, chunk = arguments(rule, shape, seed), data.draw(chunks(shape.length), label="chunk")
     actual = run(*pair(rule, "chunked", read, chunk), case, seed)
@@ -478,9 +478,12 @@ PRODUCTS = {  # multiply-adds of one chunk: recurrent, chunked
     "gla": (2 * S * K * E, 2 * S * K * E + S * S * E),  # its scores are no matrix product: S S (2 K) more
     "delta": (3 * S * K * E, 3 * S * K * E + S * S * (2 * K + E) + S * (S - 1) // 2 * E),
     "gated_delta": (3 * S * K * E, 3 * S * K * E + S * S * (2 * K + E) + S * (S - 1) // 2 * E),
+    "kda": (3 * S * K * E, 3 * S * K * E + S * S * E + S * (S - 1) // 2 * E),  # likewise: S S (4 K) more
+    "dplr": (4 * S * K * E, 4 * S * K * E + 3 * S * S * E + S * (S - 1) // 2 * E),  # likewise: S S (8 K) more
     "longhorn": (3 * S * K * E, 3 * S * K * E + S * S * (2 * K + E) + S * (S - 1) // 2 * E),
     "delta_product": ((2 * N + 1) * S * K * E, 3 * N * S * K * E + (N * S) ** 2 * (2 * K + E) + N * S * (N * S - 1) // 2 * E),
 }
+PRODUCTS["gated_delta_product"] = PRODUCTS["delta_product"]
 
 
 @pytest.mark.host("counts calls of NumPy")
@@ -500,7 +503,7 @@ def test_multiply_adds_are_what_the_readme_says(rule: Rule, monkeypatch: pytest.
         return k[:, :, None] * v[:, None, :]
 
     monkeypatch.setattr(array_api_compat.numpy, "matmul", matmul)
-    for name in ("linear", "decay", "gla", "delta"):
+    for name in ("linear", "decay", "gla", "delta", "dplr"):
         monkeypatch.setattr(importlib.import_module(f"fwl_ref.rules.{name}"), "outer", outer)
     for form, expected in zip(("recurrent", "chunked"), PRODUCTS[rule.name], strict=True):
         count = 0

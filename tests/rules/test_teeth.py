@@ -10,19 +10,26 @@ A docstring that opens with "N:" is a negative control.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+import fwl_ref.rules.channels
 import fwl_ref.rules.common
 import fwl_ref.rules.decay
 import fwl_ref.rules.delta
 import fwl_ref.rules.delta_product
+import fwl_ref.rules.dplr
 import fwl_ref.rules.gated_delta
+import fwl_ref.rules.gated_delta_product
 import fwl_ref.rules.gla
+import fwl_ref.rules.kda
 import fwl_ref.rules.linear
 import fwl_ref.rules.longhorn
 from fwl_ref.gradcheck import AdjointError, check_adjoint
+from fwl_ref.rules.channels import channel_sums, channel_sums_bwd
 from fwl_ref.rules.common import (
     READS,
     apply,
@@ -40,6 +47,8 @@ from fwl_ref.rules.common import (
     sums_bwd,
 )
 from fwl_ref.rules.delta import delta_gradient, delta_gradient_bwd
+from fwl_ref.rules.dplr import _recalled as recalled
+from fwl_ref.rules.kda import _errors as kda_errors
 from fwl_ref.rules.longhorn import longhorn_rate_bwd
 from tests.rules import test_lattice as table
 from tests.rules.one_matrix import RULES
@@ -176,6 +185,30 @@ def before_the_gate(k, v, fade, beta, state):
     return gram, recalled, a, solve(a, beta[:, :, None] * (v - rows[:, :, :1] * recalled))
 
 
+def stale_by_channel(asked, k, v, fade, beta, state):
+    recalled = np.matmul(asked * fade[:, :-1, 0], state)
+    return np.zeros(k.shape[:2] + k.shape[1:2]), recalled, beta[:, :, None] * (v - recalled)
+
+
+def own_gate_forgotten(asked, k, v, fade, beta, state):
+    """Errors at S_t instead of at Diag(alpha_t) S_t."""
+    return kda_errors(k, k, v, fade, beta, state)
+
+
+def stale_recalls(k, v, a, b, fade, state):
+    """What a reads of the first state of the chunk, instead of the current one."""
+    return 0 * (a @ np.swapaxes(k, 1, 2)), 0 * (a @ np.swapaxes(b, 1, 2)), np.matmul(a * fade[:, :-1, 0], state)
+
+
+def recalls_of_pairs_only(k, v, a, b, fade, state):
+    """What a reads, without what was recalled and written before."""
+    return recalled(k, v, a, 0 * b, fade, state)
+
+
+def gate_at_every_step(alpha, steps):
+    return np.repeat(alpha, steps, axis=1)
+
+
 def not_transposed(dx, a, x):
     dr = solve(a, dx)
     return np.tril(-dr @ np.swapaxes(x, 1, 2), -1), dr
@@ -188,9 +221,12 @@ def with_its_diagonal(dx, a, x):
 
 MODULE = {name: getattr(fwl_ref.rules, name) for name in RULE}
 ALL = tuple(RULE)
-SUMMED = tuple(name for name in RULE if name != "gla")  # chunks through ``sums``
-DELTAS = ("delta", "gated_delta", "delta_product", "longhorn")
-FADING = ("decay", "gla", "gated_delta")
+BY_CHANNEL = ("gla", "kda", "dplr")  # chunks through ``channel_sums``
+SUMMED = tuple(name for name in RULE if name not in BY_CHANNEL)  # chunks through ``sums``
+DELTAS = ("delta", "gated_delta", "delta_product", "gated_delta_product", "longhorn", "kda")
+SOLVING = (*DELTAS, "dplr")
+FADING = ("decay", "gated_delta", "gated_delta_product", *BY_CHANNEL)
+LENDER = {"delta_product": "delta", "longhorn": "delta", "gated_delta_product": "gated_delta"}  # of the chunked form
 FORM, CAUSAL, CHUNKED, ADJOINT, GRADIENT = CHECKS
 
 
@@ -200,63 +236,94 @@ def own(attribute: str, mutant: Callable, *rules: str) -> list[tuple]:
 
 
 def lent(attribute: str, mutant: Callable, *rules: str) -> list[tuple]:
-    """The same for what DeltaProduct and Longhorn take from the delta rule."""
-    return [(rule, MODULE["delta" if rule in ("delta_product", "longhorn") else rule], attribute, mutant) for rule in rules]
+    """The same for what DeltaProduct and Longhorn take from the delta rules."""
+    return [(rule, MODULE[LENDER.get(rule, rule)], attribute, mutant) for rule in rules]
 
 
-def swapped(i: int, j: int) -> Callable:
-    """sums with two of its arguments exchanged."""
+def fading(attribute: str, mutant: Callable, *rules: str) -> list[tuple]:
+    """The same for what rules with a gate per channel do in ``channels.py``."""
+    return [(rule, fading_module(rule), attribute, mutant) for rule in rules]
+
+
+def fading_module(rule: str) -> ModuleType:
+    return fwl_ref.rules.channels if rule in BY_CHANNEL else MODULE[LENDER.get(rule, rule)]
+
+
+def summing(mutate: Callable, backward: bool = False) -> list[tuple]:
+    """Sums of writes, by token and by channel."""
+    names = ("sums_bwd", "channel_sums_bwd") if backward else ("sums", "channel_sums")
+    plain, by_channel = (sums_bwd, channel_sums_bwd) if backward else (sums, channel_sums)
+    return lent(names[0], mutate(plain), *SUMMED) + own(names[1], mutate(by_channel), *BY_CHANNEL)
+
+
+def swapped(f: Callable, i: int, j: int) -> Callable:
+    """f with two of its arguments exchanged."""
 
     def mutant(*args):
         order = list(args)
         order[i], order[j] = args[j], args[i]
-        return sums(*order)
+        return f(*order)
 
     return mutant
 
 
 MUTANTS = {  # what is wrong: (where, the checks that must see it)
     "inclusive for strict, token by token": (own("reads", inclusive(reads), *ALL), {FORM, CAUSAL, CHUNKED}),
-    "inclusive for strict, in chunks": (lent("sums", inclusive(sums), *SUMMED), {FORM, CAUSAL, CHUNKED}),
-    "inclusive for strict, by channel": (own("read_from", inclusive(read_from), "gla"), {FORM, CAUSAL, CHUNKED}),
+    "inclusive for strict, in chunks": (summing(inclusive), {FORM, CAUSAL, CHUNKED}),
+    "inclusive for strict, by channel": (fading("read_from", inclusive(read_from), *BY_CHANNEL), {FORM, CAUSAL, CHUNKED}),
     "strict for inclusive, token by token": (own("reads", strict(reads), *ALL), {FORM, CHUNKED}),
-    "strict for inclusive, in chunks": (lent("sums", strict(sums), *SUMMED), {FORM, CHUNKED}),
-    "strict for inclusive, by channel": (own("read_from", strict(read_from), "gla"), {FORM, CHUNKED}),
-    "key and value swapped in the write": (own("outer", lambda k, v: outer(v, k), "linear", "decay", "gla", "delta"), {FORM, GRADIENT}),
-    "key and value swapped in the chunk": (lent("sums", swapped(1, 2), *SUMMED), {FORM, CHUNKED, ADJOINT}),
-    "query and key swapped in the chunk": (lent("sums", swapped(0, 1), *SUMMED), {FORM, CAUSAL, CHUNKED, ADJOINT}),
-    "faded on arrival": (own("fades", faded_on_arrival, *FADING), {FORM, CHUNKED}),
-    "first decay of a chunk forgotten": (own("fades", first_decay_forgotten, *FADING), {FORM, CHUNKED}),
+    "strict for inclusive, in chunks": (summing(strict), {FORM, CHUNKED}),
+    "strict for inclusive, by channel": (fading("read_from", strict(read_from), *BY_CHANNEL), {FORM, CHUNKED}),
+    "key and value swapped in the write": (
+        own("outer", lambda k, v: outer(v, k), "linear", "decay", "gla", "delta", "dplr"),
+        {FORM, GRADIENT},
+    ),
+    "key and value swapped in the chunk": (summing(partial(swapped, i=1, j=2)), {FORM, CHUNKED, ADJOINT}),
+    "query and key swapped in the chunk": (summing(partial(swapped, i=0, j=1)), {FORM, CAUSAL, CHUNKED, ADJOINT}),
+    "faded on arrival": (fading("fades", faded_on_arrival, *FADING), {FORM, CHUNKED}),
+    "first decay of a chunk forgotten": (fading("fades", first_decay_forgotten, *FADING), {FORM, CHUNKED}),
     "sign of the delta gradient": (own("delta_gradient", negated(delta_gradient), *DELTAS), {FORM, CHUNKED, ADJOINT}),
     "error forgotten": (own("apply", lambda k, S: 0 * apply(k, S), "delta"), {FORM, CHUNKED, ADJOINT}),
     "stale errors": (lent("_errors", stale, "delta", "delta_product", "longhorn"), {FORM, CHUNKED, ADJOINT}),
-    "stale errors behind a gate": (own("_errors", stale_gated, "gated_delta"), {FORM, CHUNKED, ADJOINT}),
-    "errors before the gate": (own("_errors", before_the_gate, "gated_delta"), {FORM, CHUNKED, ADJOINT}),
+    "stale errors behind a gate": (lent("_errors", stale_gated, "gated_delta", "gated_delta_product"), {FORM, CHUNKED, ADJOINT}),
+    "errors before the gate": (lent("_errors", before_the_gate, "gated_delta", "gated_delta_product"), {FORM, CHUNKED, ADJOINT}),
+    "stale errors behind gates": (own("_errors", stale_by_channel, "kda"), {FORM, CHUNKED, ADJOINT}),
+    "errors before the gates": (own("_errors", own_gate_forgotten, "kda"), {FORM, CHUNKED, ADJOINT}),
+    "stale recalls": (own("_recalled", stale_recalls, "dplr"), {FORM, CHUNKED, ADJOINT}),
+    "recalls of pairs only": (own("_recalled", recalls_of_pairs_only, "dplr"), {FORM, CHUNKED, ADJOINT}),
+    "nothing recalled": (own("apply", lambda k, S: 0 * apply(k, S), "dplr"), {FORM, CHUNKED, ADJOINT}),
+    "a gate at every step": (own("_gates", gate_at_every_step, "gated_delta_product"), {FORM, CHUNKED, ADJOINT}),
     "explicit step for implicit": (own("longhorn_rate", lambda k, beta, one: beta / one, "longhorn"), {FORM, ADJOINT}),
-    "solve not transposed in its adjoint": (lent("solve_bwd", not_transposed, *DELTAS), {CHUNKED, ADJOINT}),
-    "diagonal in the adjoint of solve": (lent("solve_bwd", with_its_diagonal, *DELTAS), {CHUNKED, ADJOINT}),
-    "gradient of the system dropped": (lent("solve_bwd", zeroed(solve_bwd, 0), *DELTAS), {CHUNKED, ADJOINT}),
-    "gradient of the right side dropped": (lent("solve_bwd", zeroed(solve_bwd, 1), *DELTAS), {CHUNKED, ADJOINT}),
-    "gradient of the fades dropped": (own("fades_bwd", lambda *a: 0 * fades_bwd(*a), *FADING), {CHUNKED, ADJOINT}),
-    "gradient of the fades off by one": (own("read_from_bwd", strict(read_from_bwd), "gla", "gated_delta"), {CHUNKED, ADJOINT}),
+    "solve not transposed in its adjoint": (lent("solve_bwd", not_transposed, *SOLVING), {CHUNKED, ADJOINT}),
+    "diagonal in the adjoint of solve": (
+        lent("solve_bwd", with_its_diagonal, *(rule for rule in SOLVING if rule not in BY_CHANNEL)),
+        {CHUNKED, ADJOINT},
+    ),
+    "gradient of the system dropped": (lent("solve_bwd", zeroed(solve_bwd, 0), *SOLVING), {CHUNKED, ADJOINT}),
+    "gradient of the right side dropped": (lent("solve_bwd", zeroed(solve_bwd, 1), *SOLVING), {CHUNKED, ADJOINT}),
+    "gradient of the fades dropped": (fading("fades_bwd", lambda *a: 0 * fades_bwd(*a), *FADING), {CHUNKED, ADJOINT}),
+    "gradient of the fades off by one": (fading("read_from_bwd", strict(read_from_bwd), *FADING[1:]), {CHUNKED, ADJOINT}),
     "gradient of the rate dropped": (own("longhorn_rate_bwd", zeroed(longhorn_rate_bwd, 1), "longhorn"), {ADJOINT}),
     "dependence of the rate on the key dropped": (own("longhorn_rate_bwd", zeroed(longhorn_rate_bwd, 0), "longhorn"), {ADJOINT}),
 }
 for i, of in enumerate(("query", "key", "value", None, "state")):
     if of:  # the gradient of the fades is above
-        MUTANTS[f"{of}'s gradient dropped in chunks"] = (lent("sums_bwd", zeroed(sums_bwd, i), *SUMMED), {CHUNKED, ADJOINT})
+        MUTANTS[f"{of}'s gradient dropped in chunks"] = (summing(partial(zeroed, i=i), backward=True), {CHUNKED, ADJOINT})
 for i, of in enumerate(("query", "state")):
     mutant = "reads_bwd", zeroed(reads_bwd, i)
-    MUTANTS[f"{of}'s gradient dropped in reads"] = (own(*mutant, *ALL[:-1]) + lent(*mutant, "longhorn"), {CHUNKED, ADJOINT})
+    MUTANTS[f"{of}'s gradient dropped in reads"] = (
+        [place for rule in ALL for place in (lent if rule == "longhorn" else own)(*mutant, rule)],
+        {CHUNKED, ADJOINT},
+    )
 for i, of in enumerate(("state", "key", "value")):
-    places = own("delta_gradient_bwd", zeroed(delta_gradient_bwd, i), *DELTAS[:3])
+    places = own("delta_gradient_bwd", zeroed(delta_gradient_bwd, i), *(rule for rule in DELTAS if rule != "longhorn"))
     MUTANTS[f"{of}'s gradient dropped in a delta step"] = (places, {CHUNKED, ADJOINT})
 LISTED = [(what, *place) for what, (places, _) in MUTANTS.items() for place in places]
 
 
 @pytest.mark.parametrize(("what", "name", "module", "attribute", "mutant"), LISTED, ids=[f"{what}, {name}" for what, name, *_ in LISTED])
 def test_a_mutant_is_rejected(what, name, module, attribute, mutant, monkeypatch) -> None:
-    """N: all checks that are listed for it fail (others may too).   (U.1) to (U.43)"""
+    """N: all checks that are listed for it fail (others may too).   (U.1) to (U.58)"""
     monkeypatch.setattr(module, attribute, mutant)
     assert failing(name, MUTANTS[what][1]) == MUTANTS[what][1]
 
@@ -266,18 +333,28 @@ def test_a_ratio_of_cumulative_products_is_right_on_paper_only(name, monkeypatch
     """Equal where nothing underflows, so the checks accept it; the test of strong decay does
     not.   (U.3)
     """
-    monkeypatch.setattr(MODULE[name], "fades", ratio_of_cumulative_products)
+    monkeypatch.setattr(fading_module(name), "fades", ratio_of_cumulative_products)
     assert failing(name) == set()
     with pytest.raises(AssertionError), np.errstate(all="ignore"):
         table.test_strong_decay_neither_overflows_nor_divides_zero_by_zero(name, "float64", 1e-100, "strict")
 
 
-def test_an_inclusive_mask_over_fades_is_an_equivalent_mutant(monkeypatch) -> None:
+@pytest.mark.parametrize("name", BY_CHANNEL)
+def test_an_inclusive_mask_over_fades_is_an_equivalent_mutant(name, monkeypatch) -> None:
     """The table of fades is 0 where the mask is, so on finite numbers no check can or should see
     it.   (U.22)
     """
-    monkeypatch.setattr(MODULE["gla"], "past", inclusive(past))
-    assert failing("gla") == set()
+    monkeypatch.setattr(fwl_ref.rules.channels, "past", inclusive(past))
+    assert failing(name) == set()
+
+
+@pytest.mark.parametrize("name", [rule for rule in SOLVING if rule in BY_CHANNEL])
+def test_a_diagonal_in_the_adjoint_of_solve_is_an_equivalent_mutant_by_channel(name, monkeypatch) -> None:
+    """The adjoint of the scores masks once more, and the scores of a strict read are 0
+    there.   (U.8), (U.48), (U.53)
+    """
+    monkeypatch.setattr(MODULE[name], "solve_bwd", with_its_diagonal)
+    assert failing(name) == set()
 
 
 @pytest.mark.parametrize("form", ["recurrent", "chunked"])

@@ -191,7 +191,15 @@ def strict(rule: str) -> Callable[..., Any]:
 # The table
 # ----------------------------------------------------------------------------------------
 
-GATE = {"decay": "gamma", "gla": "alpha", "gated_delta": "alpha", "mesa": "keep"}
+GATE = {
+    "decay": "gamma",
+    "gla": "alpha",
+    "gated_delta": "alpha",
+    "kda": "alpha",
+    "dplr": "alpha",
+    "gated_delta_product": "alpha",
+    "mesa": "keep",
+}
 BETWEEN = ("state not carried", "state restarts", "last chunk missing", "outputs of the last chunk missing",
            "state of the last chunk missing", "state of the short chunk missing", "last token not in the state")  # fmt: skip
 LOOPS = [
@@ -199,6 +207,13 @@ LOOPS = [
     ("gla", "fades its own write", ""), ("delta", "no erasing", ""), ("delta", "no beta", ""), ("gated_delta", "no alpha", "no fade"),
     ("gated_delta", "no erasing", ""),
     ("gated_delta", "error at the unfaded memory", ""), ("gated_delta", "fades its own write", ""), ("delta_product", "steps reversed", ""),
+    ("kda", "no alpha", "no fade"), ("kda", "no erasing", ""), ("kda", "error at the unfaded memory", ""),
+    ("kda", "fades its own write", ""), ("kda", "one gate for all channels", ""),
+    ("dplr", "no alpha", "no fade"), ("dplr", "a and b swapped", ""), ("dplr", "recalls the faded memory", ""), ("dplr", "no recall", ""),
+    ("gated_delta_product", "no alpha", "no fade"), ("gated_delta_product", "gate at every step", ""),
+    ("gated_delta_product", "fades its own write", ""), ("gated_delta_product", "steps reversed", ""),
+    ("gated_delta_product", "first step only", ""), ("gated_delta_product", "last step only", ""),
+    ("dplr", "sign of b", ""), ("dplr", "one gate for all channels", ""),
     ("delta_product", "first step only", ""), ("delta_product", "last step only", ""), ("longhorn", "explicit step", ""),
     ("titans", "step twice", ""), ("titans", "no momentum", ""), ("titans", "no decay", ""), ("mesa", "no keep", "no fade"),
     ("mesa", "ridge 1", ""),

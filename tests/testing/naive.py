@@ -96,6 +96,30 @@ def gated_delta(q, k, v, alpha, beta, state=None, *, read="inclusive", bug=""):
     return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k, v, state), read, q)
 
 
+def kda(q, k, v, alpha, beta, state=None, *, read="inclusive", bug=""):
+    def step(t, S):
+        fade = (alpha[:, t, :1] + 0 * alpha[:, t] if bug == "one gate for all channels" else alpha[:, t])[..., None]
+        late = bug == "fades its own write"
+        faded = S if late or bug == "no fade" else fade * S
+        recalled = 0 if bug == "no erasing" else row(k[:, t], S if bug == "error at the unfaded memory" else faded)
+        after = faded + outer(k[:, t], beta[:, t, None] * (v[:, t] - recalled))
+        return fade * after if late else after
+
+    return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k, v, state), read, q)
+
+
+def dplr(q, k, v, alpha, a, b, state=None, *, read="inclusive", bug=""):
+    a, b = (b, a) if bug == "a and b swapped" else (a, -b if bug == "sign of b" else b)
+
+    def step(t, S):
+        gate = alpha[:, t, :1] + 0 * alpha[:, t] if bug == "one gate for all channels" else alpha[:, t]
+        faded = S if bug == "no fade" else gate[..., None] * S
+        recalled = row(a[:, t], faded if bug == "recalls the faded memory" else S)
+        return faded + outer(k[:, t], v[:, t]) + (0 if bug == "no recall" else outer(b[:, t], recalled))
+
+    return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k, v, state), read, q)
+
+
 def delta_product(q, k, v, beta, state=None, *, read="inclusive", bug=""):
     N = k.shape[2]
     order = {"steps reversed": range(N)[::-1], "first step only": range(1), "last step only": range(N - 1, N)}
@@ -104,6 +128,21 @@ def delta_product(q, k, v, beta, state=None, *, read="inclusive", bug=""):
         for n in order.get(bug, range(N)):
             S = S + outer(k[:, t, n], beta[:, t, n, None] * (v[:, t, n] - row(k[:, t, n], S)))
         return S
+
+    return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k[:, :, 0], v[:, :, 0], state), read, q)
+
+
+def gated_delta_product(q, k, v, alpha, beta, state=None, *, read="inclusive", bug=""):
+    N = k.shape[2]
+    order = {"steps reversed": range(N)[::-1], "first step only": range(1), "last step only": range(N - 1, N)}.get(bug, range(N))
+
+    def step(t, S):
+        fade = col(alpha[:, t])
+        S = S if bug in ("no fade", "gate at every step", "fades its own write") else fade * S
+        for n in order:
+            S = fade * S if bug == "gate at every step" else S
+            S = S + outer(k[:, t, n], beta[:, t, n, None] * (v[:, t, n] - row(k[:, t, n], S)))
+        return fade * S if bug == "fades its own write" else S
 
     return loop(step, lambda t, S: row(q[:, t], S), q.shape[1], empty(k[:, :, 0], v[:, :, 0], state), read, q)
 
@@ -206,6 +245,6 @@ def attention(q, k, v, *, bug=""):
 
 KERNELS = {
     f.__name__: f
-    for f in (linear, decay, gla, delta, gated_delta, delta_product, longhorn, titans, mesa, ttt_linear, linear_attention,
-              masked_attention, attention)
+    for f in (linear, decay, gla, delta, gated_delta, kda, dplr, delta_product, gated_delta_product, longhorn, titans, mesa, ttt_linear,
+              linear_attention, masked_attention, attention)
 }  # fmt: skip

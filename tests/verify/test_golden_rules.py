@@ -32,6 +32,10 @@ def delta(S, k, v, beta):
     return {"state": S["state"] - beta * np.outer(k, k @ S["state"] - v)}
 
 
+def dplr(S, k, v, alpha, a, b):
+    return {"state": (np.diag(alpha) + np.outer(b, a)) @ S["state"] + np.outer(k, v)}
+
+
 def delta_product(S, k, v, beta):
     for pair in zip(k, v, beta, strict=True):
         S = delta(S, *pair)
@@ -97,17 +101,19 @@ def ttt(S, first, k, v, step, case):
 
 
 def update(kind, S, first, tokens, case):
-    if kind in ("linear", "decay", "gla", "gated_delta"):
+    if kind in ("linear", "decay", "gla", "gated_delta", "kda", "gated_delta_product"):
         k, v, *rates = tokens
         fade = rates[0] if rates else 1.0
-        if kind == "gated_delta":
-            return delta({"state": fade * S["state"]}, k, v, rates[1])
-        return fading(S, fade[:, None] if kind == "gla" else fade, k, v)
+        fade = fade[:, None] if kind in ("gla", "kda") else fade
+        if kind in ("gated_delta", "kda", "gated_delta_product"):
+            step = delta_product if kind == "gated_delta_product" else delta
+            return step({"state": fade * S["state"]}, k, v, rates[1])
+        return fading(S, fade, k, v)
     if kind == "titans":
         return titans(S, first if int(case["stale"]) else S, *tokens)
     if kind.startswith("ttt"):
         return ttt(S, first, *tokens, case)
-    return {"delta": delta, "delta_product": delta_product, "longhorn": longhorn, "mesa": mesa}[kind](S, *tokens)
+    return {"delta": delta, "dplr": dplr, "delta_product": delta_product, "longhorn": longhorn, "mesa": mesa}[kind](S, *tokens)
 
 
 def read(kind, S, q, case):

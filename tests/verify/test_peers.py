@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fwl_ref.dynamic_evaluation import Descent, RmsScale, update
+from fwl_ref.rules.dplr import dplr_recurrent_fwd
 from fwl_ref.verify.golden import check_folder
 
 pytestmark = pytest.mark.host("files; cases are host arrays")
@@ -62,3 +63,19 @@ def test_krauses_program_moves_parameters_as_the_rms_rule_does() -> None:
             theta = update(theta, tuple(g[segment] for g in gradients), theta0, descent)
             for found, expected in zip(theta, after, strict=True):
                 np.testing.assert_allclose(found, expected[segment], rtol=0, atol=RTOL * np.abs(expected).max())
+
+
+def test_two_combas_are_dplr_and_differ_in_what_they_recall() -> None:
+    """(U.50): flash-linear-attention's chunked reference takes out what the key recalls before the gate, as published, its recurrent one
+    what it recalls behind it.
+    """
+    with np.load(FOLDER / "plain" / "79_fla_comba_inclusive_both_B2T11K5E4.npz") as data:
+        q, k, v, state, beta = data["q"], data["k"], data["v"], data["state"], data["beta"][..., None]
+        alpha = np.repeat(data["alpha"][..., None], k.shape[-1], axis=-1)
+        p = data["share"] * k
+        for name, a in (("chunk", p), ("recurrent", alpha * p)):
+            (out, after), _ = dplr_recurrent_fwd(q, beta * k, v, alpha, a, -beta * k, state, read="inclusive")
+            for found, expected in ((out, data[f"out_{name}"]), (after, data[f"state_{name}"])):
+                np.testing.assert_allclose(found, expected, rtol=0, atol=RTOL * np.abs(expected).max())
+        apart = np.abs(data["out_chunk"] - data["out_recurrent"]).max() / np.abs(data["out_chunk"]).max()
+        assert apart > 0.05  # two functions

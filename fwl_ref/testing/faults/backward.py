@@ -45,7 +45,7 @@ def of_layout(subject: Subject, options: Options) -> Iterator[Fault]:
             None,
             options._replace(l2norm=1e-30),
         )
-    elif {"q", "k"} <= subject.tokens.keys() and subject.name not in ("attention", "delta_product"):
+    elif subject.tokens.get("q") == subject.tokens.get("k", "") and subject.name != "attention":
         yield Fault(
             "l2 norm",
             "it normalises q and k, which come as they are to be used; give l2norm=EPSILON if "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from ...backend import host
 from ..options import Options
@@ -13,7 +14,7 @@ from .common import Fault, NotHere, changed, length_of
 def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
     """Faults that one rule alone can have."""
     name = subject.name
-    if {"q", "k"} <= subject.tokens.keys() and name != "delta_product":
+    if subject.tokens.get("q") == subject.tokens.get("k", ""):  # one key per query
         yield Fault(
             "q and k swapped",
             "q and k are swapped",
@@ -25,14 +26,15 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
                 "k and v are swapped, or it reads q S with S transposed: o = (q v^T) k",
                 _swapped_kv,
             )
-    if {"k", "v"} <= subject.tokens.keys():
+    rows = [n for n in ("k", "v", "a", "b") if n in subject.tokens]
+    if len(rows) > 1:
         yield from (
             Fault(
                 f"{n} one late",
                 f"off by one: token t takes the {n} of token t - 1",
                 changed(n, _late),
             )
-            for n in "kv"
+            for n in rows
         )
         yield from (
             Fault(
@@ -40,7 +42,7 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
                 f"off by one: token t takes the {n} of token t + 1",
                 changed(n, _early),
             )
-            for n in "kv"
+            for n in rows
         )
     if name in ("decay", "gla"):
         gate = subject.gate
@@ -62,13 +64,20 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "off by one: it fades the state before a token reads it",
             lambda s, a, o: s.answers(a | {"q": a["q"] * a["keep"]}, o),
         )
-    if name in ("delta", "gated_delta"):
+    if name in ("gla", "kda", "dplr"):
+        yield Fault(
+            "one gate for all channels",
+            "every key channel fades by the gate of the first: alpha is taken for one number a "
+            "token",
+            changed("alpha", lambda g: 0 * g + g[..., :1]),
+        )
+    if name in ("delta", "gated_delta", "kda"):
         yield Fault(
             "no erasing",
             "it only adds: beta k^T v is written without taking out what k recalls",
             _only_adds,
         )
-    if name == "gated_delta":
+    if name in ("gated_delta", "kda"):
         yield Fault(
             "error at the unfaded memory",
             "the error v - k S is taken at the memory before the fade: fade first, then take "
@@ -80,7 +89,39 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "off by one: it takes the step first and fades after it: the fade comes first",
             _fade_last,
         )
-    if name == "delta_product":
+    if name == "dplr":
+        yield Fault(
+            "a and b swapped",
+            "a and b are swapped: it recalls with b and writes with a",
+            lambda s, a, o: s.answers(a | {"a": a["b"], "b": a["a"]}, o),
+        )
+        yield Fault(
+            "recalls the faded memory",
+            "a reads the memory after the fade: it reads S, not Diag(alpha) S",
+            lambda s, a, o: s.answers(a | {"a": a["a"] * a["alpha"]}, o),
+        )
+        yield Fault(
+            "no recall",
+            "the second pair is missing: b^T (a S) is never written",
+            changed("b", lambda b: 0 * b),
+        )
+        yield Fault(
+            "sign of b",
+            "sign: what is recalled is written with the other sign, -b^T (a S)",
+            changed("b", lambda b: -b),
+        )
+    if name == "gated_delta_product":
+        yield Fault(
+            "gate at every step",
+            "the gate is applied at each of the N steps of a token: once, before the first",
+            partial(_gated_steps, at=range),
+        )
+        yield Fault(
+            "fades its own write",
+            "off by one: it takes the steps first and fades after them: the fade comes first",
+            partial(_gated_steps, at=lambda steps: (steps,)),
+        )
+    if name in ("delta_product", "gated_delta_product"):
         yield Fault(
             "steps reversed",
             "the N steps of a token are taken in reverse",
@@ -210,10 +251,10 @@ def _mask_transposed(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
 
 
 def _only_adds(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
-    gamma = a.get("alpha", host.ones_like(a["beta"]))
     case = {n: a[n] for n in ("q", "k", "state", "cot_out", "cot_state_out")}
-    case |= {"v": a["beta"][..., None] * a["v"], "gamma": gamma}
-    found = SUBJECTS["decay"].answers(case, settings)
+    case |= {"v": a["beta"][..., None] * a["v"]}
+    case["alpha"] = host.zeros_like(a["k"]) + _columns(a.get("alpha", host.ones_like(a["beta"])))
+    found = SUBJECTS["gla"].answers(case, settings)
     return {n: found[n] for n in ("out", "state_out")}
 
 
@@ -230,12 +271,17 @@ def _gated(a: Arrays, settings: Settings, step: Callable) -> Arrays:
             S,
             a["k"][:, t, :, None],
             a["v"][:, t, None, :],
-            a["alpha"][:, t, None, None],
+            _columns(a["alpha"])[:, t, :, None],
             a["beta"][:, t, None, None],
         )
         seen = before if settings["read"] == "strict" else S
         out.append(host.sum(a["q"][:, t, :, None] * seen, axis=1))
     return {"out": host.stack(out, axis=1), "state_out": S}
+
+
+def _columns(alpha):
+    """(B,T)->(B,T,1), (B,T,K) as it is   a gate per token as one per channel"""
+    return alpha[..., None] if alpha.ndim == 2 else alpha
 
 
 def _error(S, k, v):
@@ -252,6 +298,21 @@ def _fade_last(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
 
 def _steps(a: Arrays, order: slice) -> Arrays:
     return a | {n: a[n][:, :, order, ...] for n in ("k", "v", "beta")}
+
+
+def _gated_steps(subject: Subject, a: Arrays, settings: Settings, at: Callable) -> Arrays:
+    """A loop that fades before the steps ``at(N)``; step N is after the last"""
+    S, out, steps = a["state"], [], a["k"].shape[2]
+    for t in range(a["q"].shape[1]):
+        before, gate = S, a["alpha"][:, t, None, None]
+        for n in range(steps):
+            S = gate * S if n in at(steps) else S
+            error = _error(S, a["k"][:, t, n, :, None], a["v"][:, t, n, None, :])
+            S = S + a["beta"][:, t, n, None, None] * error
+        S = gate * S if steps in at(steps) else S
+        seen = before if settings["read"] == "strict" else S
+        out.append(host.sum(a["q"][:, t, :, None] * seen, axis=1))
+    return {"out": host.stack(out, axis=1), "state_out": S}
 
 
 def _keep_step(beta, index: int):

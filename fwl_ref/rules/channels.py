@@ -1,0 +1,128 @@
+"""What the rules with a gate per key channel share: faded sums of writes with a table of fades for
+every channel, each with its adjoint. ``common.py`` has the same for one gate per token.
+
+Row c of a state fades by the gates of its own channel, so with G^c (``channel_fades``)
+
+    S_ic = G^c_i0 S_0c + sum_{j<i} G^c_{i,j+1} k_jc u_j
+
+Scores are no longer one matrix product: in sum_c q_c k_c G^c the fade stands between the factors.
+Kernels split G^c into a factor for q and one for k, which overflows unless pieces are short; here
+the table of fades is formed as it stands, from logarithms summed over the gap.
+"""
+
+from __future__ import annotations
+
+from ..backend import Array, namespace
+from ..ops.common import anticausal_product, causal_product, masked
+from .common import fades, fades_bwd, past, read_from, read_from_bwd, start_state
+
+
+def channel_fades(alpha: Array) -> Array:
+    """(B,L,K)->(B,L+1,L+1,K)   G^c for every channel c, see ``fades``   (U.3)"""
+    xp = namespace(alpha)
+    return xp.permute_dims(fades(xp.matrix_transpose(alpha)), (0, 2, 3, 1))
+
+
+def channel_fades_bwd(dfade: Array, fade: Array, alpha: Array) -> Array:
+    """Adjoint of channel_fades.   (U.4)"""
+    xp = namespace(dfade, fade, alpha)
+    # forward: fade = fades(alpha), channel by channel
+    tables = (xp.permute_dims(a, (0, 3, 1, 2)) for a in (dfade, fade))  # (B,K,L+1,L+1)
+    return xp.matrix_transpose(fades_bwd(*tables, xp.matrix_transpose(alpha)))  # (B,L,K)
+
+
+def channel_scores(q: Array, k: Array, fade: Array, read: str) -> Array:
+    """(B,L,K),(B,L,K),(B,L+1,L+1,K)->(B,L,L)   sum_c q_ic k_jc G^c of write j in read i   (U.22)"""
+    xp, seen = namespace(q, k, fade), read_from(fade, read)  # (B,L,L+1,K)
+    terms = q[:, :, None, :] * k[:, None, :, :] * seen[:, :, 1:, :]  # (B,L,L,K)
+    return masked(xp.sum(terms, axis=-1), past(q, read))
+
+
+def channel_scores_bwd(
+    dscores: Array, q: Array, k: Array, fade: Array, read: str
+) -> tuple[Array, Array, Array]:
+    """Adjoint of channel_scores: dq, dk, dfade.   (U.23)"""
+    xp, seen = namespace(dscores, q, k, fade), read_from(fade, read)[:, :, 1:, :]  # (B,L,L,K)
+    dscores, order = dscores[..., None], past(q, read)[..., None]  # (B,L,L,1), (L,L,1)
+    # forward: scores_ij = sum_c q_ic k_jc seen_ijc
+    rows, columns = q[:, :, None, :], k[:, None, :, :]  # (B,L,1,K), (B,1,L,K)
+    dq = xp.sum(masked(dscores * columns * seen, order), axis=2)  # (B,L,K)
+    dk = xp.sum(masked(dscores * rows * seen, order), axis=1)  # (B,L,K)
+    dwrites = masked(dscores * rows * columns, order)  # (B,L,L,K)
+    return dq, dk, _of_reads(xp.zeros_like(q), dwrites, read)
+
+
+def channel_start(q: Array, fade: Array, state: Array, read: str) -> Array:
+    """(B,L,K),(B,L+1,L+1,K),(B,K,E)->(B,L,E)   reads of what is left of S_0   (U.22)"""
+    xp = namespace(q, fade, state)
+    return xp.matmul(q * read_from(fade, read)[:, :, 0, :], state)
+
+
+def channel_start_bwd(
+    dout: Array, q: Array, fade: Array, state: Array, read: str
+) -> tuple[Array, Array, Array]:
+    """Adjoint of channel_start: dq, dfade, dstate.   (U.23)"""
+    xp, first = namespace(dout, q, fade, state), read_from(fade, read)[:, :, 0, :]  # (B,L,K)
+    # forward: out = (q * first) state
+    pulled = xp.matmul(dout, xp.matrix_transpose(state))  # (B,L,K)
+    dstate = xp.matmul(xp.matrix_transpose(q * first), dout)  # (B,K,E)
+    dwrites = xp.zeros_like(fade[:, 1:, 1:, :])  # (B,L,L,K)
+    return first * pulled, _of_reads(q * pulled, dwrites, read), dstate
+
+
+def channel_sums(
+    q: Array, k: Array, u: Array, fade: Array, state: Array | None, read: str
+) -> tuple[Array, Array]:
+    """(B,L,K),(B,L,K),(B,L,E),(B,L+1,L+1,K),(B,K,E)->(B,L,E),(B,K,E)
+    reads of faded sums of writes, and the last of these sums   (U.22)
+
+    ``state`` None: nothing came in.
+    """
+    xp, last = namespace(q, k, u, fade, state), fade[:, -1, ...]  # (B,L+1,K)
+    out = causal_product(channel_scores(q, k, fade, read), u, read == "inclusive")  # (B,L,E)
+    written = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), u)  # (B,K,E)
+    if state is None:
+        return out, written
+    return out + channel_start(q, fade, state, read), written + last[:, 0, :, None] * state
+
+
+def channel_sums_bwd(
+    dout: Array, dstate_out: Array | None, q: Array, k: Array, u: Array, fade: Array,
+    state: Array | None, read: str,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Adjoint of channel_sums: dq, dk, du, dfade, dstate (0 where no state came in).   (U.23)"""
+    xp, last = namespace(dout, q, k, u, fade, state), fade[:, -1, ...]  # (B,L+1,K)
+    empty = start_state(None, k, u)  # (B,K,E)
+    dstate_out = empty if dstate_out is None else dstate_out  # (B,K,E)
+    # forward: out = scores u
+    du = anticausal_product(channel_scores(q, k, fade, read), dout, read == "inclusive")  # (B,L,E)
+    dscores = xp.matmul(dout, xp.matrix_transpose(u))  # (B,L,L)
+    dq, dk, dfade = channel_scores_bwd(dscores, q, k, fade, read)
+    # forward: state_out = (k * last)^T u
+    pulled = xp.matmul(u, xp.matrix_transpose(dstate_out))  # (B,L,K)
+    dk += last[:, 1:, :] * pulled
+    du += xp.matmul(k * last[:, 1:, :], dstate_out)
+    if state is None:
+        return dq, dk, du, dfade + _of_last(xp.zeros_like(last[:, 0, :]), k * pulled), empty
+    # forward: out += start
+    dq_start, dfade_start, dstate = channel_start_bwd(dout, q, fade, state, read)
+    # forward: state_out += Diag(last_0) state
+    dstate += last[:, 0, :, None] * dstate_out
+    dlast = _of_last(xp.sum(state * dstate_out, axis=2), k * pulled)  # (B,L+1,L+1,K)
+    return dq + dq_start, dk, du, dfade + dfade_start + dlast, dstate
+
+
+def _of_reads(dfirst: Array, dwrites: Array, read: str) -> Array:
+    """(B,L,K),(B,L,L,K)->(B,L+1,L+1,K)   into the rows that are read: column 0, the others"""
+    dseen = namespace(dfirst, dwrites).concat([dfirst[:, :, None, :], dwrites], axis=2)
+    return read_from_bwd(dseen, read)
+
+
+def _of_last(dfirst: Array, dwrites: Array) -> Array:
+    """(B,K),(B,L,K)->(B,L+1,L+1,K)   into the last row: column 0, the others"""
+    xp = namespace(dfirst, dwrites)
+    dlast = xp.concat([dfirst[:, None, :], dwrites], axis=1)[:, None, ...]  # (B,1,L+1,K)
+    length = dwrites.shape[1]
+    shape = (dlast.shape[0], length, length + 1, dlast.shape[3])
+    rest = xp.zeros(shape, dtype=dlast.dtype, device=dlast.device)
+    return xp.concat([rest, dlast], axis=1)
