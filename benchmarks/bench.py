@@ -1,6 +1,6 @@
 """This project beside PyTorch eager and JAX jit, on the same weights and text: time and memory.
 
-    make bench                                       everything: a quarter of an hour on two quiet cores
+    make bench                                       everything, on a machine that does nothing else
     python -m benchmarks.bench --size small --only fast_step --threads 1 --pairs 2 --out /tmp/trial.json
 
 First all sides compute loss and gradients in float64. Nothing is timed unless they agree. Then, in
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args = parse(arguments)
         sides = [US, *args.against]
-        run = {"date": date.today().isoformat(), "versions": versions(sides, args.cores), "machine": described(), "cores": args.cores}
+        run = {"date": date.today().isoformat(), "versions": versions(sides, args.cores[:1]), "machine": described(), "cores": args.cores}
         run |= {"pairs": args.pairs, "threads": args.threads}
         rounds = len(args.size) * len(args.only) * (1 + len(args.threads) * (args.pairs + 1))
         checks, found, start = {}, {}, time.perf_counter()
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name in args.size:
                 for work in args.only:
                     bar.set_description(f"check {name} {work}")
-                    checks[name, work] = check(SIZES[name], work, sides, args.cores)
+                    checks[name, work] = check(SIZES[name], work, sides, args.cores[:1])
                     bar.update()
             peaks = {threads: product_peak(sides, args.cores[:threads]) for threads in args.threads}
             for name in args.size:
