@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.PHONY: help demo check test notebooks docs lint format golden clean
+.PHONY: help demo check bench test notebooks docs lint format golden clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -16,11 +16,19 @@ help: ## list the targets
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	@touch $@
 
+# pip keeps a PyTorch that is in .venv already: put the CPU build there first, for on Linux it takes the CUDA build, gigabytes
+.venv/bench: .venv/run
+	$(BIN)/python -m pip install -q -e '.[bench]'
+	@touch $@
+
 demo: .venv/run ## train both models on real text and compare; QUICK=1 for a minute's version
 	$(BIN)/python -m fwl_ref demo $(if $(QUICK),--quick)
 
 check: .venv/run ## is this installation sound? every theorem and the quick demo; BACKEND=cupy on a GPU
 	$(BIN)/python -m fwl_ref check $(if $(BACKEND),--backend $(BACKEND))
+
+bench: .venv/bench ## time and memory beside PyTorch and JAX, the same numbers checked first; ONLY="--size small" for less
+	$(BIN)/python -m benchmarks.bench $(ONLY)
 
 test: .venv/dev ## the whole suite on every backend there is; QUICK=1 for fewer examples
 	$(STYLE)

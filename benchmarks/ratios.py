@@ -1,6 +1,6 @@
 """What the chunk size costs, and what each way of reading costs, as ratios within one run.
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/ratios.py [--width 128] [--window 256] [--rounds 5] [--backend numpy]
+    OPENBLAS_NUM_THREADS=1 python -m benchmarks.ratios [--width 128] [--window 256] [--rounds 5] [--backend numpy]
 
 Half a minute on one core. The first table divides by a chunk of 64, the second by static reading;
 beside the measured ratio stands the ratio of multiply-adds by formula.
@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from interleave import interleaved, machine
 
+from benchmarks.interleave import interleaved, machine
 from fwl_ref.backend import BACKENDS
 from fwl_ref.demo import cost
 from fwl_ref.dynamic_evaluation import Descent

@@ -1,8 +1,8 @@
 """NumPy against CuPy as the text, the width and the batch grow: forward pass and training step of
 the language model, float32.
 
-    python benchmarks/scaling.py --backend cupy --full     on a GPU: T 1k to 64k, D 128 to 1024, batch 1 to 64
-    python benchmarks/scaling.py                           NumPy alone, small sizes: that the script runs, in half a minute
+    python -m benchmarks.scaling --backend cupy --full     on a GPU: T 1k to 64k, D 128 to 1024, batch 1 to 64
+    python -m benchmarks.scaling                           NumPy alone, small sizes: that the script runs, in half a minute
 
 Both libraries run in turn within one process. A size that does not fit into ``--memory`` gigabytes
 by the formula of ``fwl_ref.lm.footprint`` is left out and the line says so; NumPy is left out where
@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from interleave import interleaved, machine
-
+from benchmarks.interleave import interleaved, machine
 from fwl_ref.backend import BACKENDS, backend_target, peak_bytes
 from fwl_ref.demo import cost
 from fwl_ref.lm import footprint

@@ -4,9 +4,7 @@ not, and always leaves a report.
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +29,6 @@ from tests.tolerances import RTOL, float32_bound
 pytestmark = pytest.mark.host("moves arrays itself, and writes files")
 
 STRICT = array_api_strict.zeros(0).to_device(array_api_strict.Device("device1"))
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def failed(target: Any) -> set[tuple[int, str]]:
@@ -217,59 +214,3 @@ def test_the_check_passes_on_a_gpu(tmp_path: Path) -> None:
     """Every theorem in both precisions, and steps that do not wait."""
     assert not failed(backend_target("cupy"))
     assert all(finding.ok for finding in device.without_waiting(backend_target("cupy"), "cupy"))
-
-
-# The benchmarks run
-# ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A script of benchmarks/ as a module."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield importlib.import_module
-    for name in ("interleave", "ratios", "scaling"):
-        sys.modules.pop(name, None)
-
-
-def test_the_ratios_script_prints_both_tables(benchmark: Any, capsys: Any) -> None:
-    """Every chunk size and every way of reading, the first of each being 1."""
-    benchmark("ratios").main(["--width=64", "--layers=1", "--window=8", "--rounds=1"])
-    out = capsys.readouterr().out
-    assert f"numpy {np.__version__}" in out
-    assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")] == [
-        "chunk", "64", "8", "16", "32", "128", "T",
-        "reading", "static", "fast, reset", "fast, carried", "dynamic, whole model", "dynamic, block alone",
-    ]  # fmt: skip
-    first = [line for line in out.splitlines() if line.startswith(("| 64 |", "| static |"))]
-    assert [line.count(" 1.00 ± 0.00 ") for line in first] == [2, 1] and all(line.endswith(" 1.00 |") for line in first)
-
-
-def test_the_scaling_script_leaves_out_what_does_not_fit(benchmark: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line per size; one too large for the memory given says so; NumPy is left out where it would
-    take too long.
-    """
-    scaling = benchmark("scaling")
-    monkeypatch.setattr(scaling, "SMALL", ((8, 512), (64,), (1,)))
-    scaling.main(["--memory=0.02", "--rounds=1"])
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 8 ") or line.startswith("| 512 ")]
-    assert len(rows) == 2 and "left out: 27" in rows[1] and "of 0.02 GB" in rows[1] and rows[0].count(" - ") == 5
-    scaling.main(["--seconds=0", "--rounds=1"])
-    out = capsys.readouterr().out.splitlines()
-    assert out[-1].startswith("| 512 | 64 | 1 | - | - | - | - | - | - |")
-
-
-def test_the_full_scaling_table_covers_what_it_says(benchmark: Any) -> None:
-    """T 1k to 64k, D 128 to 1024, batch 1 to 64."""
-    sizes = list(benchmark("scaling").sizes(True))
-    assert len(sizes) == len(set(sizes)) == 48
-    for values, low, high in zip(zip(*sizes, strict=True), (1024, 128, 1), (65536, 1024, 64), strict=True):
-        assert (min(values), max(values)) == (low, high)
-
-
-def test_interleaved_jobs_run_in_turn(benchmark: Any) -> None:
-    """One round to warm up, then as many as asked; ratios are to the first job of the same round."""
-    calls = []
-    found = benchmark("interleave").interleaved({n: lambda n=n: calls.append(n) or np.zeros(1) for n in "ab"}, rounds=3)
-    assert "".join(calls) == "ab" * 4
-    assert found["a"].ratio == 1 and found["a"].spread == 0 and found["b"].seconds > 0

@@ -1,0 +1,65 @@
+"""This project, as somebody gets it who only imports it: no settings, no environment variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from fwl_ref import __version__
+from fwl_ref.lm.model import Config, loss_and_gradient, model_fwd, parameter_shapes
+from fwl_ref.tree import named_leaves, rebuild
+
+
+def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dict]]:
+    """What a reader calls to read, and what training calls. ``threads`` is not passed on: the process is on that many cores."""
+    config = Config(**problem["config"])
+    weights = rebuild(parameter_shapes(config), list(problem["weights"].values()))
+    text = problem["tokens"], problem["labels"]
+
+    def forward() -> tuple[float, dict]:
+        output, _ = model_fwd(weights, *text, None, config)
+        return float(np.mean(output.nll)), {}
+
+    def step() -> tuple[float, dict]:
+        loss, gradient, _ = loss_and_gradient(weights, *text, None, config)
+        return float(loss), dict(named_leaves(gradient))
+
+    return {"forward": forward, "step": step}[problem["work"]]
+
+
+def host(gradients: dict) -> dict[str, np.ndarray]:
+    """They are NumPy's."""
+    return gradients
+
+
+def versions() -> dict[str, str]:
+    """This project and NumPy, with the library of its products."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {"fwl_ref": __version__, "numpy": version("numpy"), "blas": f"{blas['name']} {blas['version']}"}
+
+
+def product(n: int) -> None:
+    """One product of square matrices."""
+    a = np.ones((n, n), dtype="float32")
+    np.matmul(a, a)
+
+
+def formed(work: Callable[[], Any]) -> int:
+    """Multiply-adds of all matrix products that a work forms: counted where they are formed."""
+    total, matmul = [0], xp.matmul
+
+    def watched(a: np.ndarray, b: np.ndarray, **options: Any) -> np.ndarray:
+        out = matmul(a, b, **options)
+        total.append(int(out.size) * a.shape[-1])
+        return out
+
+    xp.matmul = watched
+    try:
+        work()
+    finally:
+        xp.matmul = matmul
+    return sum(total)
