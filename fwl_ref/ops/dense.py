@@ -20,7 +20,8 @@ class DenseResidual(NamedTuple):
 def dense_fwd(x: Array, w: Array, b: Array) -> tuple[Array, DenseResidual]:
     """(...,D),(D,F),(F)->(...,F)   y = x w + b   (D.1)"""
     xp = namespace(x, w, b)
-    y = xp.matmul(_flat(x), w) + b  # (N,F), one product for all tokens
+    y = xp.matmul(_flat(x), w)  # (N,F), one product for all tokens
+    y += b
     return xp.reshape(y, (*x.shape[:-1], w.shape[1])), DenseResidual(x, w)  # (...,F)
 
 

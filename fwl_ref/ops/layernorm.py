@@ -30,10 +30,12 @@ def layernorm_fwd(
 ) -> tuple[Array, LayerNormResidual]:
     """(...,D),(D),(D)->(...,D)   y = n gain + bias,  n = (z - mean z) rstd   (N.1)"""
     xp = namespace(z, gain, bias)
-    centred = z - xp.mean(z, axis=-1, keepdims=True)  # (...,D)
-    rstd = 1 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + eps)  # (...,1)
-    n = centred * rstd  # (...,D)
-    return n * gain + bias, LayerNormResidual(n, rstd, gain)
+    n = z - _mean(z)  # (...,D)
+    rstd = 1 / xp.sqrt(_mean(n * n) + eps)  # (...,1)
+    n *= rstd
+    y = n * gain  # (...,D)
+    y += bias
+    return y, LayerNormResidual(n, rstd, gain)
 
 
 def layernorm_bwd(dy: Array, res: LayerNormResidual) -> tuple[Array, Array, Array]:
@@ -70,7 +72,10 @@ def layernorm_bwd_bwd(
 
 def _jacobian(v: Array, res: LayerNormResidual) -> Array:
     """(...,D)->(...,D)   L(v) = rstd (v - mean v - n mean(n v)), <u, L(v)> = <L(u), v>"""
-    return res.rstd * (v - _mean(v) - res.n * _mean(res.n * v))
+    out = v - _mean(v)  # (...,D) one buffer: this is hot
+    out -= res.n * _mean(res.n * v)
+    out *= res.rstd
+    return out
 
 
 def _mean(x: Array) -> Array:

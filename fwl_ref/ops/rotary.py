@@ -15,8 +15,8 @@ _LOG_BASE = 9.210340371976184  # log 10000
 
 
 class RotaryResidual(NamedTuple):
-    cos: Array  # (T,K/2)
-    sin: Array  # (T,K/2)
+    cos: Array  # (T,K) of each channel's angle
+    sin: Array  # (T,K) with the sign that the other channel of the pair enters with
 
 
 def rotary_fwd(x: Array, start: int = 0) -> tuple[Array, RotaryResidual]:
@@ -34,7 +34,8 @@ def rotary_fwd(x: Array, start: int = 0) -> tuple[Array, RotaryResidual]:
     frequency = xp.exp(half * (-2.0 * _LOG_BASE / width))  # (K/2,) 10000^(-2i/K)
     position = xp.arange(start, start + length, dtype=x.dtype, device=x.device)  # (T,)
     angle = position[:, None] * frequency[None, :]  # (T,K/2)
-    res = RotaryResidual(xp.cos(angle), xp.sin(angle))
+    cos, sin = xp.cos(angle), xp.sin(angle)  # (T,K/2)
+    res = RotaryResidual(xp.concat([cos, cos], axis=-1), xp.concat([-sin, sin], axis=-1))
     return _rotate(x, res.cos, res.sin), res
 
 
@@ -44,8 +45,8 @@ def rotary_bwd(dy: Array, res: RotaryResidual) -> Array:
 
 
 def _rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """(...,T,K),(T,K/2),(T,K/2)->(...,T,K)"""
-    xp = namespace(x, cos)
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]  # (...,T,K/2)
-    return xp.concat([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    """(...,T,K),(T,K),(T,K)->(...,T,K)   [a cos - b sin, a sin + b cos] for x = [a, b]"""
+    y = namespace(x, cos).roll(x, x.shape[-1] // 2, axis=-1)  # (...,T,K) [b, a]
+    y *= sin
+    y += x * cos
+    return y
