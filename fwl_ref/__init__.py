@@ -5,6 +5,7 @@ start with ``fwl_ref.fwl`` (write and read), then ``fwl_ref.dynamic_evaluation``
 compared with and checked against) and ``fwl_ref.ops`` (what both are made of).
 """
 
+from .allocator import keep_freed_memory
 from .backend import like, namespace, to_numpy
 from .dynamic_evaluation import Descent, evaluate_block
 from .fwl import (
@@ -23,6 +24,8 @@ from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_blo
 from .stream import Stream, stream_predict, stream_reveal, stream_start
 
 __version__ = "0.1.0"
+
+keep_freed_memory()
 
 __all__ = [
     "AdjointError", "Config", "Descent", "FastParameters", "FastSettings", "Memory",
