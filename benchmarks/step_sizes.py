@@ -43,9 +43,9 @@ def study(name: str, steps: int, seed: int) -> dict[str, Any]:
     corpus, norms = load_corpus("stdlib"), []
 
     def watched(*args: Any) -> tuple:
-        loss, grads, output = loss_and_gradient(*args)
+        loss, grads = loss_and_gradient(*args)
         norms.append({n: float(np.sqrt(np.sum(np.square(g, dtype="float64")))) for n, g in named_leaves(grads)})
-        return loss, grads, output
+        return loss, grads
 
     training.loss_and_gradient = watched
     progress = train(corpus, config, settings, label=f"{name}, seed {seed}")
@@ -93,7 +93,7 @@ def spikes(params: Parameters, config: Config, settings: TrainSettings, corpus: 
     rows = []
     for step in range(count):
         tokens, labels, weights = training_batch(corpus.train, settings.batch, settings.window, settings.seed, step)
-        _, grads, _ = loss_and_gradient(params, tokens, labels, weights, config)
+        _, grads = loss_and_gradient(params, tokens, labels, weights, config)
         (x, _), _ = features_fwd(params, tokens, config)
         (memory, _), res = write_fwd(x, labels, weights, params.block, fast_settings(config))
         longest = max(len(list(run)) for row in tokens for _, run in groupby(row))

@@ -341,6 +341,26 @@ def fast_block_fwd(
     return (logits, logits_slow, state_out), FastBlockResidual(write, read)
 
 
+def fast_block_score(
+    x: Array,
+    labels: Array,
+    weights: Array,
+    slow: SlowParameters,
+    eta: FastParameters,
+    decay: Array,
+    settings: FastSettings,
+    state: FastParameters | OptimizerState | None = None,
+) -> tuple[Array, Any]:
+    """(B,T,D),(B,T),(B,T)->(B,T,V),FastParameters   fast_block_fwd for reading: fast logits and the
+    state, no residual is kept   (F.6)
+
+    Raises as ``fast_block_fwd``.
+    """
+    check_fast_block(x, labels, weights, slow, eta, decay, settings, state)
+    memory = write_fwd(x, labels, weights, slow, settings)[0][0]
+    return read_fwd(memory, x, slow, eta, decay, state, settings)[0]
+
+
 def fast_block_bwd(
     g_logits: Array, g_state: FastParameters | None, res: FastBlockResidual
 ) -> tuple[Array, SlowParameters, FastParameters, Array, FastParameters | None]:

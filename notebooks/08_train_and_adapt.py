@@ -60,7 +60,7 @@ settings = TrainSettings(steps=600, batch=2, window=256, rate=4e-3, warmup=20, s
 params = initialize(fast_config, settings.seed, step_size=settings.step_size, decay=settings.decay)
 begin = Progress(params, adam_init(params), ())
 batch = training_batch(corpus.train, settings.batch, settings.window, settings.seed, 0)
-loss, gradient, _ = loss_and_gradient(params, *batch, fast_config)
+loss, gradient = loss_and_gradient(params, *batch, fast_config)
 length = global_norm(squares(gradient))
 clipped = clip(gradient, settings.clip, length)
 rates, decays = learning_rates(params, fast_config, settings, cosine(0, settings.steps, settings.warmup))
@@ -74,7 +74,7 @@ assert agree(stepped, train_step(begin, corpus, fast_config, settings).params, r
 
 exact = tree_map(lambda p: as_dtype(p, "float64"), params)
 wide = batch._replace(weights=batch.weights.astype("float64"))
-_, gradient, _ = loss_and_gradient(exact, *wide, fast_config)
+_, gradient = loss_and_gradient(exact, *wide, fast_config)
 
 
 def loss_with(eta_W2):

@@ -28,7 +28,7 @@ LABEL = re.compile(r"\(([A-Z]\.\d+)\)")
 # Each module may import only from the rows above its own; within a row whose name ends in .* modules
 # may import one another, without cycles. The core comes first, then the wings.
 LAYERS = [
-    {"backend"},
+    {"backend", "allocator"},
     {"tree", "files", "ops.common"},
     {"checks"},
     {"adjoint.*"},

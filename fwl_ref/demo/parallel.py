@@ -1,9 +1,7 @@
 """Worker processes that each compute on one core, and no processes at all where there is one GPU.
 
 Small models gain little from a second BLAS thread and lose much when something else runs, so each
-worker's linear algebra gets one thread. The C library is told to keep freed memory: arrays of a few
-MB would otherwise go back to the system after every operation, and page faults would cost as much
-as the arithmetic.
+worker's linear algebra gets one thread.
 """
 
 from __future__ import annotations
@@ -26,8 +24,6 @@ WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",  # glibc; other C libraries ignore it
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
 ASKED = (signal.SIGINT, signal.SIGTERM)
 ENDED_AS_ASKED = (None, 0, -signal.SIGTERM, *(128 + number for number in ASKED))

@@ -20,7 +20,7 @@ from ..tree import tree_map
 from .bar import Bar
 from .data import Batch, Document, windows
 from .device import batch_like
-from .model import DIALECTS, Config, Parameters, features_fwd, loss_and_gradient, model_fwd
+from .model import DIALECTS, Config, Parameters, features, model_bwd, model_fwd, model_score
 
 LN2 = 0.6931471805599453
 
@@ -57,7 +57,7 @@ def read_window(
     """Losses (T,) of one window, and the state after it. All else is let go before the next window
     is read.
     """
-    output, _ = model_fwd(params, *batch_like(batch, params.embedding), config, state)
+    output = model_score(params, *batch_like(batch, params.embedding), config, state)
     return output.nll[0, :], output.state
 
 
@@ -85,9 +85,11 @@ def dynamic(
         tokens, labels, _ = batch_like(batch, params.embedding)  # (1,T)
         caches = None
         for part in chunk_slices(tokens.shape[1], segment):
-            _, gradient, output = loss_and_gradient(
-                theta, tokens[:, part], labels[:, part], None, config, caches
+            output, res = model_fwd(
+                theta, tokens[:, part], labels[:, part], None, config, caches=caches
             )
+            mean = namespace(output.nll).full_like(output.nll, 1 / output.nll.shape[1])  # (1,L)
+            gradient = model_bwd(mean, res)
             losses.append(output.nll[0, :])  # (L,)
             theta, caches = update(theta, gradient, params, descent), output.caches
     return _home(losses)
@@ -114,7 +116,7 @@ def dynamic_block(
     theta, losses = params.block, []
     for batch in windows(document, window, limit):
         tokens, labels, _ = batch_like(batch, params.embedding)  # (1,T)
-        (x, _), _ = features_fwd(params, tokens, config)  # (1,T,D)
+        x, _ = features(params, tokens, config)  # (1,T,D)
         for part in chunk_slices(tokens.shape[1], segment):
             (nll, _), res = slow_block_fwd(x[:, part, :], labels[:, part], theta, eps)
             losses.append(nll[0, :])  # (L,)

@@ -9,7 +9,7 @@ from ..fwl import FastSettings
 from ..stream import Stream, stream_predict, stream_reveal, stream_start
 from .bar import Bar
 from .data import Document, windows
-from .model import Config, Parameters, effective_step_sizes, fast_settings, features_fwd, model_fwd
+from .model import Config, Parameters, effective_step_sizes, fast_settings, features, model_score
 
 
 def generate(
@@ -77,7 +77,7 @@ def read_prompt(params: Parameters, config: Config, prompt: bytes, window: int) 
     state = stream.state
     for batch in windows(Document("prompt", host.frombuffer(prompt, dtype="uint8")), window):
         tokens, labels = like(batch.tokens, params.embedding), like(batch.labels, params.embedding)
-        output, _ = model_fwd(params, tokens, labels, None, config, state if config.fast else None)
+        output = model_score(params, tokens, labels, None, config, state if config.fast else None)
         state = output.state if config.fast else state
     return stream._replace(state=state)
 
@@ -85,7 +85,7 @@ def read_prompt(params: Parameters, config: Config, prompt: bytes, window: int) 
 def last_features(params: Parameters, config: Config, context: list[int]) -> Array:
     """(1,D)   features of the context's last byte."""
     tokens = like(host.asarray([context], dtype="int64"), params.embedding)
-    (x, _), _ = features_fwd(params, tokens, config)
+    x, _ = features(params, tokens, config)
     return x[:, -1, :]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..backend import Array, host, library, namespace
+from ..backend import Array, host, is_host, library, namespace
 from ..checks import (
     BLOCK_AXES,
     check_labels,
@@ -20,7 +20,7 @@ from ..checks import (
     check_shapes,
     check_weights,
 )
-from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd
+from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd, fast_block_score, normalizer
 from ..ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from ..ops.embedding import EmbeddingResidual, embedding_bwd, embedding_fwd
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
@@ -30,8 +30,9 @@ from ..slow_block import (
     slow_block_bwd,
     slow_block_fwd,
 )
-from ..tree import leaves
-from .transformer import EPS, LayerParameters, stack_bwd, stack_fwd
+from ..tree import add, leaves
+from .shards import joined, of_each, part_of, shards
+from .transformer import EPS, LayerParameters, stack, stack_bwd, stack_fwd
 
 DIALECTS = {"tf": 0.0, "jax": 1e-6}  # name -> LayerNorm epsilon of the published program
 
@@ -239,6 +240,17 @@ def features_bwd(
     return embedding_bwd(dx, embed), dtrunk, dgain, dbias
 
 
+def features(
+    p: Parameters, tokens: Array, config: Config, caches: tuple | None = None
+) -> tuple[Array, tuple]:
+    """(B,T)->(B,T,D),(KeyValues,...)   features_fwd for reading: no residual is kept   (M.1)"""
+    check_labels(tokens, config.vocabulary, "tokens")
+    x, _ = embedding_fwd(p.embedding, tokens)  # (B,T,D)
+    x, caches = stack(x, p.trunk, config.heads, config.attention_window, caches)
+    x, _ = layernorm_fwd(x, p.gain, p.bias, EPS)  # (B,T,D)
+    return x, caches
+
+
 class Output(NamedTuple):
     """What a forward pass of the model yields."""
 
@@ -263,16 +275,8 @@ def model_fwd(
     Raises ValueError or TypeError if a parameter has another shape than ``config`` says, tokens or
     labels are out of range, weights are negative, or a state cannot be carried.
     """
-    check_model(p, config)
-    xp = namespace(p.embedding, weights)
-    library(p.embedding, tokens, labels)
-    if weights is None:
-        weights = xp.ones(labels.shape, dtype=p.embedding.dtype, device=p.embedding.device)
-    check_like(labels, tokens.shape, "labels", "(B,T)")
-    check_like(weights, tokens.shape, "weights", "(B,T)")
-    check_weights(weights)
-    check_labels(labels, config.vocabulary)
-    (x, caches), features = features_fwd(p, tokens, config, caches)
+    weights = _checked(p, tokens, labels, weights, config)
+    (x, caches), trunk = features_fwd(p, tokens, config, caches)
     block: Any  # the residual of either block
     if config.fast:
         eta = effective_step_sizes(p.eta, config.dialect)
@@ -283,7 +287,7 @@ def model_fwd(
     else:
         (nll, logits), block = slow_block_fwd(x, labels, p.block, DIALECTS[config.dialect])
         loss = None
-    return Output(nll, logits, state, caches), ModelResidual(*features, block, loss, config)
+    return Output(nll, logits, state, caches), ModelResidual(*trunk, block, loss, config)
 
 
 def model_bwd(dnll: Array, res: ModelResidual) -> Parameters:
@@ -301,19 +305,86 @@ def model_bwd(dnll: Array, res: ModelResidual) -> Parameters:
     return Parameters(*features_bwd(g_x, res.embed, res.stack, res.norm), g_block, g_eta, g_decay)
 
 
+def model_score(
+    p: Parameters,
+    tokens: Array,
+    labels: Array,
+    weights: Array | None,
+    config: Config,
+    state: FastParameters | None = None,
+    caches: tuple | None = None,
+) -> Output:
+    """(B,T),(B,T),(B,T)->Output   model_fwd for reading: no residual is kept   (M.3)
+
+    One sequence at a time on the host (``lm/shards.py``). Raises as ``model_fwd``.
+    """
+    weights = _checked(p, tokens, labels, weights, config)
+    config = _with_whole_normalizer(config, weights)
+    eta = effective_step_sizes(p.eta, config.dialect)
+
+    def score(part: slice) -> Output:
+        text, target, w = tokens[part, :], labels[part, :], weights[part, :]
+        x, kept = features(p, text, config, part_of(caches, part))  # (S,T,D)
+        if not config.fast:
+            (nll, logits), _ = slow_block_fwd(x, target, p.block, DIALECTS[config.dialect])
+            return Output(nll, logits, None, kept)
+        logits, after = fast_block_score(
+            x, target, w, p.block, eta, p.decay, fast_settings(config), part_of(state, part)
+        )
+        return Output(cross_entropy_fwd(logits, target)[0], logits, after, kept)
+
+    return joined(list(of_each(score, shards(tokens.shape[0], tokens))))
+
+
 def loss_and_gradient(
     p: Parameters,
     tokens: Array,
     labels: Array,
     weights: Array | None,
     config: Config,
-    caches: tuple | None = None,
-) -> tuple[Array, Parameters, Output]:
-    """Mean next-token loss over weighted tokens in nats, its gradient, and the Output   (M.5)"""
+) -> tuple[Array, Parameters]:
+    """Mean next-token loss over weighted tokens in nats, and its gradient   (M.5)
+
+    One sequence at a time on the host (``lm/shards.py``). Raises as ``model_fwd``.
+    """
     xp = namespace(p.embedding)
-    output, res = model_fwd(p, tokens, labels, weights, config, caches=caches)
-    if weights is None:
-        weights = xp.ones_like(output.nll)
+    weights = _checked(p, tokens, labels, weights, config)
+    config = _with_whole_normalizer(config, weights)
     total = xp.sum(weights)
     share = weights / xp.where(total > 0, total, xp.ones_like(total))  # (B,T)
-    return xp.sum(share * output.nll), model_bwd(share, res), output
+
+    def one(part: slice) -> tuple[Array, Parameters]:
+        text, target, w = tokens[part, :], labels[part, :], weights[part, :]
+        output, res = model_fwd(p, text, target, w, config)
+        return xp.sum(share[part, :] * output.nll), model_bwd(share[part, :], res)
+
+    loss, gradient = None, None
+    for part_loss, part_gradient in of_each(one, shards(tokens.shape[0], tokens)):
+        loss = part_loss if loss is None else loss + part_loss
+        gradient = part_gradient if gradient is None else add(gradient, part_gradient)
+    return loss, gradient
+
+
+def _checked(
+    p: Parameters, tokens: Array, labels: Array, weights: Array | None, config: Config
+) -> Array:
+    """The weights, if everything fits; else as ``model_fwd`` raises."""
+    check_model(p, config)
+    xp = namespace(p.embedding, weights)
+    library(p.embedding, tokens, labels)
+    if weights is None:
+        weights = xp.ones(labels.shape, dtype=p.embedding.dtype, device=p.embedding.device)
+    check_like(labels, tokens.shape, "labels", "(B,T)")
+    check_like(weights, tokens.shape, "weights", "(B,T)")
+    check_weights(weights)
+    check_labels(tokens, config.vocabulary, "tokens")
+    check_labels(labels, config.vocabulary)
+    return weights
+
+
+def _with_whole_normalizer(config: Config, weights: Array) -> Config:
+    """The configuration for a part of a batch: N is that of the whole batch."""
+    if not config.fast or config.normalizer != "batch" or not is_host(weights):
+        return config
+    n = float(normalizer(weights, fast_settings(config)))
+    return config._replace(normalizer="constant", constant=n)

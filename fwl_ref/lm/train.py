@@ -139,7 +139,7 @@ def advance(
     tokens, labels, weights = batch_like(
         training_batch(corpus.train, s.batch, s.window, s.seed, step), params.embedding
     )
-    loss, grads, _ = loss_and_gradient(params, tokens, labels, weights, config)
+    loss, grads = loss_and_gradient(params, tokens, labels, weights, config)
     leaf_squares = squares(grads)  # (L,)
     norm = global_norm(leaf_squares)  # ()
     rates, decays = learning_rates(params, config, s, cosine(step, s.steps, s.warmup))

@@ -141,6 +141,17 @@ def stack_fwd(
     return (x, tuple(kept)), tuple(residuals)
 
 
+def stack(
+    x: Array, layers: tuple, heads: int, window: int | None = None, caches: tuple | None = None
+) -> tuple[Array, tuple[KeyValues, ...]]:
+    """(B,T,D)->(B,T,D),(KeyValues,...)   stack_fwd for reading: no residual is kept   (T.3)"""
+    kept = []
+    for i, p in enumerate(layers):
+        (x, cache), _ = layer_fwd(x, p, heads, window, None if caches is None else caches[i])
+        kept.append(cache)
+    return x, tuple(kept)
+
+
 def stack_bwd(dx: Array, res: tuple) -> tuple[Array, tuple]:
     """Adjoint of stack_fwd.   (T.4)"""
     grads = []

@@ -84,20 +84,12 @@ def _scores(q: Array, k: Array, rows: slice, cols: slice, window: int | None) ->
     xp = namespace(q, k)
     scaled = q[:, :, rows, :] * q.shape[-1] ** -0.5  # (B,H,R,K)
     scores = xp.matmul(scaled, xp.matrix_transpose(k[:, :, cols, :]))  # (B,H,R,C)
-<<<<<<< HEAD
     cached = k.shape[2] - q.shape[2]
-    t = xp.arange(cached + rows.start, cached + rows.stop, device=q.device)[:, None]  # (R,1)
-    s = xp.arange(cols.start, cols.stop, device=q.device)[None, :]  # (1,C)
-    seen = s <= t if window is None else (s <= t) & (s > t - window)  # (R,C)
-    return xp.where(seen, scores, -xp.inf)
-=======
-    past = k.shape[2] - q.shape[2]
     # without a window all rows see what lies before the first of them: only the last columns differ
-    edge = cols.start if window is not None else past + rows.start
-    t = xp.arange(past + rows.start, past + rows.stop, device=q.device)[:, None]  # (R,1)
+    edge = cols.start if window is not None else cached + rows.start
+    t = xp.arange(cached + rows.start, cached + rows.stop, device=q.device)[:, None]  # (R,1)
     s = xp.arange(edge, cols.stop, device=q.device)[None, :]  # (1,E)
     seen = s <= t if window is None else (s <= t) & (s > t - window)  # (R,E)
     at_edge = scores[..., edge - cols.start :]  # (B,H,R,E)
     scores[..., edge - cols.start :] = xp.where(seen, at_edge, -xp.inf)
     return scores
->>>>>>> edd8309 (Ops with fewer passes over memory: maximum for a choice, biases added in place, rotary by a roll, the mask on the diagonal alone)

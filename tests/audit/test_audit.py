@@ -111,7 +111,7 @@ def test_the_segment_is_found(cheat, seed):
 def ways():
     """The product's own ways of reading: function, parameters, configuration, options."""
     fast, params = CONFIG._replace(fast=True), evaluate.with_step_size(PARAMS, 0.05, 0.01)
-    _, gradient, _ = loss_and_gradient(PARAMS, DOCUMENT[None, :-1], DOCUMENT[None, 1:], None, CONFIG)
+    _, gradient = loss_and_gradient(PARAMS, DOCUMENT[None, :-1], DOCUMENT[None, 1:], None, CONFIG)
     sgd, rms = Descent(0.1, 0.01), Descent(0.01, 0.01, rms_scale(mean_square([gradient])))
     return {
         "static": (evaluate.static, PARAMS, CONFIG, {}),

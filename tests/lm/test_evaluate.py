@@ -20,7 +20,7 @@ from fwl_ref.lm.evaluate import (
     static,
     with_step_size,
 )
-from fwl_ref.lm.model import Config, features_fwd, initialize, loss_and_gradient
+from fwl_ref.lm.model import Config, features_fwd, initialize, model_bwd, model_fwd
 from fwl_ref.ops.cross_entropy import cross_entropy_fwd
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, tree_map
@@ -231,9 +231,9 @@ def whole_model_literally(params, text, window, segment, descent):
         start, first, stop = cut
         tokens, labels = data[:, first:stop], data[:, first + 1 : stop + 1]
         before = caches.get((start, first))  # what ended here, in the same window
-        _, gradient, output = loss_and_gradient(theta, tokens, labels, None, config, before)
+        output, res = model_fwd(theta, tokens, labels, None, config, caches=before)
         caches[start, stop] = output.caches
-        return output.nll[0], gradient
+        return output.nll[0], model_bwd(np.full_like(output.nll, 1 / output.nll.size), res)
 
     return np.concatenate([nll for nll, _ in dynamic_evaluation(params, cuts, score, descent)])
 

@@ -240,7 +240,7 @@ def test_the_gradient_of_the_mean_loss_is_the_adjoint_of_the_mean_loss(name):
     case = model_off_the_kink(make_model_case(2, 4, MODELS[name], 4))
 
     def fwd(p):
-        loss, gradient, _ = loss_and_gradient(p, *case[1:])
+        loss, gradient = loss_and_gradient(p, *case[1:])
         return np.asarray(loss), gradient
 
     check_adjoint(fwd, lambda g_loss, gradient: tree_map(lambda g: g * g_loss, gradient), (case.parameters,), step=STEP)
@@ -390,7 +390,7 @@ def test_the_loss_of_one_token_is_trained_through_the_writes_before_it():
 def test_named_leaves_of_the_gradient_are_those_of_the_parameters():
     """A gradient has the type of what it is the gradient of   (M.4)"""
     case = make_model_case(2, 4, MODELS["tf"], 5)
-    _, gradient, _ = loss_and_gradient(case.parameters, *case[1:])
+    _, gradient = loss_and_gradient(case.parameters, *case[1:])
     found, expected = dict(named_leaves(gradient)), dict(named_leaves(case.parameters))
     assert {n: g.shape for n, g in found.items()} == {n: p.shape for n, p in expected.items()}
     assert len(found) == 1 + 12 + 2 + 8 + 6 + 1
