@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     for window, width, batch in sizes(args.full):
         config = Config(width=width, layers=2, heads=max(1, width // 64))
         settings = TrainSettings(batch=batch, window=window)
-        need = footprint.training(config, batch, window).total
+        together = None if args.backend == "numpy" else batch
+        need = footprint.training(config, batch, window, together=together).total
         if need > 1e9 * args.memory:
             left_out = f"left out: {footprint.readable(need)} of {args.memory:g} GB"
             print(f"| {window} | {width} | {batch} | {left_out} | | | | | | | |", flush=True)

@@ -262,7 +262,8 @@ def _train(args: argparse.Namespace) -> None:
         if start is not None:
             print(f"resuming {args.out} at step {start.adam.step} of {settings.steps}")
         print(summary(corpus))
-        need = footprint.training(config, settings.batch, settings.window)
+        together = None if args.backend == "numpy" else settings.batch
+        need = footprint.training(config, settings.batch, settings.window, together=together)
         print(f"memory at the peak of a step, about {footprint.sentence(need)}", flush=True)
         train_towards(args.out, config, settings, corpus, start, backend=args.backend)
     print(f"written: {args.out}")

@@ -125,7 +125,8 @@ def _demo(out: Path, source: str, quick: bool, s: DemoSettings, backend: str) ->
         else "on one GPU, one after the other"
     )
     print(f"fwl_ref demo: two models of {describe(s)}; {minutes}", flush=True)
-    need = footprint.training(s.config, s.training.batch, s.training.window)
+    batch, window = s.training.batch, s.training.window
+    need = footprint.training(s.config, batch, window, together=1 if numpy else batch)
     at_once = "; two at a time" if numpy else ""
     peak = f"memory at the peak of a training step, about {footprint.sentence(need)}{at_once}"
     print(peak, flush=True)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ..ops.attention import BLOCK
 from .model import Config
+from .shards import blas_threads
 
 
 class Bytes(NamedTuple):
@@ -40,10 +41,17 @@ def count_parameters(config: Config) -> int:
     return v * d + config.layers * layer + 2 * d + fast + 6 + 1
 
 
-def training(config: Config, batch: int, window: int, itemsize: int = 4) -> Bytes:
+def training(
+    config: Config, batch: int, window: int, itemsize: int = 4, together: int | None = None
+) -> Bytes:
     """A training step: a backward pass over everything the forward pass kept, then AdamW, which
     holds old and new values at once.
+
+    ``together`` sequences of the batch are computed at once; None: one a thread, as on the host. On
+    a device it is the whole batch.
     """
+    if together is None:
+        together = min(batch, blas_threads())
     f, v, p = 4 * config.width, config.vocabulary, count_parameters(config)
     chunk = min(config.chunk or window, window)
     # of one block of queries: scores, probabilities and their gradient
@@ -51,7 +59,9 @@ def training(config: Config, batch: int, window: int, itemsize: int = 4) -> Byte
     # gradients of the memory, and the scores of a chunk
     block = 12 * f + 4 * v + 3 * chunk if config.fast else f + 2 * v
     temporaries = window * max(block, 3 * f + attention) * itemsize
-    backward = batch * (_kept(config, window, itemsize) + temporaries)
+    backward = together * (_kept(config, window, itemsize) + temporaries)
+    if together < batch:  # each sequence's gradient, before it is added
+        backward += together * p * itemsize
     # AdamW's temporaries come when those of the backward pass are gone
     step = max(0, 4 * p * itemsize - backward)
     return Bytes(4 * p * itemsize + step, backward)
@@ -59,7 +69,7 @@ def training(config: Config, batch: int, window: int, itemsize: int = 4) -> Byte
 
 def evaluation(config: Config, window: int, itemsize: int = 4) -> Bytes:
     """Reading a document with parameters that do not change: one window after the other, nothing of
-    the last one kept but the state.
+    the last one kept but the state. Of a layer only its keys and values are kept.
     """
     d, f, v = config.width, 4 * config.width, config.vocabulary
     chunk = min(config.chunk or window, window)
@@ -67,7 +77,9 @@ def evaluation(config: Config, window: int, itemsize: int = 4) -> Bytes:
     # the state that comes in, the one that goes out, and one more on the way
     carried = 3 * 2 * d * f if config.fast else 0
     temporaries = window * max(attention, block + 3 * chunk * config.fast) + carried
-    held = _kept(config, window, itemsize) + temporaries * itemsize
+    one_layer = config._replace(layers=1)
+    caches = config.layers * 4 * d * window  # keys, and the values with all that they are a view of
+    held = _kept(one_layer, window, itemsize) + (caches + temporaries) * itemsize
     return Bytes(count_parameters(config) * itemsize, held)
 
 

@@ -101,7 +101,8 @@ def train_towards(
     def save(progress: Progress) -> None:
         save_checkpoint(path, Checkpoint(config, settings, text, progress, writer))
 
-    need = footprint.training(config, settings.batch, settings.window)
+    together = None if backend == "numpy" else settings.batch
+    need = footprint.training(config, settings.batch, settings.window, together=together)
     with footprint.explained("a training step", need, config, settings.window, settings.batch):
         if start is None:
             start = begin(config, settings, backend)

@@ -101,7 +101,7 @@ def timings(target: Array, backend: str, sizes: tuple = SIZES, rounds: int = 3) 
             window,
             batch,
             **{name: statistics.median(taken) for name, taken in seconds.items()},
-            stated=footprint.training(config, batch, window).total,
+            stated=footprint.training(config, batch, window, together=batch).total,
             taken=peak_bytes(target),
         )
 

@@ -80,7 +80,7 @@ def test_what_is_kept_for_the_backward_pass_is_the_sum_of_the_residuals(config: 
     given = {id(owner(a)) for a in (*leaves(p), text)}
     held = {id(owner(a)): owner(a).nbytes for a in leaves(kept) if isinstance(a, np.ndarray)}
     total = sum(n for key, n in held.items() if key not in given)
-    assert footprint.training(config, batch, window).activations > total
+    assert footprint.training(config, batch, window, together=batch).activations > total
     assert batch * footprint._kept(config, window, 4) == pytest.approx(total, rel=0.05)
 
 
@@ -124,7 +124,10 @@ def test_memory_grows_with_the_text_and_not_with_its_square() -> None:
     config = Config(width=64, layers=2, heads=1)
     for need in (lambda t: footprint.training(config, 1, t), lambda t: footprint.evaluation(config, t)):
         assert need(65536).activations / need(32768).activations == pytest.approx(2, rel=0.01)
-    assert footprint.training(config, 8, 512).activations == 8 * footprint.training(config, 1, 512).activations
+    one = footprint.training(config, 1, 512).activations
+    assert footprint.training(config, 8, 512, together=8).activations == 8 * one
+    gradients = 4 * footprint.count_parameters(config)
+    assert footprint.training(config, 8, 512, together=2).activations == 2 * (one + gradients)
 
 
 # When there is not enough
