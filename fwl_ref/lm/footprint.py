@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..ops.attention import BLOCK
 from .model import Config
-from .shards import blas_threads
+from .shards import at_once
 
 
 class Bytes(NamedTuple):
@@ -51,7 +51,7 @@ def training(
     a device it is the whole batch.
     """
     if together is None:
-        together = min(batch, blas_threads())
+        together = at_once(batch, window * config.width)
     f, v, p = 4 * config.width, config.vocabulary, count_parameters(config)
     chunk = min(config.chunk or window, window)
     # of one block of queries: scores, probabilities and their gradient

@@ -333,7 +333,9 @@ def model_score(
         )
         return Output(cross_entropy_fwd(logits, target)[0], logits, after, kept)
 
-    return joined(list(of_each(score, shards(tokens.shape[0], tokens))))
+    return joined(
+        list(of_each(score, shards(tokens.shape[0], tokens), tokens.shape[1] * config.width))
+    )
 
 
 def loss_and_gradient(
@@ -358,10 +360,10 @@ def loss_and_gradient(
         output, res = model_fwd(p, text, target, w, config)
         return xp.sum(share[part, :] * output.nll), model_bwd(share[part, :], res)
 
-    loss, gradient = None, None
-    for part_loss, part_gradient in of_each(one, shards(tokens.shape[0], tokens)):
-        loss = part_loss if loss is None else loss + part_loss
-        gradient = part_gradient if gradient is None else add(gradient, part_gradient)
+    found = of_each(one, shards(tokens.shape[0], tokens), tokens.shape[1] * config.width)
+    loss, gradient = next(found)
+    for part_loss, part_gradient in found:
+        loss, gradient = loss + part_loss, add(gradient, part_gradient)
     return loss, gradient
 
 

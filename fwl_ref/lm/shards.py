@@ -23,6 +23,9 @@ from ..backend import Array, Tree, is_host, namespace
 from ..tree import tree_map
 
 
+WORTH_A_THREAD = 2**14  # numbers
+
+
 def shards(batch: int, target: Array) -> list[slice]:
     """Slices of the batch axis: one a sequence on the host, all in one on the device of
     ``target``. At least one.
@@ -43,18 +46,25 @@ def joined(trees: list[Tree]) -> Tree:
     return tree_map(lambda *parts: namespace(*parts).concat(parts, axis=0), *trees)
 
 
-def of_each(f: Callable[[slice], Any], parts: list[slice]) -> Iterator[Any]:
+def of_each(f: Callable[[slice], Any], parts: list[slice], size: int) -> Iterator[Any]:
     """``f(part)`` for every part, in order; several at once if BLAS has several threads.
 
-    ``f`` may raise: the error comes out here, and no further part is begun.
+    ``size`` is that of a part's features, T x D. Small ones are taken one after the other: their
+    time is spent in Python, where only one thread runs. ``f`` may raise: the error comes out here,
+    and no further part is begun.
     """
-    threads = min(len(parts), blas_threads()) if len(parts) > 1 else 1
+    threads = at_once(len(parts), size)
     if threads == 1:
         yield from map(f, parts)
         return
     contexts = [copy_context() for _ in parts]  # NumPy's handling of errors is a context's own
     with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(lambda context, part: context.run(f, part), contexts, parts)
+
+
+def at_once(count: int, size: int) -> int:
+    """How many of ``count`` parts ``of_each`` takes at once."""
+    return min(count, blas_threads()) if count > 1 and size >= WORTH_A_THREAD else 1
 
 
 def blas_threads() -> int:
