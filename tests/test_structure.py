@@ -38,6 +38,7 @@ LAYERS = [
     {"fwl", "dynamic_evaluation"},
     {"stream", "exercises"},
     {"lm.*"},
+    {"pretrained.*"},
     {"demo.*"},
     {"verify.*", "audit.*"},
     {"testing.*"},
