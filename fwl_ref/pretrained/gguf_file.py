@@ -14,7 +14,7 @@ from ..lm.gpt2 import Gpt2Config
 from ..lm.llama import LlamaConfig
 from .extra import needed
 from .names import gguf_gpt2, gguf_llama
-from .source import Source, family_of, refuse_unless, required
+from .source import Source, configured, family_of, refuse_unless, required
 
 
 def open_gguf(path: Path) -> tuple[Source, dict[str, Any]]:
@@ -46,7 +46,8 @@ def open_gguf(path: Path) -> tuple[Source, dict[str, Any]]:
     architecture = str(required(settings, "general.architecture", str(path)))
     family_of(str(path), architecture)
     build = _llama if architecture == "llama" else _gpt2
-    config = build(settings, str(path), "output.weight" not in shapes)
+    tied = "output.weight" not in shapes
+    config = configured(build, settings, str(path), len(shapes), tied)
     names = gguf_llama(config) if isinstance(config, LlamaConfig) else gguf_gpt2(config)
 
     def read(name: str) -> Any:

@@ -15,7 +15,7 @@ from ..lm.gpt2 import Gpt2Config
 from ..lm.llama import LlamaConfig
 from .extra import needed
 from .names import safetensors_gpt2, safetensors_llama
-from .source import Source, family_of, refuse_unless, required
+from .source import Source, configured, family_of, refuse_unless, required
 
 REAL = {"F64", "F32", "F16", "BF16"}
 # tensors that older files carry: masks and frequencies that follow from the configuration
@@ -67,23 +67,18 @@ def open_safetensors(folder: Path) -> Source:
         with safetensors.safe_open(where[name], framework="np") as opened:
             return opened.get_tensor(name)
 
-    family = str(required(settings, "model_type", str(folder / "config.json")))
-    family_of(str(folder), family)
+    stated = str(folder / "config.json")
+    family = str(required(settings, "model_type", stated))
+    family_of(stated, family)
+    config = configured(_llama if family == "llama" else _gpt2, settings, stated, len(shapes))
+    prefix = "transformer." if "transformer.wte.weight" in shapes else ""
+    llama = isinstance(config, LlamaConfig)
+    names = safetensors_llama(config) if llama else safetensors_gpt2(config, prefix)
     unused = {name for name in shapes if name.endswith(CONSTANTS)}
-    if family == "llama":
-        llama = _llama(settings, str(folder / "config.json"))
-        names, tied = safetensors_llama(llama), llama.tied
-        config: LlamaConfig | Gpt2Config = llama
-    else:
-        gpt2 = _gpt2(settings, str(folder / "config.json"))
-        prefix = "transformer." if "transformer.wte.weight" in shapes else ""
-        names, tied = safetensors_gpt2(gpt2, prefix), gpt2.tied
-        config = gpt2
-    if tied:
+    if config.tied:
         unused.add("lm_head.weight")  # a copy of the embedding, if it is there
     # GPT-2's layers are one-dimensional convolutions there, with weights (inputs, outputs)
-    transposed = family == "llama"
-    return Source(str(folder), family, config, names, transposed, shapes, frozenset(unused), read)
+    return Source(str(folder), family, config, names, llama, shapes, frozenset(unused), read)
 
 
 def _settings(file: Path) -> dict[str, Any]:

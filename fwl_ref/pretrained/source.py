@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from ..backend import Array, Tree, host
 from ..lm import gpt2, llama
@@ -51,6 +51,27 @@ def refuse_unless(condition: bool, path: str, what: str) -> None:
     """Raise ValueError: the file asks for a computation that is not written."""
     if not condition:
         raise ValueError(f"{path}: {what} is not supported: the logits would be wrong")
+
+
+def configured(
+    build: Callable[..., Any], settings: dict[str, Any], path: str, tensors: int, *more: Any
+) -> Any:
+    """``build(settings, path, *more)``, a configuration whose numbers are numbers.
+
+    Raises ValueError, naming the file, if they are not, or if there are more layers than tensors:
+    nothing may be made for each of a billion layers that a file only claims.
+    """
+    try:
+        config = build(settings, path, *more)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: a setting of the model has another type ({error})") from None
+    for name, kind in get_type_hints(type(config)).items():
+        value, kinds = getattr(config, name), (int, float) if kind is float else (kind,)
+        if not isinstance(value, kinds):
+            raise ValueError(f"{path}: {name} must be of type {kind.__name__}, got {value!r}")
+    if config.layers > tensors:
+        raise ValueError(f"{path}: it claims {config.layers} layers and has {tensors} tensors")
+    return config
 
 
 def check_source(source: Source) -> None:
