@@ -36,6 +36,13 @@ SMALL = {
     ),
     "gpt2_tied": transformers.GPT2Config(n_embd=8, n_head=2, **GPT2),
     "gpt2_untied": transformers.GPT2Config(n_embd=9, n_head=3, n_inner=7, layer_norm_epsilon=1e-4, tie_word_embeddings=False, **GPT2),
+    "llama_scaled": transformers.LlamaConfig(  # Llama 3.1: frequencies of a pair divided by its factor, here 1, 1.5, 8 and 8
+        hidden_size=16, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 1e3, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 100,
+        }, **LLAMA
+    ),
 }  # fmt: skip
 
 
@@ -46,8 +53,12 @@ def wide_norm(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def wide_rotary(self: torch.nn.Module, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """LlamaRotaryEmbedding.forward in the dtype of x."""
-    base, half = self.config.rope_parameters["rope_theta"], len(self.inv_freq)
-    frequency = 1.0 / base ** (torch.arange(half, dtype=x.dtype) / half)
+    rotary, half = self.config.rope_parameters, len(self.inv_freq)
+    frequency = 1.0 / rotary["rope_theta"] ** (torch.arange(half, dtype=x.dtype) / half)
+    if rotary["rope_type"] == "llama3":
+        turns = rotary["original_max_position_embeddings"] * frequency / (2 * torch.pi)
+        share = ((turns - rotary["low_freq_factor"]) / (rotary["high_freq_factor"] - rotary["low_freq_factor"])).clamp(0, 1)
+        frequency = share * frequency + (1 - share) * frequency / rotary["factor"]
     angle = position_ids[..., None].to(x.dtype) * frequency
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()

@@ -46,6 +46,7 @@ class LlamaConfig(NamedTuple):
     base: float = 10000.0  # of the rotary positions
     pairs: str = "halves"  # which channels these rotate: "halves" or "interleaved"
     tied: bool = True  # the embedding is the unembedding
+    factors: tuple | None = None  # K/2 numbers that slow the rotary positions down, one for a pair
 
 
 class LlamaLayer(NamedTuple):
@@ -121,6 +122,13 @@ def check_config(config: LlamaConfig) -> None:
         raise ValueError(f"rotary positions need an even head width, got {config.head}")
     if config.pairs not in PAIRS:
         raise ValueError(f"pairs must be {' or '.join(PAIRS)}, got {config.pairs!r}")
+    if config.factors is not None and (
+        len(config.factors) != config.head // 2 or not all(f > 0 for f in config.factors)
+    ):
+        raise ValueError(
+            f"factors must be {config.head // 2} numbers above 0, one for each pair of channels, "
+            f"got {config.factors}"
+        )
 
 
 def parameter_axes(config: LlamaConfig) -> LlamaParameters:
@@ -156,7 +164,7 @@ def layer_fwd(
     q, w_q = dense_fwd(y, p.W_q, None)  # (B,T,HK)
     k, w_k = dense_fwd(y, p.W_k, None)  # (B,T,GK)
     v, w_v = dense_fwd(y, p.W_v, None)  # (B,T,GK)
-    turn = (start, config.base, config.pairs)
+    turn = (start, config.base, config.pairs, config.factors)
     q, rotary_q = rotary_fwd(split_heads(q, config.heads), *turn)  # (B,H,T,K)
     k, rotary_k = rotary_fwd(split_heads(k, config.groups), *turn)  # (B,G,T,K)
     v = split_heads(v, config.groups)  # (B,G,T,K)

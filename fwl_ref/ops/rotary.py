@@ -23,12 +23,17 @@ class RotaryResidual(NamedTuple):
 
 
 def rotary_fwd(
-    x: Array, start: int = 0, base: float = 10000.0, pairs: str = "halves"
+    x: Array,
+    start: int = 0,
+    base: float = 10000.0,
+    pairs: str = "halves",
+    factors: tuple[float, ...] | None = None,
 ) -> tuple[Array, RotaryResidual]:
     """(...,T,K)->(...,T,K)   y_t = Rot(t + start) x_t   (P.1)
 
-    Pair i turns by base^(-2i/K) per position. Raises ValueError if the head width K is odd or
-    ``pairs`` is neither "halves" nor "interleaved".
+    Pair i turns by base^(-2i/K) per position, divided by its factor if there are ``factors``, as
+    models have that were trained further on longer texts. Raises ValueError if the head width K is
+    odd, if there are not K/2 factors, or if ``pairs`` is neither "halves" nor "interleaved".
     """
     if pairs not in PAIRS:
         raise ValueError(f"the pairs of rotary positions are {' or '.join(PAIRS)}, got {pairs!r}")
@@ -40,6 +45,12 @@ def rotary_fwd(
         )
     half = xp.arange(width // 2, dtype=x.dtype, device=x.device)  # (K/2,)
     frequency = xp.exp(half * (-2.0 * math.log(base) / width))  # (K/2,) base^(-2i/K)
+    if factors is not None:
+        if len(factors) != width // 2:
+            raise ValueError(
+                f"each of the {width // 2} pairs must have one factor, got {len(factors)}"
+            )
+        frequency = frequency / xp.asarray(factors, dtype=x.dtype, device=x.device)  # (K/2,)
     position = xp.arange(start, start + length, dtype=x.dtype, device=x.device)  # (T,)
     angle = position[:, None] * frequency[None, :]  # (T,K/2)
     res = RotaryResidual(xp.cos(angle), xp.sin(angle), pairs)

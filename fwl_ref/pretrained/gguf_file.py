@@ -16,6 +16,8 @@ from .extra import needed
 from .names import gguf_gpt2, gguf_llama
 from .source import Source, configured, family_of, refuse_unless, required
 
+FACTORS = "rope_freqs.weight"  # what slows the rotary positions of Llama 3.1 and later down
+
 
 def open_gguf(path: Path) -> tuple[Source, dict[str, Any]]:
     """The file as a source of tensors, and all of its settings.
@@ -46,8 +48,9 @@ def open_gguf(path: Path) -> tuple[Source, dict[str, Any]]:
     architecture = str(required(settings, "general.architecture", str(path)))
     family_of(str(path), architecture)
     build = _llama if architecture == "llama" else _gpt2
-    tied = "output.weight" not in shapes
-    config = configured(build, settings, str(path), len(shapes), tied)
+    config = configured(build, settings, str(path), len(shapes), "output.weight" not in shapes)
+    if isinstance(config, LlamaConfig) and FACTORS in tensors:
+        config = config._replace(factors=tuple(map(float, tensors[FACTORS].data)))
     names = gguf_llama(config) if isinstance(config, LlamaConfig) else gguf_gpt2(config)
 
     def read(name: str) -> Any:
@@ -59,7 +62,8 @@ def open_gguf(path: Path) -> tuple[Source, dict[str, Any]]:
         except NotImplementedError as error:
             raise ValueError(f"{path}: the tensor {name!r}: {error}") from None
 
-    return Source(str(path), architecture, config, names, True, shapes, frozenset(), read), settings
+    unused = frozenset({FACTORS} if architecture == "llama" else ())  # part of the configuration
+    return Source(str(path), architecture, config, names, True, shapes, unused, read), settings
 
 
 def _llama(settings: dict[str, Any], path: str, tied: bool) -> LlamaConfig:

@@ -8,6 +8,7 @@ positions have pairs in halves.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -106,23 +107,42 @@ def _llama(settings: dict[str, Any], path: str) -> LlamaConfig:
         refuse_unless(not settings.get(key), path, f"{key} = {settings.get(key)}")
     rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     kind = rotary.get("rope_type", rotary.get("type", "default"))
-    refuse_unless(kind == "default", path, f"rotary positions of type {kind!r}")
+    known = kind in ("default", "llama3")
+    refuse_unless(known, path, f"rotary positions of type {kind!r}")
     share = rotary.get("partial_rotary_factor", settings.get("partial_rotary_factor")) or 1
     refuse_unless(share == 1, path, f"rotating a share of {share} of the channels of a head")
+    head = settings.get("head_dim") or width // max(heads, 1)
+    base = float(rotary.get("rope_theta", settings.get("rope_theta")) or 10000.0)
     return LlamaConfig(
         width=width,
         hidden=get("intermediate_size"),
         layers=get("num_hidden_layers"),
         heads=heads,
         groups=settings.get("num_key_value_heads") or heads,
-        head=settings.get("head_dim") or width // max(heads, 1),
+        head=head,
         vocabulary=get("vocab_size"),
         context=get("max_position_embeddings"),
         eps=get("rms_norm_eps"),
-        base=float(rotary.get("rope_theta", settings.get("rope_theta")) or 10000.0),
+        base=base,
         pairs="halves",
         tied=bool(settings.get("tie_word_embeddings", False)),
+        factors=_factors(rotary, base, head, path) if kind == "llama3" else None,
     )
+
+
+def _factors(rotary: dict[str, Any], base: float, head: int, path: str) -> tuple[float, ...]:
+    """Of Llama 3.1: a pair that turns often enough in the old context stays as it was, one that
+    turns seldom is slower by ``factor``, and in between the frequency is mixed.
+    """
+    old = required(rotary, "original_max_position_embeddings", path)
+    slowest = required(rotary, "factor", path)
+    low, high = (required(rotary, f"{name}_freq_factor", path) for name in ("low", "high"))
+    factors = []
+    for i in range(head // 2):
+        turns = old * base ** (-2 * i / head) / (2 * math.pi)
+        kept = min(max((turns - low) / (high - low), 0.0), 1.0)
+        factors.append(1 / (kept + (1 - kept) / slowest))
+    return tuple(factors)
 
 
 def _gpt2(settings: dict[str, Any], path: str) -> Gpt2Config:

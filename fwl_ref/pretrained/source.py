@@ -109,12 +109,16 @@ def check_source(source: Source) -> None:
 def read_parameters(source: Source, dtype: str = "float32") -> Tree:
     """The parameters of a checked source, as host arrays of one dtype.
 
-    Matrices are views of the stored layout. Raises ValueError as ``check_source``, before it reads.
+    Matrices are views of the stored layout. Raises ValueError as ``check_source``, before it reads,
+    and for a tensor with numbers that are not finite.
     """
     check_source(source)
     found = []
     for place, name in named_leaves(source.names):
-        array = host.asarray(source.read(name), dtype=dtype, order="C")
+        with host.errstate(over="ignore"):  # what is not finite is named below
+            array = host.asarray(source.read(name), dtype=dtype, order="C")
+        if not host.all(host.isfinite(array)):
+            raise ValueError(f"{source.path}: the tensor {name!r} is not finite in {dtype}")
         found.append(array.T if _turned(source, place, array.shape) else array)
     return rebuild(source.names, found)
 

@@ -16,7 +16,7 @@ from fwl_ref.lm.gpt2 import Gpt2Config, Gpt2Layer, Gpt2Parameters
 from fwl_ref.lm.llama import LlamaConfig, LlamaLayer, LlamaParameters
 
 FOLDER = Path(__file__).resolve().parent / "golden"
-LLAMAS = ("llama_tied_grouped", "llama_untied")
+LLAMAS = ("llama_tied_grouped", "llama_untied", "llama_scaled")
 GPT2S = ("gpt2_tied", "gpt2_untied")
 
 
@@ -63,7 +63,22 @@ def _llama_config(given: dict[str, Any]) -> LlamaConfig:
         base=given["rope_parameters"]["rope_theta"],
         pairs="halves",
         tied=given["tie_word_embeddings"],
+        factors=_factors(given),
     )
+
+
+def _factors(given: dict[str, Any]) -> tuple[float, ...] | None:
+    """Of Llama 3.1: slow pairs are slower, fast ones as they were, with a ramp between them."""
+    rotary, head = given["rope_parameters"], given["head_dim"]
+    if rotary["rope_type"] == "default":
+        return None
+    factors = []
+    for i in range(head // 2):
+        turns = rotary["original_max_position_embeddings"] * rotary["rope_theta"] ** (-2 * i / head) / (2 * np.pi)
+        low, high = rotary["low_freq_factor"], rotary["high_freq_factor"]
+        share = min(max((turns - low) / (high - low), 0.0), 1.0)  # how much of the frequency stays
+        factors.append(1 / (share + (1 - share) / rotary["factor"]))
+    return tuple(factors)
 
 
 def _llama(a: dict[str, np.ndarray], config: LlamaConfig) -> LlamaParameters:

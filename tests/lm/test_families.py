@@ -69,6 +69,7 @@ def test_float32_is_float64_rounded(name: str) -> None:
         ("llama_tied_grouped", {"base": 500.0}),
         ("llama_tied_grouped", {"eps": 1e-3}),
         ("llama_untied", {"base": 10000.0}),
+        ("llama_scaled", {"factors": None}),
         ("gpt2_untied", {"eps": 1e-5}),
     ],
 )
@@ -96,10 +97,10 @@ def attend(q, keys, values):
     return sum(w * v for w, v in zip(weights / weights.sum(), values, strict=True))
 
 
-def turned(x, position, base):
+def turned(x, position, c):
     """Channels i and i + K/2 as one complex number, turned."""
     half = len(x) // 2
-    z = (x[:half] + 1j * x[half:]) * np.exp(1j * position * base ** (-2 * np.arange(half) / len(x)))
+    z = (x[:half] + 1j * x[half:]) * np.exp(1j * position * c.base ** (-2 * np.arange(half) / len(x)) / (c.factors or np.ones(half)))
     return np.concatenate([z.real, z.imag])
 
 
@@ -110,14 +111,14 @@ def part(row, head, width):
 def literal_llama_layer(x, p, c):
     """(T,D)->(T,D)"""
     y = [rms(row, p.gain1, c.eps) for row in x]
-    keys = [[turned(part(row @ p.W_k, g, c.head), s, c.base) for s, row in enumerate(y)] for g in range(c.groups)]
+    keys = [[turned(part(row @ p.W_k, g, c.head), s, c) for s, row in enumerate(y)] for g in range(c.groups)]
     values = [[part(row @ p.W_v, g, c.head) for row in y] for g in range(c.groups)]
     out = []
     for t in range(len(x)):
         heads = []
         for h in range(c.heads):
             g = h * c.groups // c.heads
-            q = turned(part(y[t] @ p.W_q, h, c.head), t, c.base)
+            q = turned(part(y[t] @ p.W_q, h, c.head), t, c)
             heads.append(attend(q, keys[g][: t + 1], values[g][: t + 1]))
         mid = x[t] + np.concatenate(heads) @ p.W_o
         n = rms(mid, p.gain2, c.eps)
@@ -316,6 +317,8 @@ BAD = [
     ("llama_untied", {"groups": 3}, "a multiple of the key-value heads, got 2 and 3"),
     ("llama_untied", {"head": 3}, "an even head width, got 3"),
     ("llama_untied", {"pairs": "neox"}, "pairs must be halves or interleaved, got 'neox'"),
+    ("llama_untied", {"factors": (1.0,)}, "factors must be 2 numbers above 0.*got"),
+    ("llama_untied", {"factors": (1.0, -2.0)}, "factors must be 2 numbers above 0.*got"),
     ("llama_untied", {"eps": 0.0}, "eps must be above 0"),
     ("llama_untied", {"base": -1.0}, "base must be above 0"),
     ("gpt2_tied", {"context": 0}, "context must be at least 1"),

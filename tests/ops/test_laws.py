@@ -122,7 +122,7 @@ def _heads(cached: int, window: int | None, scale: float = 1.0) -> Callable:
 
 
 def _turned(n: Shape, seed: int) -> tuple:
-    return generator(seed)(n.batch, n.length, 2 * n.width), 3, 50.0, "interleaved"
+    return generator(seed)(n.batch, n.length, 2 * n.width), 3, 50.0, "interleaved", (2.0, *[0.5] * (n.width - 1))
 
 
 def _groups(n: Shape, seed: int) -> tuple:
@@ -512,10 +512,10 @@ def test_forward_values_are_the_textbook_formulas() -> None:
         for i in range(2):
             z = complex(x[t, i], x[t, i + 2]) * np.exp(1j * (t + 2) * 10000.0 ** (-2 * i / 4))
             assert_close(turned[t, [i, i + 2]], np.asarray([z.real, z.imag]))
-    turned = rotary_fwd(x, 2, 50.0, "interleaved")[0]  # channel 2i turns with channel 2i + 1
+    turned = rotary_fwd(x, 2, 50.0, "interleaved", (1.0, 4.0))[0]  # channel 2i turns with channel 2i + 1
     for t in range(3):
         for i in range(2):
-            z = complex(x[t, 2 * i], x[t, 2 * i + 1]) * np.exp(1j * (t + 2) * 50.0 ** (-2 * i / 4))
+            z = complex(x[t, 2 * i], x[t, 2 * i + 1]) * np.exp(1j * (t + 2) * 50.0 ** (-2 * i / 4) / (1.0, 4.0)[i])
             assert_close(turned[t, [2 * i, 2 * i + 1]], np.asarray([z.real, z.imag]))
 
 
@@ -535,6 +535,12 @@ def test_rotary_refuses_pairs_that_have_no_name() -> None:
     """Two conventions, by name: a flag that is true or false would say nothing.   (P.1)"""
     with pytest.raises(ValueError, match="halves or interleaved, got 'neox'"):
         rotary_fwd(np.ones((2, 4)), pairs="neox")
+
+
+def test_rotary_refuses_factors_that_are_not_one_for_each_pair() -> None:
+    """2 pairs, 1 factor.   (P.1)"""
+    with pytest.raises(ValueError, match="each of the 2 pairs must have one factor, got 1"):
+        rotary_fwd(np.ones((2, 4)), factors=(2.0,))
 
 
 def test_the_two_conventions_of_pairs_differ_by_an_order_of_the_channels() -> None:

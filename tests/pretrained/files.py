@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.lm import golden_families
 from tests.lm.golden_families import LLAMAS, stored
 
 WORDS = [*"abcdefghij", "ab"]  # a vocabulary of 11 tokens
@@ -52,6 +53,9 @@ def llama_tensors(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "llama.attention.layer_norm_rms_epsilon": given["rms_norm_eps"],
         "llama.rope.freq_base": given["rope_parameters"]["rope_theta"],
     }
+    factors = golden_families.golden(name).config.factors
+    if factors is not None:
+        tensors["rope_freqs.weight"] = np.asarray(factors, dtype="float32")
     return tensors, settings
 
 

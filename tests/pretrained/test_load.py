@@ -18,7 +18,7 @@ from fwl_ref.tree import leaves
 from tests.conftest import notes
 from tests.lm.golden_families import GPT2S, LLAMAS, golden
 from tests.pretrained.files import WORDS, folder_parts, gguf_parts, write_folder, write_gguf
-from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, relative_error
+from tests.tolerances import RTOL, assert_bitwise, assert_close, assert_trees_close, relative_error
 
 pytestmark = pytest.mark.host("files")
 
@@ -55,10 +55,12 @@ def test_a_gguf_file_computes_what_the_model_computes(name: str, tmp_path: Path)
     model = load(str(write_gguf(tmp_path / "m.gguf", *gguf_parts(name))), "float64")
     case = golden(name)
     assert model.family is (llama if name in LLAMAS else gpt2)
-    assert_close(logits_of(model, case.tokens), case.logits)
+    assert_close(logits_of(model, case.tokens), case.logits, 1e-6 if name == "llama_scaled" else RTOL)
     assert all(a.dtype == np.float64 for a in leaves(model.parameters))
     if name in LLAMAS:
-        assert model.config == case.config._replace(pairs="interleaved")
+        assert model.config._replace(factors=None) == case.config._replace(pairs="interleaved", factors=None)
+        if case.config.factors:  # single numbers in the file
+            assert_close(np.asarray(model.config.factors), np.asarray(case.config.factors), 2**-24)
         wrong = model._replace(config=model.config._replace(pairs="halves"))
         assert relative_error(logits_of(wrong, case.tokens), case.logits) > 1e-3
     else:
@@ -72,7 +74,10 @@ def test_a_folder_computes_what_the_model_computes(name: str, files: int, tmp_pa
     """One file or several, parameters and configuration as they were."""
     model = load(str(write_folder(tmp_path / "m", *folder_parts(name), files)), "float64")
     case = golden(name)
-    assert model.config == case.config and model.tokenizer is None
+    exact = {"factors": None} if name in LLAMAS else {}
+    if name == "llama_scaled":
+        assert_close(np.asarray(model.config.factors), np.asarray(case.config.factors))
+    assert model.config._replace(**exact) == case.config._replace(**exact) and model.tokenizer is None
     assert_trees_close(model.parameters, case.p, rtol=0.0)
     assert_close(logits_of(model, case.tokens), case.logits)
 
@@ -199,7 +204,8 @@ BAD_FOLDER = [
     ("llama_untied", {"rms_norm_eps": None}, "setting 'rms_norm_eps' is missing"),
     ("llama_untied", {"hidden_act": "relu2"}, "the activation 'relu2' is not supported"),
     ("llama_untied", {"attention_bias": True}, "attention_bias = True is not supported"),
-    ("llama_untied", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rotary positions of type 'llama3' is not"),
+    ("llama_untied", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5}}, "rotary positions of type 'yarn' is not"),
+    ("llama_untied", {"rope_parameters": {"rope_type": "llama3"}}, "setting 'original_max_position_embeddings' is missing"),
     ("llama_untied", {"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5}}, "a share of 0.5 of the channels"),
     ("llama_untied", {"vocab_size": "many"}, "vocabulary must be of type int, got 'many'"),
     ("llama_untied", {"num_hidden_layers": 10**9}, "it claims 1000000000 layers and has 21 tensors"),
@@ -233,12 +239,21 @@ def test_a_missing_tensor_is_named(missing: str, tmp_path: Path) -> None:
 
 
 @with_extra
-@pytest.mark.parametrize("extra", ["rope_freqs.weight", "blk.0.attn_q.bias", "blk.1.ffn_gate_inp.weight"])
+@pytest.mark.parametrize("extra", ["blk.0.attn_q.bias", "blk.1.ffn_gate_inp.weight"])
 def test_a_tensor_that_nobody_would_use_is_an_error(extra: str, tmp_path: Path) -> None:
-    """Scaled rotary positions, biases, experts: the model computes something else."""
+    """Biases, experts: the model computes something else."""
     tensors, settings = gguf_parts("llama_untied")
     tensors[extra] = np.ones(2, dtype="float32")
     with pytest.raises(ValueError, match=f"1 of the tensors would not be used, first '{extra}'"):
+        load(str(write_gguf(tmp_path / "m.gguf", tensors, settings)))
+
+
+@with_extra
+def test_factors_of_another_number_than_pairs_are_named(tmp_path: Path) -> None:
+    """A head of 4 has 2 pairs."""
+    tensors, settings = gguf_parts("llama_untied")
+    tensors["rope_freqs.weight"] = np.ones(3, dtype="float32")
+    with pytest.raises(ValueError, match=r"m\.gguf: factors must be 2 numbers above 0"):
         load(str(write_gguf(tmp_path / "m.gguf", tensors, settings)))
 
 
@@ -263,6 +278,16 @@ def test_a_truncated_safetensors_file_is_an_error(kept: float, tmp_path: Path) -
     file.write_bytes(data[: int(kept * len(data))])
     with pytest.raises(ValueError, match=r"model-1\.safetensors: no whole safetensors file"):
         load(str(folder))
+
+
+@with_extra
+def test_a_tensor_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    """Not a number, and a number that float32 does not have."""
+    for bad, dtype in ((np.nan, "float64"), (1e300, "float32")):
+        tensors, settings = gguf_parts("gpt2_tied")
+        tensors["blk.1.ffn_up.weight"] = np.where(tensors["blk.1.ffn_up.weight"] == 0, 0, bad)
+        with pytest.raises(ValueError, match=f"tensor 'blk.1.ffn_up.weight' is not finite in {dtype}"):
+            load(str(write_gguf(tmp_path / "m.gguf", tensors, settings)), dtype)
 
 
 @with_extra
