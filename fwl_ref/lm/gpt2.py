@@ -21,7 +21,7 @@ from ..ops.embedding import EmbeddingResidual, embedding_bwd, embedding_fwd
 from ..ops.gelu import GeluResidual, gelu_bwd, gelu_fwd
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
 from ..tree import leaves
-from .heads import merge_heads, split_heads
+from .heads import merge_heads, split_heads, split_qkv
 from .transformer import KeyValues
 from .unembed import unembed_bwd, unembed_fwd
 
@@ -138,12 +138,9 @@ def layer_fwd(
 ) -> tuple[tuple[Array, KeyValues], Gpt2LayerResidual]:
     """(B,T,D)->(B,T,D),KeyValues   one layer   (T.7)"""
     xp = namespace(x, *p)
-    width, heads = config.width, config.heads
     y, norm1 = layernorm_fwd(x, p.gain1, p.bias1, config.eps)  # (B,T,D)
     y, w_qkv = dense_fwd(y, p.W_qkv, p.b_qkv)  # (B,T,3D)
-    q = split_heads(y[..., :width], heads)  # (B,H,T,K)
-    k = split_heads(y[..., width : 2 * width], heads)  # (B,H,T,K)
-    v = split_heads(y[..., 2 * width :], heads)  # (B,H,T,K)
+    q, k, v = split_qkv(y, config.heads)  # (B,H,T,K)
     if cache is not None:
         k, v = xp.concat([cache.k, k], axis=2), xp.concat([cache.v, v], axis=2)  # (B,H,P+T,K)
     y, attention = attention_fwd(q, k, v)  # (B,H,T,K)

@@ -14,6 +14,13 @@ def split_heads(y: Array, heads: int) -> Array:
     return xp.permute_dims(xp.reshape(y, (batch, length, heads, width // heads)), (0, 2, 1, 3))
 
 
+def split_qkv(y: Array, heads: int) -> tuple[Array, Array, Array]:
+    """(B,T,3D)->(B,H,T,K) three times: queries, keys and values of one product"""
+    width = y.shape[-1] // 3
+    q, k, v = y[..., :width], y[..., width : 2 * width], y[..., 2 * width :]
+    return split_heads(q, heads), split_heads(k, heads), split_heads(v, heads)
+
+
 def merge_heads(y: Array) -> Array:
     """(B,H,T,K)->(B,T,HK)"""
     xp = namespace(y)
