@@ -308,13 +308,13 @@ check("curvature_of_normalisation", curvature_of_normalisation, truth, [(u, v, n
 
 
 # %% tags=["exercise"]
-def rmsnorm_bwd(dy, n, rho):
+def rms_bwd(dy, n, rho):
     """Adjoint of y = n = rho z: returns dz."""
     return None
 
 
-def rmsnorm_bwd_bwd(g_dz, dy, n, rho):
-    """Adjoint of rmsnorm_bwd as a function of (dy, z): returns g_dy, g_z."""
+def rms_bwd_bwd(g_dz, dy, n, rho):
+    """Adjoint of rms_bwd as a function of (dy, z): returns g_dy, g_z."""
     return None
 
 
@@ -327,23 +327,23 @@ def rms(z):
 zs, dys, us = (rng.standard_normal((3, 5)) for _ in range(3))
 
 
-def rmsnorm_truth(dy, n, rho):
+def rms_truth(dy, n, rho):
     return adjoint_by_differences(lambda z: rms(z)[0], (zs,), dy)[0]
 
 
 # %%
 mistakes = {
     "rho depends on z too": lambda dy, n, rho: rho * dy,
-    "what is the sign of d rho?": lambda dy, n, rho: 2 * rho * dy - rmsnorm_truth(dy, n, rho),
-    "nothing is centred here": lambda dy, n, rho: rmsnorm_truth(dy, n, rho) - rho * dy.mean(axis=-1, keepdims=True),
+    "what is the sign of d rho?": lambda dy, n, rho: 2 * rho * dy - rms_truth(dy, n, rho),
+    "nothing is centred here": lambda dy, n, rho: rms_truth(dy, n, rho) - rho * dy.mean(axis=-1, keepdims=True),
     "each token has its own mean (axis=-1, keepdims=True)": None,
 }
-check("rmsnorm_bwd", rmsnorm_bwd, rmsnorm_truth, [(dys, *rms(zs))], mistakes)
+check("rms_bwd", rms_bwd, rms_truth, [(dys, *rms(zs))], mistakes)
 
 # %%
 check(
-    "rmsnorm_bwd_bwd",
-    rmsnorm_bwd_bwd,
+    "rms_bwd_bwd",
+    rms_bwd_bwd,
     lambda g_dz, dy, n, rho: second_adjoint_by_differences(lambda z: rms(z)[0], (zs,), (g_dz,), dy),
     cases=[(us, dys, *rms(zs))],
     mistakes={

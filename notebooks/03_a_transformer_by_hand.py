@@ -172,7 +172,7 @@ x = rng.standard_normal((B, T, D))
 
 
 # %%
-def split_heads(y):
+def to_heads(y):
     """(B,T,D)->(B,H,T,K): only rearranges, so its adjoint is to rearrange back."""
     return y.reshape(B, T, H, D // H).transpose(0, 2, 1, 3)
 
@@ -185,7 +185,7 @@ def join_heads(y):
 # %%
 n1, norm1 = layernorm_fwd(x, par.gain1, par.bias1, EPS)
 qkv, r_qkv = dense_fwd(n1, par.W_qkv, par.b_qkv)
-q, k, v = (split_heads(part) for part in np.split(qkv, 3, axis=-1))
+q, k, v = (to_heads(part) for part in np.split(qkv, 3, axis=-1))
 q_turned, rot_q = rotary_fwd(q)
 k_turned, rot_k = rotary_fwd(k)
 o, r_attention = attention_fwd(q_turned, k_turned, v)
@@ -210,7 +210,7 @@ dn2, dW_in, db_in = dense_bwd(du, r_in)  # u = n2 W_in + b_in
 dbranch2, dgain2, dbias2 = layernorm_bwd(dn2, norm2)  # n2 = LN(middle)
 dmiddle = dout + dbranch2  # out = middle + f2
 do, dW_o, db_o = dense_bwd(dmiddle, r_o)  # f1 = join(o) W_o + b_o
-dq_turned, dk_turned, dv = attention_bwd(split_heads(do), r_attention)
+dq_turned, dk_turned, dv = attention_bwd(to_heads(do), r_attention)
 dq, dk = rotary_bwd(dq_turned, rot_q), rotary_bwd(dk_turned, rot_k)  # rotated back
 dqkv = np.concatenate([join_heads(a) for a in (dq, dk, dv)], axis=-1)
 dn1, dW_qkv, db_qkv = dense_bwd(dqkv, r_qkv)  # qkv = n1 W_qkv + b_qkv

@@ -53,6 +53,8 @@ REQUIRED = {"numpy", "strict", *filter(None, os.environ.get("FWL_REF_REQUIRE", "
 # Modules that work on files, text and host arrays and call the others: their arguments stay where
 # they are.
 HOST_MODULES = {
+    "pretrained", "pretrained.extra", "pretrained.gguf_file", "pretrained.load", "pretrained.names",
+    "pretrained.safetensors_folder", "pretrained.source", "pretrained.tokens",
     "backend", "files", "lm.checkpoint", "lm.corpus", "lm.data", "lm.reading", "lm.footprint", "demo.compare", "demo.cost", "demo.run",
     "demo.parallel", "demo.plots", "demo.report", "verify.cases", "verify.measure", "verify.device", "verify.report", "verify.selftest",
     "audit.check", "audit.command", "audit.diagnosis", "audit.evaluator", "audit.probes",

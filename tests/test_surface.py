@@ -80,6 +80,8 @@ HOST_CODE = {
     ("verify.golden_rules", "draw_case"): "draws cases on the host",
     ("lm.model", "initialize"): "draws parameters on the host",
     ("demo.plots", ""): "figures",
+    ("pretrained.gguf_file", ""): "files",
+    ("pretrained.source", ""): "files",
     ("audit.check", ""): "scores that came home",
     ("audit.diagnosis", ""): "scores that came home",
     ("audit.evaluator", ""): "scores that came home",

@@ -73,13 +73,14 @@ def evaluation(config: Config, window: int, itemsize: int = 4) -> Bytes:
     """
     d, f, v = config.width, 4 * config.width, config.vocabulary
     chunk = min(config.chunk or window, window)
-    attention, block = 3 * config.heads * min(BLOCK, window), 2 * max(f, v)
-    # the state that comes in, the one that goes out, and one more on the way
-    carried = 3 * 2 * d * f if config.fast else 0
-    temporaries = window * max(attention, block + 3 * chunk * config.fast) + carried
-    one_layer = config._replace(layers=1)
-    caches = config.layers * 4 * d * window  # keys, and the values with all that they are a view of
-    held = _kept(one_layer, window, itemsize) + (caches + temporaries) * itemsize
+    layer = 23 * d + 3 * config.heads * min(BLOCK, window)
+    caches = 4 * d * config.layers  # keys, and the values with all that they are a view of
+    block = 3 * f + 4 * d + 5 * v  # in the slow cross-entropy
+    if config.fast:  # or at the end of the read, which keeps its queries and keys
+        block = max(block, 9 * f + 14 * d + v + 3 * chunk)
+    # of a fast model the states: one per chunk, the one that comes in and two on the way
+    states = (-(-window // chunk) + 3) * (2 * d * f + f + 3 * d) if config.fast else 0
+    held = (window * (caches + max(layer, block)) + states) * itemsize
     return Bytes(count_parameters(config) * itemsize, held)
 
 

@@ -18,6 +18,7 @@ from ..ops.dense import DenseResidual, dense_bwd, dense_fwd
 from ..ops.gelu import GeluResidual, gelu_bwd, gelu_fwd
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
 from ..ops.rotary import RotaryResidual, rotary_bwd, rotary_fwd
+from .heads import merge_heads, split_heads, split_qkv
 
 EPS = 1e-5  # of the trunk's LayerNorms
 
@@ -71,13 +72,13 @@ def layer_fwd(
     start = 0 if cache is None else cache.k.shape[2]
     y, norm1 = layernorm_fwd(x, p.gain1, p.bias1, EPS)  # (B,T,D)
     y, qkv = dense_fwd(y, p.W_qkv, p.b_qkv)  # (B,T,3D)
-    q, k, v = _split_heads(y, heads)  # (B,H,T,K)
+    q, k, v = split_qkv(y, heads)  # (B,H,T,K)
     q, rotary_q = rotary_fwd(q, start)  # (B,H,T,K)
     k, rotary_k = rotary_fwd(k, start)  # (B,H,T,K)
     if cache is not None:
         k, v = xp.concat([cache.k, k], axis=2), xp.concat([cache.v, v], axis=2)  # (B,H,P+T,K)
     y, attention = attention_fwd(q, k, v, window)  # (B,H,T,K)
-    y, o = dense_fwd(_merge_heads(y), p.W_o, p.b_o)  # (B,T,D)
+    y, o = dense_fwd(merge_heads(y), p.W_o, p.b_o)  # (B,T,D)
     x = x + y
     y, norm2 = layernorm_fwd(x, p.gain2, p.bias2, EPS)  # (B,T,D)
     y, w_in = dense_fwd(y, p.W_in, p.b_in)  # (B,T,4D)
@@ -101,14 +102,16 @@ def layer_bwd(dx: Array, res: LayerResidual) -> tuple[Array, LayerParameters]:
     # forward: x = x + merge(attention(q, k, v)) W_o + b_o
     dy, dW_o, db_o = dense_bwd(dx, res.o)  # (B,T,D)
     heads = res.attention.q.shape[1]
-    dq, dk, dv = attention_bwd(_heads(dy, heads), res.attention)  # (B,H,T,K), twice (B,H,P+T,K)
+    dq, dk, dv = attention_bwd(
+        split_heads(dy, heads), res.attention
+    )  # (B,H,T,K), twice (B,H,P+T,K)
     cached = dk.shape[2] - length
     # forward: q, k = rotary(q), rotary(k)
     dq = rotary_bwd(dq, res.rotary_q)  # (B,H,T,K)
     dk = rotary_bwd(dk[:, :, cached:, :], res.rotary_k)  # (B,H,T,K)
     # forward: q, k, v = split(LN(x) W_qkv + b_qkv)
     dy = xp.concat(
-        [_merge_heads(dq), _merge_heads(dk), _merge_heads(dv[:, :, cached:, :])], axis=-1
+        [merge_heads(dq), merge_heads(dk), merge_heads(dv[:, :, cached:, :])], axis=-1
     )  # (B,T,3D)
     dy, dW_qkv, db_qkv = dense_bwd(dy, res.qkv)  # (B,T,D)
     dy, dgain1, dbias1 = layernorm_bwd(dy, res.norm1)  # (B,T,D)
@@ -159,24 +162,3 @@ def stack_bwd(dx: Array, res: tuple) -> tuple[Array, tuple]:
         dx, grad = layer_bwd(dx, layer)
         grads.append(grad)
     return dx, tuple(reversed(grads))
-
-
-def _split_heads(y: Array, heads: int) -> tuple[Array, Array, Array]:
-    """(B,T,3D)->(B,H,T,K) three times"""
-    width = y.shape[-1] // 3
-    q, k, v = y[..., :width], y[..., width : 2 * width], y[..., 2 * width :]
-    return _heads(q, heads), _heads(k, heads), _heads(v, heads)
-
-
-def _heads(y: Array, heads: int) -> Array:
-    """(B,T,D)->(B,H,T,K)"""
-    xp = namespace(y)
-    batch, length, width = y.shape
-    return xp.permute_dims(xp.reshape(y, (batch, length, heads, width // heads)), (0, 2, 1, 3))
-
-
-def _merge_heads(y: Array) -> Array:
-    """(B,H,T,K)->(B,T,D)"""
-    xp = namespace(y)
-    batch, heads, length, width = y.shape
-    return xp.reshape(xp.permute_dims(y, (0, 2, 1, 3)), (batch, length, heads * width))

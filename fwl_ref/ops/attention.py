@@ -71,6 +71,56 @@ def attention_bwd(dout: Array, res: AttentionResidual) -> tuple[Array, Array, Ar
     return xp.concat(dqs, axis=2), dk, dv
 
 
+class GroupedAttentionResidual(NamedTuple):
+    members: tuple  # of H/G AttentionResidual: member j has the query heads j, j + H/G, ...
+
+
+def grouped_attention_fwd(
+    q: Array, k: Array, v: Array, window: int | None = None
+) -> tuple[Array, GroupedAttentionResidual]:
+    """(B,H,T,K),(B,G,S,K),(B,G,S,K)->(B,H,T,K)   query head h reads key head h // (H/G)   (A.3)
+
+    Grouped-query attention (Ainslie et al., arXiv 2305.13245): H/G attentions over the same keys
+    and values, which are not copied. Raises ValueError if H is no multiple of G.
+    """
+    xp = namespace(q, k, v)
+    size = _group_size(q.shape[1], k.shape[1])
+    found = [attention_fwd(q[:, j::size, :, :], k, v, window) for j in range(size)]
+    out = _ungrouped(xp.stack([o for o, _ in found], axis=2))  # (B,H,T,K)
+    return out, GroupedAttentionResidual(tuple(res for _, res in found))
+
+
+def grouped_attention_bwd(dout: Array, res: GroupedAttentionResidual) -> tuple[Array, Array, Array]:
+    """Adjoint of grouped_attention_fwd: keys and values have gradients from each member of their
+    group.   (A.4)
+    """
+    xp = namespace(dout)
+    size = len(res.members)
+    found = [attention_bwd(dout[:, j::size, :, :], res.members[j]) for j in range(size)]
+    # forward: out = the members' heads in turn
+    dq = _ungrouped(xp.stack([dq for dq, _, _ in found], axis=2))  # (B,H,T,K)
+    # forward: every member reads the same k, v
+    _, dk, dv = found[0]  # (B,G,S,K)
+    for _, dk_j, dv_j in found[1:]:
+        dk, dv = dk + dk_j, dv + dv_j  # (B,G,S,K)
+    return dq, dk, dv
+
+
+def _group_size(heads: int, groups: int) -> int:
+    if groups < 1 or heads % groups:
+        raise ValueError(
+            f"each key-value head serves equally many query heads: {heads} query heads are no "
+            f"multiple of {groups} key-value heads"
+        )
+    return heads // groups
+
+
+def _ungrouped(x: Array) -> Array:
+    """(B,G,H/G,T,K)->(B,H,T,K)"""
+    batch, groups, size, *rest = x.shape
+    return namespace(x).reshape(x, (batch, groups * size, *rest))
+
+
 def _blocks(length: int, keys: int, window: int | None) -> Iterator[tuple[slice, slice]]:
     """Query rows and the key columns that any of them may see: never those above the diagonal."""
     cached = keys - length

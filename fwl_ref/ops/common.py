@@ -33,6 +33,12 @@ def check_integers(a: Array, what: str) -> None:
         raise TypeError(f"{what} must be integers, got dtype {a.dtype}")
 
 
+def sum_to(x: Array, target: Array) -> Array:
+    """Sum the leading axes of x (...,D) away if ``target`` is (D): the adjoint of broadcasting."""
+    extra = x.ndim - target.ndim
+    return namespace(x).sum(x, axis=tuple(range(extra))) if extra else x
+
+
 def before(length: int, like: Array, own: bool = False) -> Array:
     """(L,L) bool   s < t: which tokens s token t sees; with ``own`` also itself, s <= t"""
     i = namespace(like).arange(length, device=like.device)  # (L,)

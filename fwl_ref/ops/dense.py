@@ -15,14 +15,17 @@ from ..backend import Array, namespace
 class DenseResidual(NamedTuple):
     x: Array  # (...,D) needed for dw
     w: Array  # (D,F)   needed for dx
+    biased: bool = True  # whether there is a bias, and so a gradient of it
 
 
-def dense_fwd(x: Array, w: Array, b: Array) -> tuple[Array, DenseResidual]:
-    """(...,D),(D,F),(F)->(...,F)   y = x w + b   (D.1)"""
+def dense_fwd(x: Array, w: Array, b: Array | None) -> tuple[Array, DenseResidual]:
+    """(...,D),(D,F),(F)->(...,F)   y = x w + b; ``None`` = no bias   (D.1)"""
     xp = namespace(x, w, b)
     y = xp.matmul(_flat(x), w)  # (N,F), one product for all tokens
-    y += b
-    return xp.reshape(y, (*x.shape[:-1], w.shape[1])), DenseResidual(x, w)  # (...,F)
+    if b is not None:
+        y += b
+    y = xp.reshape(y, (*x.shape[:-1], w.shape[1]))  # (...,F)
+    return y, DenseResidual(x, w, b is not None)
 
 
 def dense_dx(dy: Array, res: DenseResidual) -> Array:
@@ -32,13 +35,13 @@ def dense_dx(dy: Array, res: DenseResidual) -> Array:
     return xp.reshape(dx, res.x.shape)  # (...,D)
 
 
-def dense_bwd(dy: Array, res: DenseResidual) -> tuple[Array, Array, Array]:
-    """Adjoint of dense_fwd.   (D.2)"""
+def dense_bwd(dy: Array, res: DenseResidual) -> tuple[Array, Array, Array | None]:
+    """Adjoint of dense_fwd; without a bias there is no gradient of it.   (D.2)"""
     xp = namespace(dy, res.w)
     # forward: y = x w + b
     dx = dense_dx(dy, res)  # (...,D)
     dw = xp.matmul(xp.matrix_transpose(_flat(res.x)), _flat(dy))  # (D,F)
-    db = xp.sum(_flat(dy), axis=0)  # (F,)
+    db = xp.sum(_flat(dy), axis=0) if res.biased else None  # (F,)
     return dx, dw, db
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from .common import sum_to
 
 
 class LayerNormResidual(NamedTuple):
@@ -41,8 +42,8 @@ def layernorm_fwd(
 def layernorm_bwd(dy: Array, res: LayerNormResidual) -> tuple[Array, Array, Array]:
     """Adjoint of layernorm_fwd.   (N.2)"""
     # forward: y = n gain + bias
-    dbias = _sum_to(dy, res.gain)  # as gain
-    dgain = _sum_to(dy * res.n, res.gain)  # as gain
+    dbias = sum_to(dy, res.gain)  # as gain
+    dgain = sum_to(dy * res.n, res.gain)  # as gain
     # forward: n = (z - mean z) rstd
     dz = _jacobian(dy * res.gain, res)  # (...,D)
     return dz, dgain, dbias
@@ -63,7 +64,7 @@ def layernorm_bwd_bwd(
     v = dy * gain  # (...,D)
     dz, lu = _jacobian(v, res), _jacobian(g_dz, res)  # (...,D)
     g_dy = g_dy + lu * gain  # (...,D)
-    g_gain = _sum_to(lu * dy, gain)  # as gain
+    g_gain = sum_to(lu * dy, gain)  # as gain
     # L depends on z: a small change e of z changes n by L(e), rstd by -rstd^2 mean(n e)
     g_z = -rstd * (n * _mean(g_dz * dz) + dz * _mean(n * g_dz) + lu * _mean(n * v))  # (...,D)
     g_z = g_z + _jacobian(g_n, res)  # (...,D)
@@ -81,9 +82,3 @@ def _jacobian(v: Array, res: LayerNormResidual) -> Array:
 def _mean(x: Array) -> Array:
     """(...,D)->(...,1)"""
     return namespace(x).mean(x, axis=-1, keepdims=True)
-
-
-def _sum_to(x: Array, target: Array) -> Array:
-    """Sum the leading axes of x (...,D) away if ``target`` is (D): the adjoint of broadcasting."""
-    extra = x.ndim - target.ndim
-    return namespace(x).sum(x, axis=tuple(range(extra))) if extra else x

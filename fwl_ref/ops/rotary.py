@@ -1,29 +1,42 @@
 """Rotary positions (Su et al., arXiv 2104.09864): channel pairs are rotated by an angle
 proportional to the position.
 
-A rotation is orthogonal, so its adjoint is the rotation by the opposite angle. Channel i is paired
-with channel i + K/2.
+A rotation is orthogonal, so its adjoint is the rotation by the opposite angle. Two conventions say
+which channels are a pair: i and i + K/2 ("halves"), or 2i and 2i + 1 ("interleaved"). They differ
+by a fixed order of the channels, which may as well be an order of the columns of the weights.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from ..backend import Array, namespace
 
-_LOG_BASE = 9.210340371976184  # log 10000
+PAIRS = ("halves", "interleaved")  # the partner of channel i: i + K/2, or its neighbour
 
 
 class RotaryResidual(NamedTuple):
-    cos: Array  # (T,K) of each channel's angle
-    sin: Array  # (T,K) with the sign that the other channel of the pair enters with
+    cos: Array  # (T,K/2)
+    sin: Array  # (T,K/2)
+    pairs: str
 
 
-def rotary_fwd(x: Array, start: int = 0) -> tuple[Array, RotaryResidual]:
+def rotary_fwd(
+    x: Array,
+    start: int = 0,
+    base: float = 10000.0,
+    pairs: str = "halves",
+    factors: tuple[float, ...] | None = None,
+) -> tuple[Array, RotaryResidual]:
     """(...,T,K)->(...,T,K)   y_t = Rot(t + start) x_t   (P.1)
 
-    Raises ValueError if the head width K is odd: channels are rotated in pairs.
+    Pair i turns by base^(-2i/K) per position, divided by its factor if there are ``factors``, as
+    models have that were trained further on longer texts. Raises ValueError if the head width K is
+    odd, if there are not K/2 factors, or if ``pairs`` is neither "halves" nor "interleaved".
     """
+    if pairs not in PAIRS:
+        raise ValueError(f"the pairs of rotary positions are {' or '.join(PAIRS)}, got {pairs!r}")
     xp = namespace(x)
     length, width = x.shape[-2], x.shape[-1]
     if width % 2:
@@ -31,22 +44,31 @@ def rotary_fwd(x: Array, start: int = 0) -> tuple[Array, RotaryResidual]:
             f"rotary positions rotate channels in pairs: the head width must be even, got {width}"
         )
     half = xp.arange(width // 2, dtype=x.dtype, device=x.device)  # (K/2,)
-    frequency = xp.exp(half * (-2.0 * _LOG_BASE / width))  # (K/2,) 10000^(-2i/K)
+    frequency = xp.exp(half * (-2.0 * math.log(base) / width))  # (K/2,) base^(-2i/K)
+    if factors is not None:
+        if len(factors) != width // 2:
+            raise ValueError(
+                f"each of the {width // 2} pairs must have one factor, got {len(factors)}"
+            )
+        frequency = frequency / xp.asarray(factors, dtype=x.dtype, device=x.device)  # (K/2,)
     position = xp.arange(start, start + length, dtype=x.dtype, device=x.device)  # (T,)
     angle = position[:, None] * frequency[None, :]  # (T,K/2)
-    cos, sin = xp.cos(angle), xp.sin(angle)  # (T,K/2)
-    res = RotaryResidual(xp.concat([cos, cos], axis=-1), xp.concat([-sin, sin], axis=-1))
-    return _rotate(x, res.cos, res.sin), res
+    res = RotaryResidual(xp.cos(angle), xp.sin(angle), pairs)
+    return _rotate(x, res.cos, res.sin, pairs), res
 
 
 def rotary_bwd(dy: Array, res: RotaryResidual) -> Array:
     """Adjoint of rotary_fwd: rotate back.   (P.2)"""
-    return _rotate(dy, res.cos, -res.sin)
+    return _rotate(dy, res.cos, -res.sin, res.pairs)
 
 
-def _rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """(...,T,K),(T,K),(T,K)->(...,T,K)   [a cos - b sin, a sin + b cos] for x = [a, b]"""
-    y = namespace(x, cos).roll(x, x.shape[-1] // 2, axis=-1)  # (...,T,K) [b, a]
-    y *= sin
-    y += x * cos
-    return y
+def _rotate(x: Array, cos: Array, sin: Array, pairs: str) -> Array:
+    """(...,T,K),(T,K/2),(T,K/2)->(...,T,K)"""
+    xp = namespace(x, cos)
+    half = x.shape[-1] // 2
+    if pairs == "halves":
+        a, b = x[..., :half], x[..., half:]  # (...,T,K/2)
+        return xp.concat([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    a, b = x[..., 0::2], x[..., 1::2]  # (...,T,K/2)
+    turned = xp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)  # (...,T,K/2,2)
+    return xp.reshape(turned, x.shape)

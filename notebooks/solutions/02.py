@@ -12,15 +12,15 @@ def mean(v):
     return v.mean(axis=-1, keepdims=True)
 
 
-def rmsnorm_bwd(dy, n, rho):
+def rms_bwd(dy, n, rho):
     """d rho = -rho^2 mean(n dz), as in LayerNorm; d n = rho (dz - n mean(n dz)) = L(dz), symmetric."""
     return rho * (dy - n * mean(n * dy))
 
 
-def rmsnorm_bwd_bwd(g_dz, dy, n, rho):
+def rms_bwd_bwd(g_dz, dy, n, rho):
     """Phi = <u, L(v)> = rho (<u, v> - D mean(n u) mean(n v)) with u = g_dz, v = dy: rho once, n
     twice.
     """
-    lu, lv = rmsnorm_bwd(g_dz, n, rho), rmsnorm_bwd(dy, n, rho)
+    lu, lv = rms_bwd(g_dz, n, rho), rms_bwd(dy, n, rho)
     g_z = -rho * (n * mean(g_dz * lv) + lv * mean(n * g_dz) + lu * mean(n * dy))
     return lu, g_z

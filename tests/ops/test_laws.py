@@ -1,4 +1,5 @@
-"""The laws every op obeys, over one table of ops. A new op is one new row.
+"""The laws every op obeys, over one table of ops. A new op is one new row. A docstring with "N:" has
+a negative control: something that must not hold.
 
 y, res = fwd(*x);   d_x = bwd(dy, res) = (df/dx)^T dy;   g_dy, *g_x = bwd_bwd(*g_d_x, dy, res) = (d
 bwd/d(dy, x))^T g_d_x
@@ -16,7 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fwl_ref.gradcheck import check_adjoint
-from fwl_ref.ops.attention import BLOCK, attention_bwd, attention_fwd
+from fwl_ref.ops.attention import BLOCK, attention_bwd, attention_fwd, grouped_attention_bwd, grouped_attention_fwd
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_dx, dense_fwd
 from fwl_ref.ops.embedding import embedding_bwd, embedding_fwd
@@ -38,8 +39,10 @@ from fwl_ref.ops.masked_attention import (
     masked_attention_recurrent_bwd,
     masked_attention_recurrent_fwd,
 )
+from fwl_ref.ops.rmsnorm import rmsnorm_bwd, rmsnorm_bwd_bwd, rmsnorm_fwd
 from fwl_ref.ops.rotary import rotary_bwd, rotary_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squared_relu_fwd
+from fwl_ref.ops.swiglu import swiglu_bwd, swiglu_bwd_bwd, swiglu_fwd
 from fwl_ref.optimizers import Optimizer, mask, momentum_with_decay, segments, system
 from fwl_ref.tree import tree_map
 from tests.strategies import arrays, at_most, generator, move_like, seeds
@@ -78,6 +81,23 @@ def _layernorm(per_token: bool, eps: float) -> Callable:
     return arguments
 
 
+def _rmsnorm(per_token: bool, eps: float) -> Callable:
+    def arguments(n: Shape, seed: int) -> tuple:
+        z, gain, _, _ = _layernorm(per_token, eps)(n, seed)
+        return z, gain, eps
+
+    return arguments
+
+
+def _no_bias(n: Shape, seed: int) -> tuple:
+    return *_dense(n, seed)[:2], None
+
+
+def _gates(n: Shape, seed: int) -> tuple:
+    draw = generator(seed)
+    return draw(n.batch, n.length, n.width, scale=2.0), draw(n.batch, n.length, n.width)
+
+
 def _off_zero(n: Shape, seed: int) -> tuple:
     x = generator(seed)(n.batch, n.length, n.width)
     return (x + 0.1 * np.sign(x),)  # the squared ReLU's second derivative jumps at 0
@@ -99,6 +119,15 @@ def _heads(cached: int, window: int | None, scale: float = 1.0) -> Callable:
         return draw(n.batch, 2, n.length, n.width, scale=scale), draw(*keys), draw(*keys), window
 
     return arguments
+
+
+def _turned(n: Shape, seed: int) -> tuple:
+    return generator(seed)(n.batch, n.length, 2 * n.width), 3, 50.0, "interleaved", (2.0, *[0.5] * (n.width - 1))
+
+
+def _groups(n: Shape, seed: int) -> tuple:
+    draw, keys = generator(seed), (n.batch, 2, 3 + n.length, n.width)
+    return draw(n.batch, 6, n.length, n.width), draw(*keys), draw(*keys), 4
 
 
 def _memory(keep: float, carried: bool, *chunk: int | None) -> Callable:
@@ -164,18 +193,24 @@ SLOTS_CHUNKED, SLOTS_RECURRENT = (
 
 OPS = [
     Op("dense", dense_fwd, dense_bwd, dense_bwd_bwd, _dense),
+    Op("dense, no bias", dense_fwd, lambda dy, res: dense_bwd(dy, res)[:2], None, _no_bias),
     Op("squared_relu", squared_relu_fwd, squared_relu_bwd, squared_relu_bwd_bwd, _off_zero),
     Op("gelu", gelu_fwd, gelu_bwd, gelu_bwd_bwd, _off_zero),
     Op("layernorm", layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, _layernorm(per_token=False, eps=1e-5)),
     Op("layernorm, no epsilon", layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, _layernorm(per_token=False, eps=0.0)),
     Op("layernorm, gain per token", layernorm_fwd, layernorm_bwd, layernorm_bwd_bwd, _layernorm(per_token=True, eps=0.3)),
+    Op("rmsnorm", rmsnorm_fwd, rmsnorm_bwd, rmsnorm_bwd_bwd, _rmsnorm(per_token=False, eps=1e-5)),
+    Op("rmsnorm, gain per token", rmsnorm_fwd, rmsnorm_bwd, rmsnorm_bwd_bwd, _rmsnorm(per_token=True, eps=0.3)),
+    Op("swiglu", swiglu_fwd, swiglu_bwd, swiglu_bwd_bwd, _gates),
     Op("cross_entropy", cross_entropy_fwd, cross_entropy_bwd, cross_entropy_bwd_bwd, _logits),
     Op("embedding", embedding_fwd, embedding_bwd, None, _table),
     Op("rotary", rotary_fwd, rotary_bwd, None, lambda n, seed: (generator(seed)(n.batch, n.length, 2 * n.width), 3)),
+    Op("rotary, interleaved", rotary_fwd, rotary_bwd, None, _turned),
     Op("attention", attention_fwd, attention_bwd, None, _heads(cached=0, window=None)),
     Op("attention, window", attention_fwd, attention_bwd, None, _heads(cached=0, window=2)),
     Op("attention, cache", attention_fwd, attention_bwd, None, _heads(cached=3, window=None)),
     Op("attention, cache and window", attention_fwd, attention_bwd, None, _heads(cached=3, window=2)),
+    Op("attention, grouped", grouped_attention_fwd, grouped_attention_bwd, None, _groups),
     _linear("linear attention, parallel", PARALLEL, 0.8, False),
     _linear("linear attention, parallel, state", PARALLEL, 0.8, True),
     _linear("linear attention, chunked", CHUNKED, 0.8, False, 2),
@@ -242,7 +277,7 @@ def _map_floats(f: Callable, args: tuple) -> tuple:
 @given(shape=shapes, seed=seeds)
 def test_backward_is_the_adjoint_of_forward_and_second_backward_of_backward(op: Op, shape: Shape, seed: int) -> None:
     """<u, J v> = <J^T u, v>, both orders: theorem 16 for (D.1) to (D.3), (R.1) to (R.3), (N.1) to
-    (N.3), (C.1) to (C.3), (A.1), (A.2).
+    (N.6), (C.1) to (C.3), (S.1) to (S.3), (A.1) to (A.4).
     """
     assume(shape.length > 1 or op.name not in ONE_KEY)  # 0 to rounding against 0, which the check refuses: see below
     check_adjoint(op.fwd, op.bwd, op.arguments(shape, seed), op.bwd_bwd, seed=seed)
@@ -304,7 +339,7 @@ def test_backward_is_the_gradient_by_complex_step(op: Op, seed: int) -> None:
 @given(seed=seeds)
 def test_second_backward_is_the_gradient_of_backward_by_complex_step(op: Op, seed: int) -> None:
     """(d bwd / d(dy, x))^T g = Im <g, bwd(dy, x + i h e)> / h: theorem 16 for (D.3), (R.3), (G.3),
-    (N.3), (C.3), full Jacobians.
+    (N.3), (N.6), (S.3), (C.3), full Jacobians.
     """
     args = op.arguments(small, seed)
     actual = run(op, args, seed)
@@ -455,8 +490,8 @@ def test_blocked_attention_is_attention(length: int, window: int | None, dtype: 
 
 
 def test_forward_values_are_the_textbook_formulas() -> None:
-    """(D.1), (R.1), (G.1), (N.1), (C.1), (E.1), (P.1) against the formula written with loops or
-    scalars.
+    """(D.1), (R.1), (G.1), (N.1), (N.4), (S.1), (C.1), (E.1), (P.1) against the formula written with
+    loops or scalars.
     """
     draw = generator(5)
     x, w, b = draw(3, 4), draw(4, 2), draw(2)
@@ -466,6 +501,8 @@ def test_forward_values_are_the_textbook_formulas() -> None:
     assert_close(gelu_fwd(x)[0], tanh_gelu)
     n = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     assert_close(layernorm_fwd(x, w[:, 0], w[:, 1])[0], n * w[:, 0] + w[:, 1])
+    assert_close(rmsnorm_fwd(x, w[:, 0], 0.2)[0], np.stack([row / np.sqrt(sum(u * u for u in row) / 4 + 0.2) for row in x]) * w[:, 0])
+    assert_close(swiglu_fwd(x, 3 - x)[0], x / (1 + np.exp(-x)) * (3 - x))
     labels = np.asarray([3, 0, 2])
     p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
     assert_close(cross_entropy_fwd(x, labels)[0], -np.log(p[np.arange(3), labels]))
@@ -475,6 +512,11 @@ def test_forward_values_are_the_textbook_formulas() -> None:
         for i in range(2):
             z = complex(x[t, i], x[t, i + 2]) * np.exp(1j * (t + 2) * 10000.0 ** (-2 * i / 4))
             assert_close(turned[t, [i, i + 2]], np.asarray([z.real, z.imag]))
+    turned = rotary_fwd(x, 2, 50.0, "interleaved", (1.0, 4.0))[0]  # channel 2i turns with channel 2i + 1
+    for t in range(3):
+        for i in range(2):
+            z = complex(x[t, 2 * i], x[t, 2 * i + 1]) * np.exp(1j * (t + 2) * 50.0 ** (-2 * i / 4) / (1.0, 4.0)[i])
+            assert_close(turned[t, [2 * i, 2 * i + 1]], np.asarray([z.real, z.imag]))
 
 
 def test_cross_entropy_of_huge_logits_is_finite() -> None:
@@ -487,3 +529,65 @@ def test_rotary_refuses_an_odd_width() -> None:
     """Channels turn in pairs.   (P.1)"""
     with pytest.raises(ValueError, match="even, got 3"):
         rotary_fwd(np.ones((2, 3)))
+
+
+def test_rotary_refuses_pairs_that_have_no_name() -> None:
+    """Two conventions, by name: a flag that is true or false would say nothing.   (P.1)"""
+    with pytest.raises(ValueError, match="halves or interleaved, got 'neox'"):
+        rotary_fwd(np.ones((2, 4)), pairs="neox")
+
+
+def test_rotary_refuses_factors_that_are_not_one_for_each_pair() -> None:
+    """2 pairs, 1 factor.   (P.1)"""
+    with pytest.raises(ValueError, match="each of the 2 pairs must have one factor, got 1"):
+        rotary_fwd(np.ones((2, 4)), factors=(2.0,))
+
+
+def test_the_two_conventions_of_pairs_differ_by_an_order_of_the_channels() -> None:
+    """Interleaved is halves after the even channels are moved before the odd ones; N: without that
+    move they differ by as much as the values.   (P.1)
+    """
+    x = generator(7)(5, 8)
+    order = np.asarray([0, 2, 4, 6, 1, 3, 5, 7])
+    interleaved, halves = rotary_fwd(x, 3, 100.0, "interleaved")[0], rotary_fwd(x[:, order], 3, 100.0, "halves")[0]
+    assert_close(interleaved[:, order], halves)
+    assert np.max(np.abs(rotary_fwd(x, 3, 100.0)[0] - interleaved)) > 0.5
+
+
+def _repeated(x: np.ndarray, size: int) -> np.ndarray:
+    """(B,G,S,K)->(B,G size,S,K): a copy of each head for every query head that reads it."""
+    return np.stack([x[:, h // size] for h in range(x.shape[1] * size)], axis=1)
+
+
+def test_grouped_attention_is_attention_over_repeated_keys_and_values() -> None:
+    """Head h reads keys h // (H/G); their gradients are sums over the heads that read them; N: heads
+    dealt out by h % G give another output.   (A.3), (A.4)
+    """
+    q, k, v, window = _groups(Shape(2, 5, 4, 1), 3)
+    dout = generator(4)(*q.shape)
+    out, res = grouped_attention_fwd(q, k, v, window)
+    expected, plain = attention_fwd(q, _repeated(k, 3), _repeated(v, 3), window)
+    assert_close(out, expected)
+    dq, dk, dv = attention_bwd(dout, plain)
+    summed = [np.stack([d[:, :3].sum(axis=1), d[:, 3:].sum(axis=1)], axis=1) for d in (dk, dv)]
+    for found, wanted in zip(grouped_attention_bwd(dout, res), (dq, *summed), strict=True):
+        assert_close(found, wanted)
+    dealt = attention_fwd(q, np.concatenate([k] * 3, axis=1), np.concatenate([v] * 3, axis=1), window)[0]
+    assert np.max(np.abs(dealt - out)) > 0.1
+
+
+def test_grouped_attention_refuses_heads_that_cannot_be_shared_out() -> None:
+    """4 query heads, 3 key-value heads.   (A.3)"""
+    draw = generator(0)
+    with pytest.raises(ValueError, match="4 query heads are no multiple of 3 key-value heads"):
+        grouped_attention_fwd(draw(1, 4, 2, 2), draw(1, 3, 2, 2), draw(1, 3, 2, 2))
+
+
+def test_a_gate_of_any_size_neither_overflows_nor_warns() -> None:
+    """silu(g) = g for large g, 0 for very negative ones, in both precisions.   (S.1), (S.2)"""
+    for dtype in ("float32", "float64"):
+        gate = np.asarray([-1e30, -200.0, 0.0, 200.0, 1e30], dtype=dtype)
+        y, res = swiglu_fwd(gate, np.ones_like(gate))
+        assert_bitwise(np.abs(y), np.maximum(gate, 0))
+        slope = swiglu_bwd(np.ones_like(gate), res)[0]
+        assert_bitwise(np.abs(slope), np.asarray([0, 0, 0.5, 1, 1], dtype=dtype))
