@@ -521,7 +521,7 @@ def strict_for_cupy(monkeypatch: pytest.MonkeyPatch) -> Counter:
         seen[name] += 1
         return target if name == "cupy" else real(name)
 
-    for module in ("backend", "lm.device", "demo.run", "verify.golden", "verify.selftest"):
+    for module in ("backend", "lm.device", "lm.commands.train", "lm.commands.evaluate", "demo.run", "verify.golden", "verify.selftest"):
         monkeypatch.setattr(f"fwl_ref.{module}.backend_target", instead)
     monkeypatch.setattr(demo, "backend_versions", lambda name: backend_versions() | {"device": name})
     return seen
