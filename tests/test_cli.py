@@ -163,9 +163,9 @@ def test_generate_prints_prompt_and_text(models, capsys, tmp_path, name):
 def test_generate_passes_every_option_on(models, capsys, monkeypatch):
     """--no-adapt, and a prompt whose bytes are not UTF-8."""
     seen = {}
-    read = generation.read
-    monkeypatch.setattr(generation, "read", lambda *args: seen.update(prompt=args[3]) or read(*args))
-    monkeypatch.setattr(generation, "write", lambda params, config, reader, count, **more: seen.update(more) or (b"!", reader))
+    read = generation.read_text
+    monkeypatch.setattr(generation, "read_text", lambda *args: seen.update(prompt=args[3]) or read(*args))
+    monkeypatch.setattr(generation, "write_text", lambda params, config, reader, count, **more: seen.update(more) or (b"!", reader))
     prompt = os.fsdecode(b"caf\xe9")
     assert words_of(capsys, "generate", models / "fast.npz", "--prompt", prompt, "--no-adapt", "--seed", 4).endswith("▸!\n")
     assert seen == {"prompt": b"caf\xe9", "window": 8, "temperature": 0.7, "seed": 4, "adapt": False, "quiet": False}
@@ -463,7 +463,7 @@ def test_an_interruption_in_the_first_step_leaves_nothing(tmp_path, text, capsys
     stopping(monkeypatch, stop, step=0)
     assert main(training_command(text, tmp_path / "m.npz")) == 130
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(generation, "write", lambda *_, **more: stop())
+    monkeypatch.setattr(generation, "write_text", lambda *_, **more: stop())
     save_checkpoint(tmp_path / "m.npz", some_checkpoint())
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "m.npz")]) == 130 and capsys.readouterr().err == "\nfwl_ref: interrupted\n"
@@ -555,7 +555,7 @@ def test_a_long_name_is_no_reason_to_lose_a_model(tmp_path, text, length):
 def test_what_an_encoding_lacks_is_written_with_backslashes(tmp_path, monkeypatch):
     """Sampled bytes are any bytes: a Latin-1 pipe gets the text all the same."""
     save_checkpoint(tmp_path / "m.npz", some_checkpoint())
-    monkeypatch.setattr(generation, "write", lambda *_, **more: ("→ é".encode() + b"\xff", None))
+    monkeypatch.setattr(generation, "write_text", lambda *_, **more: ("→ é".encode() + b"\xff", None))
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
     assert main(["generate", str(tmp_path / "m.npz"), "--prompt", "a "]) == 0

@@ -53,7 +53,7 @@ HOST_CODE = {
     ("lm.data", ""): "text",
     ("lm.corpus", ""): "text",
     ("lm.reading", ""): "text",
-    ("lm.memory", ""): "files",
+    ("lm.state", ""): "files",
     ("lm.table", ""): "losses that came home",
     ("lm.evaluate", "bits_per_byte"): "losses that came home",
     ("demo.compare", "change_standard_error"): "losses that came home",

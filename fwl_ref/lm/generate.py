@@ -1,8 +1,8 @@
 """Sample text from a model that adapts to the prompt and, if wanted, to what it writes itself.
 
 A ``Reader`` is a place in a text: the fast weights after the bytes before it, and the keys and
-values that the trunk still needs. It goes on by text that is given (``read``) or that it samples
-(``write``), one byte's work a byte, and can be kept (``lm/memory.py``).
+values that the trunk still needs. It goes on by text that is given (``read_text``) or that it
+samples (``write_text``), one byte's work a byte, and can be kept (``lm/state.py``).
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def generate(
         raise ValueError(
             "the prompt must hold at least 1 byte: the first prediction is made from it"
         )
-    reader = read(params, config, reader_start(params), prompt, window)
-    text, _ = write(
+    reader = read_text(params, config, reader_start(params), prompt, window)
+    text, _ = write_text(
         params,
         config,
         reader,
@@ -76,7 +76,9 @@ def generate(
     return text
 
 
-def read(params: Parameters, config: Config, reader: Reader, text: bytes, window: int) -> Reader:
+def read_text(
+    params: Parameters, config: Config, reader: Reader, text: bytes, window: int
+) -> Reader:
     """The reader after ``text``: each byte is written to the fast weights once the next is known.
 
     Raises ValueError as ``read_on``, or for a normalizer that cannot stream.
@@ -104,7 +106,7 @@ def read(params: Parameters, config: Config, reader: Reader, text: bytes, window
     return reader
 
 
-def write(
+def write_text(
     params: Parameters,
     config: Config,
     reader: Reader,

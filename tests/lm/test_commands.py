@@ -14,8 +14,8 @@ from fwl_ref.lm import evaluate, generate
 from fwl_ref.lm.checkpoint import fingerprint_of, load_checkpoint
 from fwl_ref.lm.corpus import load_corpus
 from fwl_ref.lm.data import Document
-from fwl_ref.lm.memory import load_memory
 from fwl_ref.lm.model import Config
+from fwl_ref.lm.state import load_state
 from fwl_ref.lm.train import TrainSettings, train
 from fwl_ref.tree import leaves
 
@@ -112,7 +112,9 @@ def test_training_starts_from_another_model(here, tmp_path, capsys):
     zero = start._replace(adam=start.adam._replace(mean=_zeros(start.adam.mean), square=_zeros(start.adam.square)))
     expected = train(load_corpus(str(here / "other")), CONFIG, SETTINGS._replace(rate=0.01), start=zero, quiet=True)
     assert same(found.progress.params, expected.params)
-    words = [line.split()[-2] for line in done(capsys, "evaluate", out, "--data", here / "text", "--bytes=20").out.splitlines() if ".txt" in line]
+    words = [
+        line.split()[-2] for line in done(capsys, "evaluate", out, "--data", here / "text", "--bytes=20").out.splitlines() if ".txt" in line
+    ]
     assert words.count("trained") == len(load_corpus(str(here / "text")).train)
     assert "at step 3 of 4" in done(capsys, *command, "--steps=4").out
     assert "started from model" in refused(capsys, *[w for w in command if w not in ("--from", here / "fast.npz")], "--steps=5", *SIZES)
@@ -205,7 +207,7 @@ def test_a_memory_is_carried_from_run_to_run(here, tmp_path, capsys):
     for i in range(2):
         text = Document(str(i), np.frombuffer(f"a {i} b ".encode() * 9, dtype="uint8"))
         losses, after = evaluate.carry(params, CONFIG, text, 8, state=after)
-    found = load_memory(state, params, CONFIG, 8).reader
+    found = load_state(state, params, CONFIG, 8).reader
     assert same(found.stream.state, after) and found.last is None
     assert f"{evaluate.bits_per_byte([losses]):.3f}" in second.splitlines()[-2]
 
@@ -217,7 +219,23 @@ def test_a_memory_that_cannot_be_is_refused(here, tmp_path, capsys):
     done(capsys, "generate", here / "plain.npz", "--state", state, "--count=1")
     for command in ("evaluate", "generate"):
         assert "memory of another model" in refused(capsys, command, here / "fast.npz", "--state", state)
-        assert "expected a memory" in refused(capsys, command, here / "fast.npz", "--state", here / "fast.npz")
+        assert "expected a memory" in refused(capsys, command, here / "fast.npz", "--state", here / "plain.npz")
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_read(here, tmp_path, capsys, monkeypatch):
+    """A folder, below a file, one file for two things, the model itself: nothing is computed, nothing is touched."""
+    (tmp_path / "notes").write_text("precious")
+    monkeypatch.setattr("fwl_ref.lm.table.print_table", lambda *_, **more: pytest.fail("read"))
+    model = tmp_path / "m.npz"
+    model.write_bytes((here / "fast.npz").read_bytes())
+    for option in ("--csv", "--json", "--plot", "--state"):
+        assert "nothing can be written" in refused(capsys, "evaluate", model, option, tmp_path / "notes" / "x")
+        assert "each file" in refused(capsys, "evaluate", model, option, model)
+    assert "Is a directory" in refused(capsys, "evaluate", model, "--csv", tmp_path)
+    assert "each file" in refused(capsys, "evaluate", model, "--csv", tmp_path / "x", "--json", tmp_path / "x")
+    assert "nothing can be written" in refused(capsys, "generate", model, "--state", tmp_path / "notes" / "x")
+    assert (tmp_path / "notes").read_text() == "precious" and sorted(p.name for p in tmp_path.iterdir()) == ["m.npz", "notes"]
+    assert model.read_bytes() == (here / "fast.npz").read_bytes()
 
 
 # --- generate

@@ -8,7 +8,7 @@ import pytest
 
 from fwl_ref.lm import context as contexts
 from fwl_ref.lm.context import Context, read_on
-from fwl_ref.lm.generate import generate, read, reader_start, write
+from fwl_ref.lm.generate import generate, read_text, reader_start, write_text
 from fwl_ref.lm.model import Config, features_fwd, initialize, model_fwd
 from fwl_ref.tree import leaves, tree_map
 
@@ -107,7 +107,7 @@ def test_a_reader_adapts_as_reading_the_text_at_once_does(sliding):
     for cuts in ([90], [1, 2, 50, 90], list(range(1, 91))):
         reader = reader_start(params)
         for start, stop in zip([0, *cuts[:-1]], cuts, strict=True):
-            reader = read(params, config, reader, TEXT[start:stop], window)
+            reader = read_text(params, config, reader, TEXT[start:stop], window)
         for a, b in zip(leaves(reader.stream.state), leaves(output.state), strict=True):
             assert abs(a - b).max() < 1e-11 * max(1, abs(b).max())
 
@@ -120,8 +120,8 @@ def test_writing_goes_on_where_it_stopped(sliding, split):
     params = model(config, step_size=0.05)
     whole = generate(params, config, TEXT[:9], 45, window=WINDOW, temperature=0.0)
     options = {"window": WINDOW, "temperature": 0.0}
-    first, reader = write(params, config, read(params, config, reader_start(params), TEXT[:9], WINDOW), split, **options)
-    second, _ = write(params, config, reader, 45 - split, **options)
+    first, reader = write_text(params, config, read_text(params, config, reader_start(params), TEXT[:9], WINDOW), split, **options)
+    second, _ = write_text(params, config, reader, 45 - split, **options)
     assert first + second == whole
     assert generate(params, config, TEXT[:9] + first, 45 - split, **options) == second
 
@@ -133,4 +133,4 @@ def test_reading_nothing_is_refused():
         with pytest.raises(ValueError, match="at least 1"):
             read_on(params, CONFIG, Context(), text, window)
     with pytest.raises(ValueError, match="nothing has been read"):
-        write(params, CONFIG, reader_start(params), 1)
+        write_text(params, CONFIG, reader_start(params), 1)

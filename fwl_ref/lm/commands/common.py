@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ...backend import BACKENDS, Array
-from ..memory import half_life
+from ...files import reserved
+from ..state import half_life
 
 DEFAULT = " (default: %(default)s)"
 
@@ -28,6 +31,24 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         default="numpy",
         help="where to compute; cupy is an NVIDIA GPU" + DEFAULT,
     )
+
+
+@contextmanager
+def outputs(*paths: Path | None, beside: Sequence[Path | None] = ()) -> Iterator[None]:
+    """Keep the files ``paths`` (None: not asked for) for this command while it works.
+
+    Raises ValueError if one of them has another use, also as one of those that are read ``beside``, and OSError if nothing can be
+    written there: before the work rather than after it.
+    """
+    asked = [path for path in paths if path is not None]
+    places = [os.path.realpath(path) for path in (*asked, *filter(None, beside))]
+    for place in places[: len(asked)]:
+        if places.count(place) > 1:
+            raise ValueError(f"each file has one use, but {place!r} is named twice")
+    with ExitStack() as kept:
+        for path in asked:
+            kept.enter_context(reserved(path))
+        yield
 
 
 def say(line: str) -> None:

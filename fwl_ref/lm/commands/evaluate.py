@@ -16,11 +16,11 @@ from ..data import Document
 from ..device import to_backend
 from ..evaluate import Way, carry, fast_weights, static
 from ..generate import Reader
-from ..memory import Memory, load_memory, save_memory
 from ..reading import read, shown
 from ..resume import known, known_all
 from ..seen import seen, warning
-from .common import add_backend, add_data, remark, say
+from ..state import Adapted, load_state, save_state
+from .common import add_backend, add_data, outputs, remark, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +54,14 @@ def main(args: argparse.Namespace) -> None:
 
     Raises ValueError, OSError or FloatingPointError, in words.
     """
+    files = args.csv, args.json, args.plot, args.state
     backend_target(args.backend)
     found = load_checkpoint(args.checkpoint)
+    with outputs(*files, beside=[args.checkpoint, args.plain]):
+        _evaluate(args, found)
+
+
+def _evaluate(args: argparse.Namespace, found: Checkpoint) -> None:
     memory = _memory(args, found)
     ways = _ways(args, found)
     documents, line, note = _text(args, found)
@@ -85,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
         assert isinstance(state, FastParameters)  # a table has a row, and a row leaves a state
         size = memory.size + sum(len(next(iter(row.losses.values()))) for row in rows)
         reader = Reader(Stream(state, None), Context(), None)
-        save_memory(args.state, Memory(reader, size), fingerprint_of(found.progress.params))
+        save_state(args.state, Adapted(reader, size), fingerprint_of(found.progress.params))
         print(remark(args.state, size, found.progress.params.decay))
 
 
@@ -99,7 +105,7 @@ def _text(args: argparse.Namespace, found: Checkpoint) -> tuple[list[Document], 
     return documents, line, known_all(found.text, args.data, documents)
 
 
-def _memory(args: argparse.Namespace, found: Checkpoint) -> Memory | None:
+def _memory(args: argparse.Namespace, found: Checkpoint) -> Adapted | None:
     """Where ``--state`` starts; None if it was not given."""
     if args.state is None:
         return None
@@ -111,8 +117,8 @@ def _memory(args: argparse.Namespace, found: Checkpoint) -> Memory | None:
             "window, so nothing can be carried from one to the next"
         )
     if args.state.exists():
-        return load_memory(args.state, found.progress.params, found.config, found.settings.window)
-    return Memory(Reader(Stream(None, None), Context(), None), 0)
+        return load_state(args.state, found.progress.params, found.config, found.settings.window)
+    return Adapted(Reader(Stream(None, None), Context(), None), 0)
 
 
 def _ways(args: argparse.Namespace, found: Checkpoint) -> dict[str, Way]:

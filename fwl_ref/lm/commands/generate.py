@@ -9,12 +9,12 @@ from inspect import signature
 from pathlib import Path
 
 from .. import generate as generation
-from ..checkpoint import fingerprint_of, load_checkpoint
+from ..checkpoint import Checkpoint, fingerprint_of, load_checkpoint
 from ..device import to_backend
 from ..evaluate import with_step_size
-from ..memory import Memory, load_memory, save_memory
 from ..side_by_side import side_by_side
-from .common import DEFAULT, add_backend, remark
+from ..state import Adapted, load_state, save_state
+from .common import DEFAULT, add_backend, outputs, remark
 
 SAMPLING = signature(generation.generate).parameters
 PROMPT = "def "
@@ -58,26 +58,31 @@ def main(args: argparse.Namespace) -> None:
     Raises ValueError, OSError or FloatingPointError, in words.
     """
     found = load_checkpoint(args.checkpoint)
+    with outputs(args.state, beside=[args.checkpoint]):
+        _generate(args, found)
+
+
+def _generate(args: argparse.Namespace, found: Checkpoint) -> None:
     config, window = found.config, found.settings.window
     generation.check_sampling(args.count, args.temperature, args.seed, window)
     params = to_backend(found.progress.params, args.backend)
-    memory = Memory(generation.reader_start(params), 0)
+    memory = Adapted(generation.reader_start(params), 0)
     if args.state and args.state.exists():
-        kept = load_memory(args.state, found.progress.params, config, window)
-        memory = Memory(to_backend(kept.reader, args.backend), kept.size)
+        kept = load_state(args.state, found.progress.params, config, window)
+        memory = Adapted(to_backend(kept.reader, args.backend), kept.size)
     goes_on = memory.reader.last is not None
     prompt = _prompt(args.prompt, "" if goes_on else PROMPT)
     if not prompt and not goes_on:
         raise ValueError(
             "the prompt must hold at least 1 byte: the first prediction is made from it"
         )
-    reader = generation.read(params, config, memory.reader, prompt, window)
+    reader = generation.read_text(params, config, memory.reader, prompt, window)
     options = {"window": window, "temperature": args.temperature, "seed": args.seed, "quiet": False}
     before = b""
     if args.compare:
         slow = with_step_size(params, 0.0, 0.0)
-        before, _ = generation.write(slow, config, reader, args.count, adapt=False, **options)
-    text, reader = generation.write(
+        before, _ = generation.write_text(slow, config, reader, args.count, adapt=False, **options)
+    text, reader = generation.write_text(
         params, config, reader, args.count, adapt=not args.no_adapt, **options
     )
     tail = prompt[-SHOWN:].decode("utf-8", "replace")
@@ -90,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
         print(shown[1])
     if args.state:
         size = memory.size + len(prompt) + len(text)
-        save_memory(args.state, Memory(reader, size), fingerprint_of(found.progress.params))
+        save_state(args.state, Adapted(reader, size), fingerprint_of(found.progress.params))
         print(remark(args.state, size, found.progress.params.decay))
 
 

@@ -8,9 +8,9 @@ import pytest
 from fwl_ref.backend import to_numpy
 from fwl_ref.lm.checkpoint import fingerprint_of
 from fwl_ref.lm.context import Context
-from fwl_ref.lm.generate import Reader, read, reader_start, write
-from fwl_ref.lm.memory import Memory, half_life, load_memory, save_memory
+from fwl_ref.lm.generate import Reader, read_text, reader_start, write_text
 from fwl_ref.lm.model import Config, initialize
+from fwl_ref.lm.state import Adapted, half_life, load_state, save_state
 from fwl_ref.tree import leaves, tree_map
 
 pytestmark = pytest.mark.host("files")
@@ -24,8 +24,8 @@ def model(config=CONFIG):
 
 def kept(tmp_path, params, config=CONFIG):
     """A reader in the middle of a text, and its file."""
-    reader = read(params, config, reader_start(params), PROMPT, WINDOW)
-    save_memory(tmp_path / "s.npz", Memory(reader, len(PROMPT)), fingerprint_of(params))
+    reader = read_text(params, config, reader_start(params), PROMPT, WINDOW)
+    save_state(tmp_path / "s.npz", Adapted(reader, len(PROMPT)), fingerprint_of(params))
     return reader, tmp_path / "s.npz"
 
 
@@ -35,12 +35,12 @@ def test_a_memory_goes_on_to_the_bit(tmp_path, sliding):
     config = CONFIG._replace(attention_window=sliding)
     params = model(config)
     reader, path = kept(tmp_path, params, config)
-    found = load_memory(path, params, config, WINDOW)
+    found = load_state(path, params, config, WINDOW)
     assert found.size == len(PROMPT) and found.reader.context.text == reader.context.text
     arrays = [leaves((r.stream, r.context.caches, r.last)) for r in (reader, found.reader)]
     for a, b in zip(*arrays, strict=True):
         assert (a == b).all() and a.dtype == b.dtype
-    texts = [write(params, config, r, 30, window=WINDOW, seed=3)[0] for r in (reader, found.reader)]
+    texts = [write_text(params, config, r, 30, window=WINDOW, seed=3)[0] for r in (reader, found.reader)]
     assert texts[0] == texts[1]
 
 
@@ -48,8 +48,8 @@ def test_a_memory_between_texts_has_no_context(tmp_path):
     """That of evaluate: the sums alone, and a prompt is needed."""
     params = model()
     reader, _ = kept(tmp_path, params)
-    save_memory(tmp_path / "e.npz", Memory(Reader(reader.stream, Context(), None), 5), fingerprint_of(params))
-    found = load_memory(tmp_path / "e.npz", params, CONFIG, WINDOW)
+    save_state(tmp_path / "e.npz", Adapted(Reader(reader.stream, Context(), None), 5), fingerprint_of(params))
+    found = load_state(tmp_path / "e.npz", params, CONFIG, WINDOW)
     assert found.reader.last is None and found.reader.context == Context() and found.size == 5
     assert (to_numpy(reader.stream.state.W1) == found.reader.stream.state.W1).all()
 
@@ -60,7 +60,7 @@ def test_a_memory_belongs_to_one_model(tmp_path):
     _, path = kept(tmp_path, params)
     other = params._replace(gain=params.gain + np.float32(1e-3))
     with pytest.raises(ValueError, match=f"another model .{fingerprint_of(params)}, not {fingerprint_of(other)}"):
-        load_memory(path, other, CONFIG, WINDOW)
+        load_state(path, other, CONFIG, WINDOW)
     assert (
         fingerprint_of(params)
         == fingerprint_of(tree_map(np.copy, params))
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, changes, words):
     _, path = kept(tmp_path, params)
     damaged(path, **changes)
     with pytest.raises(ValueError, match=words) as caught:
-        load_memory(path, params, CONFIG, WINDOW)
+        load_state(path, params, CONFIG, WINDOW)
     assert str(caught.value).startswith(str(path))
 
 

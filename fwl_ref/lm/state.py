@@ -26,7 +26,7 @@ from .transformer import KeyValues
 FORMAT = 1
 
 
-class Memory(NamedTuple):
+class Adapted(NamedTuple):
     """A reader, and how many bytes made it what it is."""
 
     reader: Reader  # host arrays, if it comes from a file
@@ -39,22 +39,22 @@ def half_life(decay: Array) -> float:
     return math.log(2) / -math.log1p(-rate) if 0 < rate < 1 else 0.0 if rate else math.inf
 
 
-def save_memory(path: Path, memory: Memory, model: str) -> None:
-    """Write a memory of the model with this fingerprint; see ``load_memory``."""
-    stream, context, last = memory.reader
+def save_state(path: Path, adapted: Adapted, model: str) -> None:
+    """Write a memory of the model with this fingerprint; see ``load_state``."""
+    stream, context, last = adapted.reader
     arrays = {f"state/{name}": to_numpy(leaf) for name, leaf in named_leaves(stream.state)}
     for i, cache in enumerate(context.caches or ()):
         arrays |= {f"k/{i}": to_numpy(cache.k), f"v/{i}": to_numpy(cache.v)}
     if last is not None:
         arrays["last"] = to_numpy(last)
-    meta = {"memory": FORMAT, "model": model, "bytes": memory.size}
+    meta = {"memory": FORMAT, "model": model, "bytes": adapted.size}
     arrays["meta"] = host.frombuffer(json.dumps(meta).encode(), dtype=host.uint8)
     arrays["text"] = host.frombuffer(context.text, dtype=host.uint8)
     save_arrays(path, arrays)
 
 
-def load_memory(path: Path, params: Parameters, config: Config, window: int) -> Memory:
-    """Read what ``save_memory`` wrote for the model of these host parameters.
+def load_state(path: Path, params: Parameters, config: Config, window: int) -> Adapted:
+    """Read what ``save_state`` wrote for the model of these host parameters.
 
     Raises FileNotFoundError; ValueError, naming the file, for one that holds no memory or another
     model's, or arrays that are missing, misshapen or not finite; OSError for one that cannot be
@@ -84,7 +84,7 @@ def load_memory(path: Path, params: Parameters, config: Config, window: int) -> 
         )
     )
     if "last" not in arrays:
-        return Memory(Reader(Stream(state, None), Context(), None), size)
+        return Adapted(Reader(Stream(state, None), Context(), None), size)
     keys = arrays["k/0"].shape[2:3] if "k/0" in arrays and arrays["k/0"].ndim == 4 else (0,)
     shape = (1, config.heads, *keys, config.width // config.heads)
     caches = tuple(
@@ -99,7 +99,7 @@ def load_memory(path: Path, params: Parameters, config: Config, window: int) -> 
             f"{len(text)} bytes and {keys[0]} keys: the file is damaged"
         )
     last = _take(path, arrays, "last", (1, config.width))
-    return Memory(Reader(Stream(state, None), Context(text, caches), last), size)
+    return Adapted(Reader(Stream(state, None), Context(text, caches), last), size)
 
 
 def _take(path: Path, arrays: dict[str, Any], name: str, shape: tuple[int, ...]) -> Array:
