@@ -37,8 +37,8 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 def outputs(*paths: Path | None, beside: Sequence[Path | None] = ()) -> Iterator[None]:
     """Keep the files ``paths`` (None: not asked for) for this command while it works.
 
-    Raises ValueError if one of them has another use, also as one of those that are read ``beside``, and OSError if nothing can be
-    written there: before the work rather than after it.
+    Raises ValueError if one of them has another use, also as one of those that are read
+    ``beside``, and OSError if nothing can be written there: before the work rather than after it.
     """
     asked = [path for path in paths if path is not None]
     places = [os.path.realpath(path) for path in (*asked, *filter(None, beside))]
