@@ -29,7 +29,7 @@ def test_every_document_of_a_corpus_is_in_the_part_it_was_sent_to():
 
 
 def test_an_edited_document_is_doubtful_if_it_was_trained_on():
-    """One byte: the name alone is known. N: of a test document it is new text."""
+    """One byte: the name alone is known. An edited test document is new text."""
     corpus = split("here", some(40))
     text = text_of(corpus)
 
