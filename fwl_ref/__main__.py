@@ -9,21 +9,20 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import __version__
 from .audit import command as audit
-from .backend import BACKENDS, BackendError
-from .lm import generate as generation
-from .lm.model import DIALECTS
-from .lm.resume import CONFIG, TRAINING
+from .backend import BackendError
+from .lm.commands import evaluate as evaluation
+from .lm.commands import generate as generation
+from .lm.commands import train as training
+from .lm.commands.common import DEFAULT, add_backend, add_data, say
 from .testing import command as kernel
 from .verify import golden
 
 RESULTS = Path("results")
-SAMPLING = signature(generation.generate).parameters
 MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, BackendError)
 GOING_ON = "; every finished step is saved, and training goes on from there when run again"
 
@@ -48,13 +47,13 @@ def main(argv: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, which Windows does not have
     except MISTAKES as error:
-        _say(f"fwl_ref: {' '.join(str(error).split()) or type(error).__name__}")
+        say(f"fwl_ref: {' '.join(str(error).split()) or type(error).__name__}")
         return 2
     except KeyboardInterrupt:
-        _say(f"\nfwl_ref: interrupted{going_on}")
+        say(f"\nfwl_ref: interrupted{going_on}")
         return 128 + signal.SIGINT
     except Ended as ended:
-        _say(f"\nfwl_ref: ended by {signal.Signals(ended.number).name}{going_on}")
+        say(f"\nfwl_ref: ended by {signal.Signals(ended.number).name}{going_on}")
         return 128 + ended.number
 
 
@@ -88,13 +87,6 @@ def _signals_as_exceptions() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _say(line: str) -> None:
-    """A line on standard error, if anybody can see it."""
-    if sys.stderr is not None:
-        with suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
-
-
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(
@@ -112,50 +104,26 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a minute's version: same output, figures that mean little",
     )
-    _add_data(demo, "stdlib")
+    add_data(demo, "stdlib")
     _add_out(demo, RESULTS, "folder for table, figure and models")
-    _add_backend(demo)
+    add_backend(demo)
     demo.set_defaults(run=_demo)
 
-    train = commands.add_parser("train", help="train a model on your text; run again to resume")
-    _add_data(train, "stdlib")
-    _add_out(train, RESULTS / "model.npz", "checkpoint to write, and to resume from")
-    train.add_argument("--plain", action="store_true", help="without fast weights")
-    train.add_argument(
-        "--first-order", action="store_true", help="stop the outer gradient at the memory's values"
+    train = commands.add_parser(
+        "train", help="train a model on your text; run again to resume, with more --steps to go on"
     )
-    _add_fields(train, CONFIG, MODEL_OPTIONS)
-    _add_fields(train, TRAINING, TRAINING_OPTIONS)
-    _add_backend(train)
-    train.set_defaults(run=_train)
+    training.add_arguments(train)
+    train.set_defaults(run=training.main)
 
     evaluate = commands.add_parser(
         "evaluate", help="read documents with a trained model: static or adapting"
     )
-    evaluate.add_argument("checkpoint", type=Path)
-    _add_data(evaluate, None, "; left out: what the model was trained on, its test documents")
-    evaluate.add_argument(
-        "--bytes", type=int, default=None, help="read at most this much of each document"
-    )
-    _add_backend(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    evaluation.add_arguments(evaluate)
+    evaluate.set_defaults(run=evaluation.main)
 
     sample = commands.add_parser("generate", help="sample text after a prompt, adapting to it")
-    sample.add_argument("checkpoint", type=Path)
-    sample.add_argument(
-        "--prompt",
-        default="def ",
-        help="text to start from, or @FILE to read it from a file (default: %(default)r)",
-    )
-    sample.add_argument("--count", type=int, default=300, help="bytes to write" + DEFAULT)
-    for name, what in (("temperature", "0 takes the likeliest byte"), ("seed", "of the draws")):
-        default = SAMPLING[name].default
-        sample.add_argument(f"--{name}", type=type(default), default=default, help=what + DEFAULT)
-    sample.add_argument(
-        "--no-adapt", action="store_true", help="do not write sampled bytes to the fast weights"
-    )
-    _add_backend(sample)
-    sample.set_defaults(run=_generate)
+    generation.add_arguments(sample)
+    sample.set_defaults(run=generation.main)
 
     cases = commands.add_parser(
         "golden",
@@ -181,161 +149,19 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--no-demo", action="store_true", help="leave the quick demo out")
     _add_out(check, RESULTS, "folder for the report")
-    _add_backend(check)
+    add_backend(check)
     check.set_defaults(run=_check)
     return top
-
-
-DEFAULT = " (default: %(default)s)"
-MODEL_OPTIONS = {
-    "width": "of the model",
-    "layers": "of the trunk",
-    "heads": "of attention",
-    "dialect": "which published program's block",
-}
-TRAINING_OPTIONS = {
-    "steps": "of AdamW",
-    "batch": "windows per step",
-    "window": "bytes per window",
-    "rate": "peak learning rate",
-    "seed": "of parameters and order of text",
-}
-
-
-def _add_fields(
-    parser: argparse.ArgumentParser, defaults: NamedTuple, options: dict[str, str]
-) -> None:
-    """An option for each of the named fields of a NamedTuple, with its type and value there."""
-    for name, what in options.items():
-        default = getattr(defaults, name)
-        choices = tuple(DIALECTS) if name == "dialect" else None
-        parser.add_argument(
-            f"--{name}", type=type(default), default=default, choices=choices, help=what + DEFAULT
-        )
-
-
-def _add_data(parser: argparse.ArgumentParser, default: str | None, more: str = DEFAULT) -> None:
-    text = "'stdlib', 'topics', or a UTF-8 file or folder of yours"
-    parser.add_argument("--data", default=default, help=text + more)
 
 
 def _add_out(parser: argparse.ArgumentParser, default: Path, what: str) -> None:
     parser.add_argument("--out", type=Path, default=default, help=what + DEFAULT)
 
 
-def _add_backend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="numpy",
-        help="where to compute; cupy is an NVIDIA GPU" + DEFAULT,
-    )
-
-
 def _demo(args: argparse.Namespace) -> None:
     from .demo.run import run_demo
 
     run_demo(args.out, args.data, args.quick, backend=args.backend)
-
-
-def _train(args: argparse.Namespace) -> None:
-    from .backend import backend_target
-    from .files import reserved
-    from .lm import footprint
-    from .lm.corpus import load_corpus, summary
-    from .lm.model import check_config
-    from .lm.resume import resume, train_towards
-    from .lm.train import check_train_settings
-
-    given = {name: getattr(args, name) for name in MODEL_OPTIONS}
-    config = CONFIG._replace(fast=not args.plain, first_order=args.first_order, **given)
-    settings = TRAINING._replace(**{name: getattr(args, name) for name in TRAINING_OPTIONS})
-    check_config(config)
-    check_train_settings(settings)
-    backend_target(args.backend)
-    with reserved(args.out):
-        corpus = load_corpus(args.data)
-        start = resume(args.out, config, settings, corpus)
-        if start is not None and start.adam.step >= settings.steps:
-            print(f"{args.out} is trained already, all {settings.steps} steps")
-            return
-        if start is not None:
-            print(f"resuming {args.out} at step {start.adam.step} of {settings.steps}")
-        print(summary(corpus))
-        together = None if args.backend == "numpy" else settings.batch
-        need = footprint.training(config, settings.batch, settings.window, together=together)
-        print(f"memory at the peak of a step, about {footprint.sentence(need)}", flush=True)
-        train_towards(args.out, config, settings, corpus, start, backend=args.backend)
-    print(f"written: {args.out}")
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    from .backend import backend_target
-    from .lm import evaluate, footprint
-    from .lm.checkpoint import load_checkpoint
-    from .lm.corpus import amount, load_corpus, omissions, readable, summary
-    from .lm.device import to_backend
-    from .lm.reading import read, shown
-    from .lm.resume import known, known_all
-
-    backend_target(args.backend)
-    found = load_checkpoint(args.checkpoint)
-    config, window = found.config, found.settings.window
-    params = to_backend(found.progress.params, args.backend)
-    if args.data is None:
-        corpus = load_corpus(found.text.source)
-        documents, line = list(corpus.test), summary(corpus)
-        note = known(found.text, corpus)
-    else:
-        documents, left_out = readable(*read(args.data))
-        line = f"text {shown(args.data)}: {amount(documents)}{omissions(left_out)}"
-        note = known_all(found.text, args.data, documents)
-    print(line, flush=True)
-    if note.startswith("warning"):
-        _say(note)
-        note = "test documents that may have been trained on"
-    options = {"window": window, "limit": args.bytes}
-    static = evaluate.Way(evaluate.static, params, config, options)
-    ways = {"static": static}
-    if config.fast:
-        reset = static._replace(function=evaluate.fast_weights)
-        ways = {
-            "slow weights alone": static,
-            "fast, reset every window": reset,
-        }
-        if config.normalizer == "constant":
-            ways["fast, carried"] = reset._replace(options=options | {"carried": True})
-        else:
-            _say(
-                f"no column for carried fast weights: the normalizer {config.normalizer!r} looks "
-                "at a whole window, so nothing can be carried from one window to the next"
-            )
-    need = footprint.evaluation(config, window)
-    with footprint.explained("reading a window", need, config, window):
-        memory = f"memory about {footprint.sentence(need)}"
-        evaluate.print_table(documents, ways, f"({memory}; {note})")
-
-
-def _generate(args: argparse.Namespace) -> None:
-    from .lm.checkpoint import load_checkpoint
-    from .lm.device import to_backend
-
-    found = load_checkpoint(args.checkpoint)
-    prompt = os.fsencode(args.prompt)
-    if args.prompt.startswith("@"):
-        prompt = Path(args.prompt[1:]).read_bytes()
-    text = generation.generate(
-        to_backend(found.progress.params, args.backend),
-        found.config,
-        prompt,
-        args.count,
-        window=found.settings.window,
-        temperature=args.temperature,
-        seed=args.seed,
-        adapt=not args.no_adapt,
-        quiet=False,
-    )
-    print((prompt[-200:] + text).decode("utf-8", "replace"))
 
 
 def _check(args: argparse.Namespace) -> int:

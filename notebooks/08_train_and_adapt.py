@@ -298,11 +298,12 @@ print("by more than three standard errors:", after.mean() - before.mean() > 3 * 
 # %% [markdown]
 # ## The library's source
 #
-# Reading a document with fast weights is a loop over windows. `carried` hands the state on from window to window, so that all of a long
-# document can be learned. Without it a window is read as if it stood alone; below, that is checked on the model from before training.
+# Reading a document with fast weights is a loop over windows. `carry` hands the state on from window to window, so that all of a long
+# document can be learned. Otherwise a window is read as if it stood alone; below, that is checked on the model from before training.
 
 # %%
-print(inspect.getsource(evaluate.fast_weights), inspect.getsource(evaluate.read_window), sep="\n\n")
+sources = [inspect.getsource(f) for f in (evaluate.fast_weights, evaluate.carry, evaluate.read_window)]
+print(*sources, sep="\n\n")
 
 # %%
 two_windows = corpus.test[0]._replace(data=corpus.test[0].data[:513])

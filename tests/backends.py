@@ -55,7 +55,9 @@ REQUIRED = {"numpy", "strict", *filter(None, os.environ.get("FWL_REF_REQUIRE", "
 HOST_MODULES = {
     "pretrained", "pretrained.extra", "pretrained.gguf_file", "pretrained.load", "pretrained.names",
     "pretrained.safetensors_folder", "pretrained.source", "pretrained.tokens",
-    "backend", "files", "lm.checkpoint", "lm.corpus", "lm.data", "lm.reading", "lm.footprint", "demo.compare", "demo.cost", "demo.run",
+    "backend", "files", "lm.checkpoint", "lm.corpus", "lm.data", "lm.reading", "lm.footprint", "lm.seen", "lm.table", "lm.table_plot",
+    "lm.position", "lm.side_by_side", "lm.commands.common", "lm.commands.train", "lm.commands.evaluate", "lm.commands.generate",
+    "demo.compare", "demo.cost", "demo.run",
     "demo.parallel", "demo.plots", "demo.report", "verify.cases", "verify.measure", "verify.device", "verify.report", "verify.selftest",
     "audit.check", "audit.command", "audit.diagnosis", "audit.evaluator", "audit.probes",
     "verify.golden", "verify.golden_fields", "verify.golden_block", "verify.golden_rules", "__main__", "testing.cases",

@@ -521,7 +521,7 @@ def strict_for_cupy(monkeypatch: pytest.MonkeyPatch) -> Counter:
         seen[name] += 1
         return target if name == "cupy" else real(name)
 
-    for module in ("backend", "lm.device", "demo.run", "verify.golden", "verify.selftest"):
+    for module in ("backend", "lm.device", "lm.commands.train", "lm.commands.evaluate", "demo.run", "verify.golden", "verify.selftest"):
         monkeypatch.setattr(f"fwl_ref.{module}.backend_target", instead)
     monkeypatch.setattr(demo, "backend_versions", lambda name: backend_versions() | {"device": name})
     return seen
@@ -558,6 +558,17 @@ def test_reading_and_writing_on_a_device_give_what_they_give_here(files: dict, c
         here, there = lines(capsys, *command), lines(capsys, *command, "--backend", "cupy")
         assert here == there and strict_for_cupy["cupy"] >= 1
         strict_for_cupy.clear()
+
+
+def test_a_memory_goes_from_a_device_to_the_host_and_back(files: dict, tmp_path: Path, capsys: Any, strict_for_cupy: Counter) -> None:
+    """evaluate and generate with --state, there and here in turn: the same text as here alone."""
+    texts = []
+    for state, places in (("here.npz", ("numpy",) * 3), ("both.npz", ("cupy", "numpy", "cupy"))):
+        more = [["--state", tmp_path / state, "--backend", place] for place in places]
+        said = [lines(capsys, "evaluate", files["MODEL"], *more[0])[1:-1]]
+        said += [lines(capsys, "generate", files["MODEL"], "--count", "9", "--compare", *options)[:-1] for options in more[1:]]
+        texts.append(said)
+    assert texts[0] == texts[1] and strict_for_cupy["cupy"] > 2
 
 
 def test_golden_answers_are_the_same_wherever_they_are_computed(tmp_path: Any, capsys: Any, strict_for_cupy: Counter) -> None:

@@ -4,6 +4,7 @@ mistyped.
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -154,7 +155,7 @@ def test_generate_prints_prompt_and_text(models, capsys, tmp_path, name):
     out = words_of(capsys, "generate", models / f"{name}.npz", "--prompt", "the cät", "--count", 9, "--seed", 3, "--temperature", 0.5)
     params, prompt = load_checkpoint(models / f"{name}.npz").progress.params, "the cät".encode()
     expected = generation.generate(params, CONFIG._replace(fast=name == "fast"), prompt, 9, window=8, temperature=0.5, seed=3)
-    assert out == (prompt + expected).decode("utf-8", "replace") + "\n"
+    assert out == f"{prompt.decode()}▸{expected.decode('utf-8', 'replace')}\n"
     path = f"@{tmp_path / 'prompt.txt'}"
     assert words_of(capsys, "generate", models / f"{name}.npz", "--prompt", path, "--count", 9, "--seed", 3, "--temperature", 0.5) == out
 
@@ -162,9 +163,11 @@ def test_generate_prints_prompt_and_text(models, capsys, tmp_path, name):
 def test_generate_passes_every_option_on(models, capsys, monkeypatch):
     """--no-adapt, and a prompt whose bytes are not UTF-8."""
     seen = {}
-    monkeypatch.setattr(generation, "generate", lambda params, config, prompt, count, **more: seen.update(more, prompt=prompt) or b"!")
+    read = generation.read_text
+    monkeypatch.setattr(generation, "read_text", lambda *args: seen.update(prompt=args[3]) or read(*args))
+    monkeypatch.setattr(generation, "write_text", lambda params, config, reader, count, **more: seen.update(more) or (b"!", reader))
     prompt = os.fsdecode(b"caf\xe9")
-    assert words_of(capsys, "generate", models / "fast.npz", "--prompt", prompt, "--no-adapt", "--seed", 4).endswith("!\n")
+    assert words_of(capsys, "generate", models / "fast.npz", "--prompt", prompt, "--no-adapt", "--seed", 4).endswith("▸!\n")
     assert seen == {"prompt": b"caf\xe9", "window": 8, "temperature": 0.7, "seed": 4, "adapt": False, "quiet": False}
 
 
@@ -284,7 +287,7 @@ def test_train_refuses_a_checkpoint_of_other_settings(models, text, tmp_path, ca
     """Which settings differ, and how; the checkpoint stays."""
     before = (models / "fast.npz").read_bytes()
     out = models / "fast.npz"
-    fails(capsys, training_command(text, out, steps=4, width=12), "fast.npz", "width 8, not 12", "steps 3, not 4", "another --out")
+    fails(capsys, training_command(text, out, steps=4, width=12), "fast.npz", "width 8, not 12", "another --out")
     fails(capsys, training_command(text, out, "--plain"), "fast True, not False")
     for i in range(6):
         (tmp_path / f"{i}.txt").write_text(f"another text, {i}. " * 20)
@@ -460,7 +463,7 @@ def test_an_interruption_in_the_first_step_leaves_nothing(tmp_path, text, capsys
     stopping(monkeypatch, stop, step=0)
     assert main(training_command(text, tmp_path / "m.npz")) == 130
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(generation, "generate", lambda *_, **more: stop())
+    monkeypatch.setattr(generation, "write_text", lambda *_, **more: stop())
     save_checkpoint(tmp_path / "m.npz", some_checkpoint())
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "m.npz")]) == 130 and capsys.readouterr().err == "\nfwl_ref: interrupted\n"
@@ -468,7 +471,7 @@ def test_an_interruption_in_the_first_step_leaves_nothing(tmp_path, text, capsys
 
 def some_checkpoint(**changes):
     """An untrained model of some text."""
-    text = Text("stdlib", Fingerprint("a", "b", "c"), 1, 1)
+    text = Text("stdlib", Fingerprint("a", "b", "c"), 1, (), (), ())
     return Checkpoint(CONFIG._replace(**changes), SETTINGS, text, training.begin(CONFIG._replace(**changes), SETTINGS))
 
 
@@ -552,11 +555,11 @@ def test_a_long_name_is_no_reason_to_lose_a_model(tmp_path, text, length):
 def test_what_an_encoding_lacks_is_written_with_backslashes(tmp_path, monkeypatch):
     """Sampled bytes are any bytes: a Latin-1 pipe gets the text all the same."""
     save_checkpoint(tmp_path / "m.npz", some_checkpoint())
-    monkeypatch.setattr(generation, "generate", lambda *_, **more: "→ é".encode() + b"\xff")
+    monkeypatch.setattr(generation, "write_text", lambda *_, **more: ("→ é".encode() + b"\xff", None))
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
     assert main(["generate", str(tmp_path / "m.npz"), "--prompt", "a "]) == 0
-    assert raw.getvalue() == b"a \\u2192 \xe9\\ufffd\n"
+    assert raw.getvalue() == b"a \\u25b8\\u2192 \xe9\\ufffd\n"
 
 
 # --- the text
@@ -583,7 +586,8 @@ def test_training_goes_on_with_the_same_text_only(moving_text, tmp_path, capsys)
     """One byte of a training document: refused, half trained or wholly, with documents and bytes
     before and after, and what to do. The same text elsewhere is the same text.
     """
-    size = text_of(load_corpus(str(moving_text)))[2:]
+    was = text_of(load_corpus(str(moving_text)))
+    size = (len(was.train), was.size)
     shutil.copytree(moving_text, tmp_path / "elsewhere")
     path = trained_document(moving_text, "train")
     path.write_text(path.read_text() + "!")
@@ -604,7 +608,7 @@ def test_evaluate_says_whether_the_text_is_new_to_the_model(moving_text, tmp_pat
     def said(*argv):
         assert main(["evaluate", str(tmp_path / "whole.npz"), "--bytes", "5", *map(str, argv)]) == 0
         out, err = capsys.readouterr()
-        return err.splitlines()[0] if "warning" in err else out.splitlines()[1]
+        return err.splitlines()[0] if "warning: the text" in err else out.splitlines()[1]
 
     other = trained_document(moving_text, "train")  # one of many
     capsys.readouterr()
@@ -639,7 +643,7 @@ def test_evaluate_prints_what_a_normalizer_allows(tmp_path, text, capsys, normal
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "m.npz"), "--data", str(text)]) == 0
     out, err = capsys.readouterr()
-    assert "carried" not in out and out.splitlines()[-1].split()[2:] == ["all", "6", "documents"]
+    assert "carried" not in out and out.splitlines()[-1].split()[3:] == ["all", "6", "documents"]
     assert f"no column for carried fast weights: the normalizer '{normalizer}'" in err
 
 
@@ -655,16 +659,31 @@ def test_demo_and_train_keep_their_models_apart(tmp_path, text, capsys):
         assert (tmp_path / "fast.npz").read_bytes() == before
 
 
-def test_defaults_are_those_of_the_named_tuples(capsys):
-    """What is not given is what Python takes, and the help says it."""
-    args = vars(parser().parse_args(["train"]))
-    for defaults, names in ((DEFAULTS, ("width", "layers", "heads", "dialect")), (TRAINING, ("steps", "batch", "window", "rate", "seed"))):
-        assert {name: args[name] for name in names} == {name: getattr(defaults, name) for name in names}
+def test_every_setting_is_an_option_and_the_help_says_its_default(tmp_path, text, capsys):
+    """All fields of Config and TrainSettings: what is not given is what Python takes, what is given is in the checkpoint."""
+    assert not {*DEFAULTS._fields, *TRAINING._fields} & vars(parser().parse_args(["train"])).keys()
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     words = " ".join(capsys.readouterr().out.split())
-    for value in (*(DEFAULTS.width, DEFAULTS.heads, DEFAULTS.dialect), *(TRAINING.steps, TRAINING.rate)):
-        assert f"(default: {value})" in words
+    for name, value in (DEFAULTS._asdict() | TRAINING._asdict()).items():
+        option = f"--{name.replace('_', '-')}"
+        assert re.search(rf"{option}[ ,].*?\(default: {'none' if value is None else value}\)", words), name
+    given = {
+        "config": CONFIG._replace(
+            attention_window=6, chunk=None, dialect="jax", normalizer="sequence", constant=2.0, first_order=True, vocabulary=300, layers=2
+        ),
+        "settings": SETTINGS._replace(
+            steps=1, rate=0.01, warmup=3, weight_decay=0.5, clip=0.25, step_size=0.02, decay=0.25, seed=5, nonnegative=False, batch=2
+        ),
+    }
+    words = []
+    for name, value in (given["config"]._asdict() | given["settings"]._asdict()).items():
+        option = name.replace("_", "-")
+        flag = isinstance(value, bool)
+        words += [f"--{'' if value else 'no-'}{option}"] if flag else [f"--{option}", "none" if value is None else str(value)]
+    assert main(["train", "--data", str(text), "--out", str(tmp_path / "m.npz"), *words]) == 0
+    found = load_checkpoint(tmp_path / "m.npz")
+    assert (found.config, found.settings) == (given["config"], given["settings"])
 
 
 def test_an_error_of_many_lines_becomes_one(capsys, monkeypatch):

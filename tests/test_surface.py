@@ -53,6 +53,8 @@ HOST_CODE = {
     ("lm.data", ""): "text",
     ("lm.corpus", ""): "text",
     ("lm.reading", ""): "text",
+    ("lm.state", ""): "files",
+    ("lm.table", ""): "losses that came home",
     ("lm.evaluate", "bits_per_byte"): "losses that came home",
     ("demo.compare", "change_standard_error"): "losses that came home",
     ("exercises", ""): "compares on the host",

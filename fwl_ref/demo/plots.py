@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..backend import Array, host
 from ..files import whole_file
+from ..lm.position import bins, gains
 from .compare import change_standard_error
 
 COLOURS = {
@@ -77,29 +78,6 @@ def draw(
             handles, [labels[name] for name in COLOURS], loc="outside lower center", ncols=3
         )
     return figure
-
-
-def bins(length: int, window: int) -> list[slice]:
-    """Where gains are averaged: at most 16 parts of equal length, none below half a window; a short
-    rest at the end is left out.
-    """
-    width = max(1, window // 2, -(-length // 16))
-    starts = range(0, length, width)
-    return [slice(a, a + width) for a in starts if a == 0 or a + width <= length]
-
-
-def gains(losses: list[Array], base: list[Array], parts: list[slice]) -> list[float]:
-    """Percent saved against ``base`` in each part, over all bytes of the documents that reach
-    it.
-    """
-    found = []
-    for part in parts:
-        mine, other = (
-            host.concatenate([x[part] for x in rows]).astype("float64").mean()
-            for rows in (losses, base)
-        )
-        found.append(float(100 * (1 - mine / other)))
-    return found
 
 
 def spreads(losses: list[Array], base: list[Array], parts: list[slice]) -> list[float]:

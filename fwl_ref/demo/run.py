@@ -241,7 +241,7 @@ def train_one(
     """Train one model from ``start`` (None = from scratch), with checkpoints at ``path`` and a
     progress bar in that row.
     """
-    bar = {"label": f"{name:>5} model", "position": row}
+    bar: dict[str, Any] = {"label": f"{name:>5} model", "position": row}
     return train_towards(
         path, config, training, corpus, start, writer="demo", backend=backend, **bar
     )

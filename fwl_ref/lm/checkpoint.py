@@ -4,21 +4,25 @@ at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, TypeAlias, get_type_hints
 
 from ..backend import Array, Tree, host, to_numpy
 from ..files import load_arrays, save_arrays
 from ..tree import named_leaves, rebuild
 from .adamw import AdamState
-from .corpus import Corpus, Fingerprint
-from .model import Config, parameter_shapes
+from .corpus import Corpus, Fingerprint, identity
+from .model import Config, Parameters, parameter_shapes
 from .train import Progress, Record, TrainSettings, check_train_settings
 
-FORMAT = 2
+FORMAT = 3
 TREES = ("params", "mean", "square")
+
+
+Names: TypeAlias = tuple[tuple[str, str], ...]  # name and ``identity`` of each document
 
 
 class Text(NamedTuple):
@@ -26,8 +30,11 @@ class Text(NamedTuple):
 
     source: str  # as for load_corpus
     fingerprint: Fingerprint
-    documents: int  # in the training part
     size: int  # bytes in the training part
+    train: Names
+    validation: Names
+    test: Names
+    earlier: Names = ()  # what the model that training started from was trained on
 
 
 class Checkpoint(NamedTuple):
@@ -38,12 +45,23 @@ class Checkpoint(NamedTuple):
     text: Text
     progress: Progress
     writer: str = "train"  # the command that wrote it: "train" or "demo"
+    origin: str = ""  # ``fingerprint_of`` the parameters that training started from; "": none
 
 
 def text_of(corpus: Corpus) -> Text:
     """The text of a corpus, as a checkpoint knows it."""
     size = sum(len(document.data) for document in corpus.train)
-    return Text(corpus.source, corpus.fingerprint, len(corpus.train), size)
+    names = [tuple((d.name, identity(d)) for d in part) for part in corpus.parts]
+    return Text(corpus.source, corpus.fingerprint, size, *names)
+
+
+def fingerprint_of(params: Parameters) -> str:
+    """16 hexadecimal digits of the SHA-256 of all parameters: which model it is."""
+    found = hashlib.sha256()
+    for name, leaf in named_leaves(params):
+        array = to_numpy(leaf)
+        found.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()[:16]
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -55,6 +73,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "settings": checkpoint.settings._asdict(),
         "text": checkpoint.text,
         "writer": checkpoint.writer,
+        "origin": checkpoint.origin,
         "step": progress.adam.step,
         "history": [tuple(record) for record in progress.history],
     }
@@ -103,9 +122,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config, settings = _fields(Config, meta["config"]), _fields(TrainSettings, meta["settings"])
         check_train_settings(settings)
         history = tuple(_record(*row) for row in meta["history"])
-        source, fingerprint, documents, size = meta["text"]
-        text = Text(str(source), Fingerprint(*fingerprint), int(documents), int(size))
-        step, writer = int(meta["step"]), str(meta["writer"])
+        source, fingerprint, size, *names = meta["text"]
+        known = (tuple((str(n), str(i)) for n, i in part) for part in names)
+        train, validation, test, earlier = known
+        text = Text(
+            str(source), Fingerprint(*fingerprint), int(size), train, validation, test, earlier
+        )
+        step, writer, origin = int(meta["step"]), str(meta["writer"]), str(meta["origin"])
         if step < 0:
             raise ValueError(f"step {step}")
         if config.layers > len(arrays):  # else a claimed number alone could take for ever
@@ -125,7 +148,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 " every loss would be nan; train again, or use a file from before"
             )
     progress = Progress(params, AdamState(mean, square, step), history)
-    return Checkpoint(config, settings, text, progress, writer)
+    return Checkpoint(config, settings, text, progress, writer, origin)
 
 
 def _fields(kind: type, given: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ time. Its losses stay on the device until the document is read, and come home to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..backend import Array, host, namespace, to_numpy
@@ -17,7 +17,6 @@ from ..dynamic_evaluation import FAST_ONLY, Descent, update
 from ..ops.common import chunk_slices
 from ..slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from ..tree import tree_map
-from .bar import Bar
 from .data import Batch, Document, windows
 from .device import batch_like
 from .model import DIALECTS, Config, Parameters, features, model_bwd, model_fwd, model_score
@@ -44,11 +43,28 @@ def fast_weights(
     """The fast weight block. Its state starts empty in every window, or is ``carried`` through the
     document.
     """
-    state, losses = None, []
-    for batch in windows(document, window, limit):
-        nll, state = read_window(params, config, batch, state if carried else None)
-        losses.append(nll)
+    if carried:
+        return carry(params, config, document, window, limit)[0]
+    losses = [read_window(params, config, b, None)[0] for b in windows(document, window, limit)]
     return _home(losses)
+
+
+def carry(
+    params: Parameters,
+    config: Config,
+    document: Document,
+    window: int,
+    limit: int | None = None,
+    state: FastParameters | None = None,
+) -> tuple[Array, FastParameters | None]:
+    """The fast weight block, its state carried through the document from ``state`` (None: empty);
+    the losses, and the state after all.
+    """
+    losses = []
+    for batch in windows(document, window, limit):
+        nll, state = read_window(params, config, batch, state)
+        losses.append(nll)
+    return _home(losses), state
 
 
 def read_window(
@@ -155,47 +171,6 @@ def with_step_size(params: Parameters, step_size: float, decay: float) -> Parame
 def bits_per_byte(losses: list[Array]) -> float:
     """Mean over all bytes of all documents, in bits."""
     return float(host.concatenate(losses).astype("float64").mean() / LN2)
-
-
-def print_table(documents: Iterable[Document], ways: dict[str, Way], note: str = "") -> None:
-    """Read every document in every way; print bits per byte of each document as it is done, and of
-    all bytes together.
-
-    ``note`` stands behind the heading of the columns.
-
-    Raises ValueError if no document has at least 2 bytes, and FloatingPointError, when the table
-    is complete, if a loss is not finite.
-    """
-    kept = [d for d in documents if len(d.data) > 1]
-    if not kept:
-        raise ValueError(
-            "no document of at least 2 bytes to read: "
-            "the first byte is given, the others are predicted"
-        )
-    print("bytes".rjust(9), *(name.rjust(26) for name in ways), f" document  {note}".rstrip())
-    total: dict[str, list[Array]] = {name: [] for name in ways}
-    broken = ""  # the first loss that is not finite
-    for document in Bar(kept, desc="reading", unit="document", leave=False):
-        for name, way in ways.items():
-            losses = read(way, document)
-            total[name].append(losses)
-            if not (broken or host.all(host.isfinite(losses))):
-                byte = int(host.argmin(host.isfinite(losses)))
-                broken = f"the loss of byte {byte + 1:,} of {document.name!r} is {losses[byte]}"
-                broken += f" in the column {name!r}"
-        last = {name: each[-1:] for name, each in total.items()}
-        Bar.write(_row(f"{len(losses):,}", last, document.name))
-    print(_row("", total, f"all {len(kept)} documents"))
-    if broken:
-        raise FloatingPointError(
-            f"{broken}, so the means over it say nothing: the parameters are too large for their "
-            "precision, or the fast weights diverged, which smaller step sizes prevent"
-        )
-
-
-def _row(count: str, losses: dict[str, list[Array]], title: str) -> str:
-    cells = [f"{bits_per_byte(each):26.3f}" for each in losses.values()]
-    return " ".join([count.rjust(9), *cells, f" {title}"])
 
 
 def _home(losses: list[Array]) -> Array:

@@ -6,18 +6,43 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import footprint
-from .checkpoint import Checkpoint, Text, load_checkpoint, save_checkpoint, text_of
+from .adamw import adam_init
+from .checkpoint import (
+    Checkpoint,
+    Names,
+    Text,
+    fingerprint_of,
+    load_checkpoint,
+    save_checkpoint,
+    text_of,
+)
 from .corpus import Corpus, Document, split
-from .model import Config
+from .evaluate import with_step_size
+from .model import Config, check_model
 from .reading import shown
 from .train import Progress, TrainSettings, begin, on_backend, train
 
 # what the commands train unless asked for something else
 CONFIG = Config(heads=2)
 TRAINING = TrainSettings()
+
+
+class Origin(NamedTuple):
+    """The model that training starts from, as its checkpoints remember it."""
+
+    fingerprint: str = ""  # of the parameters; "": from scratch
+    trained: Names = ()  # all that it was trained on
+
+
+SCRATCH = Origin()
+
+
+def origin_of(found: Checkpoint) -> Origin:
+    """A checkpoint as the origin of another training."""
+    return Origin(fingerprint_of(found.progress.params), (*found.text.train, *found.text.earlier))
 
 
 def resume(
@@ -28,11 +53,14 @@ def resume(
     *,
     writer: str = "train",
     anew: bool = False,
+    extend: bool = False,
+    origin: Origin = SCRATCH,
 ) -> Progress | None:
-    """How far the same training came: the same settings, the same text. None if there is no file.
+    """How far the same training came: the same settings, text and origin. None if there is no file.
 
     Text is the same if its training documents are, wherever they lie. With ``anew`` another
-    training of the same ``writer`` is to be replaced: None, and a line that says so.
+    training of the same ``writer`` is to be replaced: None, and a line that says so. With
+    ``extend`` the number of steps may differ, as long as so many are not done already.
 
     Raises ValueError for a file of another command or (without ``anew``) another training, naming
     what differs, and for what ``load_checkpoint`` refuses.
@@ -45,7 +73,15 @@ def resume(
             f"{path} is a model of the command `{found.writer}`, and `{writer}` would replace it: "
             "give another --out"
         )
-    other = differences(found, config, settings, corpus)
+    done = found.progress.adam.step
+    if extend and settings.steps < done and settings.steps != found.settings.steps:
+        raise ValueError(
+            f"{path} has {done} steps already, which cannot be undone: "
+            f"give --steps {done} or more, or another --out"
+        )
+    if extend:  # how far to go is free
+        found = found._replace(settings=found.settings._replace(steps=settings.steps))
+    other = differences(found, config, settings, corpus, origin)
     if not other:
         return found.progress
     if not anew:
@@ -58,12 +94,19 @@ def resume(
 
 
 def differences(
-    found: Checkpoint, config: Config, settings: TrainSettings, corpus: Corpus
+    found: Checkpoint,
+    config: Config,
+    settings: TrainSettings,
+    corpus: Corpus,
+    origin: Origin = SCRATCH,
 ) -> list[str]:
     """What a checkpoint was trained with that is not what is asked for: in words, one a thing."""
     was = found.config._asdict() | found.settings._asdict()
     asked = config._asdict() | settings._asdict()
     other = [f"{name} {was[name]}, not {asked[name]}" for name in asked if was[name] != asked[name]]
+    if found.origin != origin.fingerprint:
+        names = (f"model {o}" if o else "scratch" for o in (found.origin, origin.fingerprint))
+        other.append("started from {}, not from {}".format(*names))
     text = text_of(corpus)
     if found.text.fingerprint.train == text.fingerprint.train:
         return other
@@ -75,9 +118,26 @@ def differences(
 def changed(was: Text, now: Text) -> str:
     """That a text is no longer what it was."""
     return (
-        f"the text in {shown(now.source)} has changed since: its training part had {was.documents} "
-        f"documents and {was.size:,} bytes, now {now.documents} and {now.size:,}"
+        f"the text in {shown(now.source)} has changed since: its training part had "
+        f"{len(was.train)} documents and {was.size:,} bytes, now {len(now.train)} and {now.size:,}"
     )
+
+
+def begin_from(found: Checkpoint, config: Config, settings: TrainSettings) -> Progress:
+    """The parameters of a checkpoint as the start of a new training: step 0, zero moments.
+
+    A plain model that becomes a fast one gets the step sizes and decay that a fresh one starts
+    with; a fast model that becomes plain loses them. All else is taken over.
+
+    Raises ValueError or TypeError if ``config`` has other shapes.
+    """
+    params = found.progress.params
+    check_model(params, config)
+    if config.fast and not found.config.fast:
+        params = with_step_size(params, settings.step_size, settings.decay)
+    if not config.fast:
+        params = with_step_size(params, 0.0, 0.0)
+    return Progress(params, adam_init(params), ())
 
 
 def train_towards(
@@ -89,17 +149,20 @@ def train_towards(
     *,
     writer: str = "train",
     backend: str = "numpy",
-    **bar: Any,
+    origin: Origin = SCRATCH,
+    **options: Any,
 ) -> Progress:
     """Train from ``start`` (None: from scratch) on the device that ``backend`` names, with
-    checkpoints at ``path``; ``bar`` is the label and position of the progress bar.
+    checkpoints at ``path`` that remember the ``origin``; ``options`` are those of ``train``: label
+    and position of the progress bar, how often to save.
 
     Raises as ``train``; MemoryError says which size to lower.
     """
-    text = text_of(corpus)
+    text = text_of(corpus)._replace(earlier=origin.trained)
 
     def save(progress: Progress) -> None:
-        save_checkpoint(path, Checkpoint(config, settings, text, progress, writer))
+        made = Checkpoint(config, settings, text, progress, writer, origin.fingerprint)
+        save_checkpoint(path, made)
 
     together = None if backend == "numpy" else settings.batch
     need = footprint.training(config, settings.batch, settings.window, together=together)
@@ -108,7 +171,7 @@ def train_towards(
             start = begin(config, settings, backend)
         else:
             start = on_backend(start, backend)
-        return train(corpus, config, settings, start=start, save=save, **bar)
+        return train(corpus, config, settings, start=start, save=save, **options)
 
 
 def known(text: Text, corpus: Corpus) -> str:

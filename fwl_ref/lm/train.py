@@ -37,6 +37,7 @@ from .device import batch_like, to_backend
 from .model import Config, Parameters, initialize, loss_and_gradient
 
 LN2 = math.log(2)
+SAVE_EVERY = 200  # steps
 LOG_EVERY = 10  # steps per transfer of records from a device
 
 
@@ -171,7 +172,7 @@ def train(
     *,
     start: Progress | None = None,
     save: Callable[[Progress], None] | None = None,
-    save_every: int = 200,
+    save_every: int = SAVE_EVERY,
     label: str = "training",
     position: int = 0,
     quiet: bool = False,

@@ -12,10 +12,10 @@ from fwl_ref.lm.data import Document
 from fwl_ref.lm.evaluate import (
     Way,
     bits_per_byte,
+    carry,
     dynamic,
     dynamic_block,
     fast_weights,
-    print_table,
     read,
     static,
     with_step_size,
@@ -164,15 +164,16 @@ def test_step_sizes_can_be_set_whatever_they_were(params):
         assert p.embedding is start.embedding and p.block is start.block
 
 
-@pytest.mark.parametrize("lengths", [(1, 2, 9), (0, 30)])
-def test_a_table_leaves_out_what_has_nothing_to_predict(params, lengths, capsys):
-    """The first byte of a document is given: one of one byte has no loss, and no row."""
-    print_table([document(n, seed=n) for n in lengths], {"static": way(params, "static")})
-    printed = capsys.readouterr().out.splitlines()
-    kept = [n for n in lengths if n > 1]
-    assert [line.split()[0] for line in printed[1:-1]] == [str(n - 1) for n in kept]
-    expected = bits_per_byte([static(params, CONFIG, document(n, seed=n), 8) for n in kept])
-    assert printed[-1].split() == [f"{expected:.3f}", "all", str(len(kept)), "documents"]
+@pytest.mark.parametrize("cut", [9, 16, 17])
+def test_a_state_goes_on_from_one_text_to_the_next(params, cut):
+    """Two halves, the second from the state of the first: without attention across the cut, the losses of a text read in windows that end
+    there; from no state, those of ``carried``.
+    """
+    first, state = carry(params, CONFIG, Document("a", document(40).data[: cut + 1]), cut)
+    second, _ = carry(params, CONFIG, Document("b", document(40).data[cut:]), cut, state=state)
+    whole = fast_weights(params, CONFIG, document(40), cut, carried=True)
+    np.testing.assert_allclose(np.concatenate([first, second]), whole, rtol=1e-12)
+    assert (carry(params, CONFIG, document(40), cut)[0] == whole).all()
 
 
 @every_way

@@ -41,13 +41,24 @@ def full_pass(params, config, prompt, count, temperature, seed):
     return bytes(text[len(prompt) :])
 
 
+def contexts(text, window):
+    """Where the context of each byte begins: a full one begins anew with its last half."""
+    start, starts = 0, []
+    for i in range(len(text)):
+        if i - start == window:
+            start = i - window // 2
+        starts.append(start)
+    return starts
+
+
 def moving_parameters(params, config, prompt, count, window, temperature, seed, adapt):
-    """Fast parameters that are really moved, by gradients of the slow block; no fast weight code."""
+    """Fast parameters that are really moved, by gradients of the slow block; a context read anew for every byte; no fast weight code."""
     eta, eps = effective_step_sizes(params.eta, config.dialect), DIALECTS[config.dialect]
     total = [np.zeros_like(p) for p in params.block[:FAST]]
 
-    def features(context):
-        return features_fwd(params, np.asarray([context]), config)[0][0][0]  # (T,D)
+    def last_features(text):
+        context = text[contexts(text, window)[-1] :] if config.attention_window is None else text
+        return features_fwd(params, np.asarray([list(context)]), config)[0][0][0, -1]  # (D,)
 
     def write(x, label, weight):
         _, res = slow_block_fwd(x[None], np.asarray([label]), params.block, eps)
@@ -55,13 +66,11 @@ def moving_parameters(params, config, prompt, count, window, temperature, seed, 
         for i in range(FAST):
             total[i] = (1 - params.decay) * total[i] + gradient[i]
 
-    for start in range(0, len(prompt) - 1, window):
-        piece = prompt[start : start + window + 1]
-        for x, label in zip(features(list(piece[:-1])), piece[1:], strict=True):
-            write(x, label, 1.0)
+    for i in range(1, len(prompt)):
+        write(last_features(prompt[:i]), prompt[i], 1.0)
     rng, text = np.random.default_rng(seed), list(prompt)
     for _ in range(count):
-        x = features(text[-window:])[-1]
+        x = last_features(text)
         moved = [p - e * s for p, e, s in zip(params.block, eta, total, strict=False)]
         (_, logits), _ = slow_block_fwd(x[None], np.asarray([0]), SlowParameters(*moved, *params.block[FAST:]), eps)
         text.append(draw(logits[0], temperature, rng))
@@ -81,15 +90,18 @@ def test_generation_is_reading_the_whole_text_anew_for_every_byte(temperature, d
     assert len(set(found)) > 3 or temperature == 0  # the likeliest byte of an untrained model is often the same
 
 
-@pytest.mark.parametrize("window", [1, 7, 34, 35, 100])
+@pytest.mark.parametrize(
+    ("window", "attention_window"), [(1, None), (2, None), (7, None), (34, None), (35, None), (100, None), (7, 3), (50, 9)]
+)
 @pytest.mark.parametrize("adapt", [True, False])
-def test_generation_is_a_loop_over_moving_parameters(window, adapt):
-    """Any window, shorter than the text or not: parameters that really move, one gradient of the
-    slow block after another.
+def test_generation_is_a_loop_over_moving_parameters(window, attention_window, adapt):
+    """Any window, shorter than the text or not, sliding attention or not: parameters that really move, one gradient of the slow block after
+    another, at features that are computed without a cache.
     """
-    params = model()
-    found = generate(params, CONFIG, PROMPT, 30, window=window, temperature=0.5, seed=5, adapt=adapt)
-    assert found == moving_parameters(params, CONFIG, PROMPT, 30, window, 0.5, 5, adapt)
+    config = CONFIG._replace(attention_window=attention_window, layers=2)
+    params = model(config=config)
+    found = generate(params, config, PROMPT, 30, window=window, temperature=0.5, seed=5, adapt=adapt)
+    assert found == moving_parameters(params, config, PROMPT, 30, window, 0.5, 5, adapt)
 
 
 @pytest.mark.host("bytes are drawn on the host")
