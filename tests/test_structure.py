@@ -277,6 +277,8 @@ def test_the_signature_of_an_op_is_what_it_computes(module: str, name: str, data
         sizes["K"] *= 2  # channels turn in pairs
     if module == "ops.attention":
         sizes["S"] += sizes["T"]  # keys: a cache, then one per query
+    if module == "ops.short_conv":
+        sizes["J"] = sizes["P"] + 1  # taps: the past inputs, and the present one
     leading = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2), label="..."))
     if module == "ops.squared_relu" or module == "ops.gelu":
         leading = leading or (2,)
