@@ -144,9 +144,10 @@ def asked_for(dout: Array, dstate_out: Tree | None, res: Any) -> Any:
         states = states | xp.any(final != 0, axis=tuple(range(1, final.ndim)))[:, None]
     uses = {"q": output, "x": output, "states": states, "minima": states}
     uses |= dict.fromkeys(("k", "v", "a", "b", *RATES), states[:, 1:])
+    uses["factor"] = output | states[:, 1:]  # of the reader, and of what it hands on
     return res._replace(
         **{
-            name: _finite_unless(uses[name], getattr(res, name), 1 if name in RATES else 0)
+            name: _finite_unless(uses[name], getattr(res, name), int(name in (*RATES, "factor")))
             for name in res._fields
             if name in uses
         }
