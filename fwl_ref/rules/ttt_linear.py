@@ -22,7 +22,7 @@ So the W of a token need never be formed: that is linear attention with -step dz
 *dual* form. Between mini-batches there is no such form, since LayerNorm makes dz depend on W in no
 linear way: a chunk is a mini-batch.
 
-Forms: recurrent, the definition, 3 K E multiply-adds per token; dual, 3 K E + S (K + E) in
+Forms: recurrent, the definition, 3 K E multiply-adds per token; dual, 4 K E + S (K + E) in
 mini-batches of S, as matrix products.
 
 Sun et al. 2024 (arXiv 2407.04620).

@@ -18,7 +18,7 @@ form). First layer: query q, key k, value -step dh. Second layer: query gelu(h')
 activation; key a, the slow one; value -step dz. Between mini-batches there is no such form, since
 the gradients depend on the state in no linear way: a chunk is a mini-batch.
 
-Forms: recurrent, the definition, 3 K F + 4 F E multiply-adds per token; dual, 3 K F + 4 F E + S (K
+Forms: recurrent, the definition, 3 K F + 4 F E multiply-adds per token; dual, 4 K F + 5 F E + S (K
 + 2 F + E) in mini-batches of S, as matrix products.
 
 Sun et al. 2024 (arXiv 2407.04620).
