@@ -279,6 +279,8 @@ def test_the_signature_of_an_op_is_what_it_computes(module: str, name: str, data
     if module == "ops.attention":
         sizes["S"] += sizes["T"]  # keys: a cache, then one per query
         sizes["H"] *= sizes.get("G", 1)  # query heads that share a key-value head
+    if module == "ops.short_conv":
+        sizes["J"] = sizes["P"] + 1  # taps: the past inputs, and the present one
     leading = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2), label="..."))
     if module in ("ops.squared_relu", "ops.gelu", "ops.swiglu"):
         leading = leading or (2,)

@@ -22,7 +22,6 @@ from typing import Any
 from ..backend import Array, Tree, is_host, namespace
 from ..tree import tree_map
 
-
 WORTH_A_THREAD = 2**14  # numbers
 
 

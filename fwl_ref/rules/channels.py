@@ -7,7 +7,7 @@ Row c of a state fades by the gates of its own channel, so with G^c (``channel_f
 
 Scores are no longer one matrix product: in sum_c q_c k_c G^c the fade stands between the factors.
 Kernels split G^c into a factor for q and one for k, which overflows unless pieces are short; here
-the table of fades is formed as it stands, from logarithms summed over the gap.
+the table of fades is formed as it stands, a product of the gates of each gap.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ def channel_fades(alpha: Array) -> Array:
     return xp.permute_dims(fades(xp.matrix_transpose(alpha)), (0, 2, 3, 1))
 
 
-def channel_fades_bwd(dfade: Array, fade: Array, alpha: Array) -> Array:
+def channel_fades_bwd(dfade: Array, fade: Array) -> Array:
     """Adjoint of channel_fades.   (U.4)"""
-    xp = namespace(dfade, fade, alpha)
+    xp, (batch, rows, _, width) = namespace(dfade, fade), fade.shape
     # forward: fade = fades(alpha), channel by channel
     tables = (xp.permute_dims(a, (0, 3, 1, 2)) for a in (dfade, fade))  # (B,K,L+1,L+1)
-    return xp.matrix_transpose(fades_bwd(*tables, xp.matrix_transpose(alpha)))  # (B,L,K)
+    flat = (xp.reshape(a, (batch * width, rows, rows)) for a in tables)  # (BK,L+1,L+1)
+    dalpha = xp.reshape(fades_bwd(*flat), (batch, width, rows - 1))  # (B,K,L)
+    return xp.matrix_transpose(dalpha)  # (B,L,K)
 
 
 def channel_scores(q: Array, k: Array, fade: Array, read: str) -> Array:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..backend import Array, Tree, is_host, namespace
+from ..backend import Array, Tree, namespace
 from ..ops.common import anticausal_product, before, causal_product, chunk_slices, masked
 from ..tree import leaves, tree_map
 
@@ -63,15 +63,6 @@ def check_read(read: str) -> None:
         raise ValueError(
             'read must be "strict" (before the token is written) or "inclusive" (after), '
             f"got {read!r}"
-        )
-
-
-def check_positive(rate: Array, name: str) -> None:
-    """Logarithms are taken: > 0. Values are looked at on the host only."""
-    if is_host(rate) and (rate <= 0).any():
-        raise ValueError(
-            f"{name} must be > 0, got {rate[rate <= 0][0]}: the chunked form takes its logarithm; "
-            "the recurrent form takes any number"
         )
 
 
@@ -153,9 +144,10 @@ def asked_for(dout: Array, dstate_out: Tree | None, res: Any) -> Any:
         states = states | xp.any(final != 0, axis=tuple(range(1, final.ndim)))[:, None]
     uses = {"q": output, "x": output, "states": states, "minima": states}
     uses |= dict.fromkeys(("k", "v", "a", "b", *RATES), states[:, 1:])
+    uses["factor"] = output | states[:, 1:]  # of the reader, and of what it hands on
     return res._replace(
         **{
-            name: _finite_unless(uses[name], getattr(res, name), 1 if name in RATES else 0)
+            name: _finite_unless(uses[name], getattr(res, name), int(name in (*RATES, "factor")))
             for name in res._fields
             if name in uses
         }
@@ -180,31 +172,29 @@ def _finite_unless(used: Array, tree: Tree, fill: int) -> Tree:
 
 
 def fades(gamma: Array) -> Array:
-    """(...,L)->(...,L+1,L+1)   G_ij = exp(sum_{j<=r<i} log gamma_r) for j <= i, else 0   (U.3)
+    """(...,L)->(...,L+1,L+1)   G_ij = prod_{j<=r<i} gamma_r for j <= i, else 0   (U.3)
 
-    That is what is left in state i of state j. The logarithms of each gap are summed, not
-    subtracted from one another: a difference of cumulative sums loses what is recent beside what is
-    old, and a ratio of cumulative products overflows.
+    That is what is left in state i of state j. The decays of each gap are multiplied, from the
+    oldest on: a ratio of cumulative products overflows or is 0 / 0, and a difference of summed
+    logarithms loses what is recent beside what is old. A decay may be 0, which leaves nothing.
     """
     xp = namespace(gamma)
-    length = gamma.shape[-1]
-    log = xp.log(gamma)[..., None]  # (...,L,1)
-    since = xp.where(_since(gamma), log, xp.zeros_like(log))  # (...,L,L+1)
-    gap = xp.cumulative_sum(since, axis=-2, include_initial=True)  # (...,L+1,L+1)
-    return masked(xp.exp(gap), before(length + 1, gamma, own=True))
+    decay = gamma[..., None]  # (...,L,1)
+    since = xp.where(_since(gamma), decay, xp.ones_like(decay))  # (...,L,L+1)
+    gap = xp.cumulative_prod(since, axis=-2, include_initial=True)  # (...,L+1,L+1)
+    return masked(gap, before(gamma.shape[-1] + 1, gamma, own=True))
 
 
-def fades_bwd(dfade: Array, fade: Array, gamma: Array) -> Array:
-    """Adjoint of fades.   (U.4)"""
-    xp = namespace(dfade, fade, gamma)
-    # forward: fade = exp(gap)
-    dgap = dfade * fade  # (...,L+1,L+1)
-    # forward: gap_ij = sum_{j<=r<i} log_r
-    later = xp.cumulative_sum(xp.flip(dgap[..., 1:, :], axis=-2), axis=-2)  # sums over i > r
-    later = xp.flip(later, axis=-2)  # (...,L,L+1)
-    dlog = xp.sum(masked(later, _since(gamma)), axis=-1)  # (...,L)
-    # forward: log = log gamma
-    return dlog / gamma  # (...,L)
+def fades_bwd(dfade: Array, fade: Array) -> Array:
+    """Adjoint of fades: (B,L+1,L+1),(B,L+1,L+1)->(B,L).   (U.4)
+
+    What is left of G_ij without gamma_r is G_{i,r+1} G_rj: no division, so gamma_r may be 0.
+    """
+    xp = namespace(dfade, fade)
+    # forward: fade_ij = prod_{j<=r<i} gamma_r
+    after = anticausal_product(fade, dfade, own=True)[:, 1:, :]  # sum_{i>r} G_{i,r+1} dG_ij
+    order = _since(fade[:, 0, 1:])  # (L,L+1)
+    return xp.sum(masked(fade[:, :-1, :] * after, order), axis=-1)  # (B,L)
 
 
 def unfaded(length: int, like: Array) -> Array:

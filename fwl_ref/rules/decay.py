@@ -11,11 +11,11 @@ State: S (B,K,E).
 
 The update is still a sum of writes, each scaled by the decays that came after it, so the parallel
 form is linear attention with a mask: G_{t,s+1} = gamma_{s+1} ... gamma_{t-1} if the read is strict,
-one factor more, gamma_t, if it is inclusive. The mask is formed from logarithms summed over the
-gap; a ratio of cumulative products overflows as soon as a chunk forgets much.
+one factor more, gamma_t, if it is inclusive. The mask is formed as products over the gap; a
+ratio of cumulative products overflows as soon as a chunk forgets much.
 
 Forms: recurrent, the definition, 2 K E multiply-adds per token, any gamma; chunked, 2 K E + S (K +
-E) and S for the mask, gamma > 0.
+E) and S for the mask. A gamma of 0 resets the memory, in both.
 
 Sun et al. 2023 (RetNet, arXiv 2307.08621); Dao and Gu 2024 (Mamba-2, arXiv 2405.21060).
 """
@@ -28,7 +28,6 @@ from ..backend import Array, namespace
 from .common import (
     apply,
     asked_for,
-    check_positive,
     check_rule,
     chunks_bwd,
     chunks_fwd,
@@ -115,14 +114,13 @@ def decay_chunked_fwd(
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     o = (q k^T * G) v + G_0 q S_0, chunk after chunk   (U.17)
 
-    ``chunk`` None is one chunk. Raises ValueError as ``decay_recurrent_fwd`` does, if ``chunk`` is
-    below 1, or if a gamma is not positive.
+    ``chunk`` None is one chunk. Raises ValueError as ``decay_recurrent_fwd`` does, or if ``chunk``
+    is below 1.
     """
     namespace(q, k, v, gamma, state)
     check_rule(
         read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), gamma=(gamma, "BT"), state=(state, "BKE")
     )
-    check_positive(gamma, "gamma")
     return chunks_fwd(
         lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v, gamma), start_state(state, k, v), chunk
     )
@@ -146,4 +144,4 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: DecayResidual):
     # forward: out, state_out = sums(q, k, v)
     dq, dk, dv, dfade, dstate = sums_bwd(dout, dstate_out, q, k, v, fade, states[:, 0, ...], read)
     # forward: fade = fades(gamma)
-    return dq, dk, dv, fades_bwd(dfade, fade, gamma), dstate
+    return dq, dk, dv, fades_bwd(dfade, fade), dstate

@@ -23,8 +23,8 @@ c of a_tc b_jc G^c_{t,j+1} in place of plain scores:
 
     (I - sigma^ab) r = sigma^ak v + (a G_t0) S_0
 
-Forms: recurrent, the definition, 4 K E multiply-adds per token, any alpha; chunked, 4 K E + S (8 K
-+ 7/2 E) and S K for the fades, alpha > 0.
+Forms: recurrent, the definition, 4 K E multiply-adds per token; chunked, 4 K E + S (8 K
++ 7/2 E) and S K for the fades. alpha may be 0 in both.
 
 Peng et al. 2025 (arXiv 2503.14456); Comba: Hu et al. 2025 (arXiv 2506.02475).
 """
@@ -48,7 +48,6 @@ from .channels import (
 from .common import (
     apply,
     asked_for,
-    check_positive,
     check_rule,
     chunks_bwd,
     chunks_fwd,
@@ -147,12 +146,11 @@ def dplr_chunked_fwd(
     """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,T,K),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)
     r = (I - sigma^ab)^{-1} (sigma^ak v + (a G) S_0), then sums of both pairs   (U.52)
 
-    ``chunk`` None is one chunk. Raises ValueError as ``dplr_recurrent_fwd`` does, if ``chunk`` is
-    below 1, or if an alpha is not positive.
+    ``chunk`` None is one chunk. Raises ValueError as ``dplr_recurrent_fwd`` does, or if
+    ``chunk`` is below 1.
     """
     namespace(q, k, v, alpha, a, b, state)
     _check(q, k, v, alpha, a, b, state, read)
-    check_positive(alpha, "alpha")
     return chunks_fwd(
         lambda *tokens: _chunk_fwd(*tokens, read),
         (q, k, v, alpha, a, b),
@@ -204,7 +202,7 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: DPLRResidual):
     db += d_of_recalls[1]  # (B,L,K)
     # forward: fade = channel_fades(alpha)
     dfade += dfade_start + d_of_pairs[2] + d_of_recalls[2]  # (B,L+1,L+1,K)
-    dalpha = channel_fades_bwd(dfade, fade, alpha)  # (B,L,K)
+    dalpha = channel_fades_bwd(dfade, fade)  # (B,L,K)
     return dq + dq_more, dk, dv, dalpha, da, db, dstate + dstate_start
 
 

@@ -16,10 +16,10 @@ u_j, so the errors of a chunk solve the delta rule's system with fades in it:
 
     (I + A) u = beta (v - G_{t+1,0} k S_0),    A_tj = beta_t G_{t+1,j+1} (k_t . k_j) for j < t
 
-Every G_ij is formed from logarithms summed over the gap, so no quotient of decays occurs.
+Every G_ij is formed as a product over its gap, so no quotient of decays occurs.
 
-Forms: recurrent, the definition, 3 K E multiply-adds per token, any alpha; chunked, 3 K E + S (2 K
-+ 3/2 E) and S for the fades, alpha > 0.
+Forms: recurrent, the definition, 3 K E multiply-adds per token; chunked, 3 K E + S (2 K
++ 3/2 E) and S for the fades. An alpha of 0 resets the memory, in both.
 
 Yang, Kautz, Hatamizadeh 2024 (arXiv 2412.06464).
 """
@@ -32,7 +32,6 @@ from ..backend import Array, namespace
 from ..ops.common import masked
 from .common import (
     asked_for,
-    check_positive,
     check_rule,
     chunks_bwd,
     chunks_fwd,
@@ -144,8 +143,8 @@ def gated_delta_chunked_fwd(
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     u = (I + A)^{-1} beta (v - G k S_0), then faded sums   (U.32)
 
-    ``chunk`` None is one chunk. Raises ValueError as ``gated_delta_recurrent_fwd`` does, if
-    ``chunk`` is below 1, or if an alpha is not positive.
+    ``chunk`` None is one chunk. Raises ValueError as ``gated_delta_recurrent_fwd`` does, or
+    if ``chunk`` is below 1.
     """
     namespace(q, k, v, alpha, beta, state)
     check_rule(
@@ -157,7 +156,6 @@ def gated_delta_chunked_fwd(
         beta=(beta, "BT"),
         state=(state, "BKE"),
     )
-    check_positive(alpha, "alpha")
     return chunks_fwd(
         lambda *tokens: _chunk_fwd(*tokens, read),
         (q, k, v, alpha, beta),
@@ -202,7 +200,7 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: GatedDeltaResidual):
     # forward: after = the rows t + 1 of fade
     dfirst = -xp.sum(dv * recalled, axis=-1, keepdims=True)  # (B,L,1)
     dafter = xp.concat([dfirst, beta[:, :, None] * da * gram], axis=-1)  # (B,L,L+1)
-    dalpha = fades_bwd(dfade + read_from_bwd(dafter, "inclusive"), fade, alpha)  # (B,L)
+    dalpha = fades_bwd(dfade + read_from_bwd(dafter, "inclusive"), fade)  # (B,L)
     return dq, dk, dv, dalpha, dbeta, dstate
 
 

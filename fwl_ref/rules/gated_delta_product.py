@@ -8,9 +8,9 @@ One gate per token, before its first step: what a token writes does not fade by 
 = 1 is DeltaProduct, N = 1 the gated delta rule. State: S (B,K,E). The token reads before its gate
 (strict) or after its last step (inclusive).
 
-Forms: recurrent, the definition, (2 N + 1) K E multiply-adds per token, any alpha; chunked: the
+Forms: recurrent, the definition, (2 N + 1) K E multiply-adds per token; chunked: the
 gated delta rule on N T tokens, of which the first of each token has its gate and the others have 1,
-and of which only one in N is read; alpha > 0. The chunk counts tokens, not steps.
+and of which only one in N is read. The chunk counts tokens, not steps.
 
 Siems et al. 2025 (arXiv 2502.10297).
 """
@@ -102,8 +102,7 @@ def gated_delta_product_chunked_fwd(
     the gated delta rule on N T tokens, gates 1 but for every N-th, every N-th one read   (U.57)
 
     ``chunk`` (in tokens) None is one chunk. Raises ValueError as
-    ``gated_delta_product_recurrent_fwd`` does, if ``chunk`` is below 1, or if an alpha is not
-    positive.
+    ``gated_delta_product_recurrent_fwd`` does, or if ``chunk`` is below 1.
     """
     namespace(q, k, v, alpha, beta, state)
     steps = _check(q, k, v, alpha, beta, state, read)

@@ -11,8 +11,8 @@ number per token and key channel, in (0,1] if memories fade. State: S (B,K,E).
 Each channel is linear attention with decay, so there is a parallel form with one mask G^c per
 channel: ``channels.py``.
 
-Forms: recurrent, the definition, 2 K E multiply-adds per token, any alpha; chunked, 2 K E + S (2 K
-+ E) and S K for the fades, alpha > 0.
+Forms: recurrent, the definition, 2 K E multiply-adds per token; chunked, 2 K E + S (2 K
++ E) and S K for the fades. An alpha of 0 resets its channel, in both.
 
 Yang et al. 2023 (arXiv 2312.06635).
 """
@@ -26,7 +26,6 @@ from .channels import channel_fades, channel_fades_bwd, channel_sums, channel_su
 from .common import (
     apply,
     asked_for,
-    check_positive,
     check_rule,
     chunks_bwd,
     chunks_fwd,
@@ -107,14 +106,13 @@ def gla_chunked_fwd(
     """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,K,E)->(B,T,E),(B,K,E)
     o = (sum_c q_c k_c^T * G^c) v + (q * G_0) S_0, by chunks   (U.22)
 
-    ``chunk`` None is one chunk. Raises ValueError as ``gla_recurrent_fwd`` does, if ``chunk`` is
-    below 1, or if an alpha is not positive.
+    ``chunk`` None is one chunk. Raises ValueError as ``gla_recurrent_fwd`` does, or if ``chunk`` is
+    below 1.
     """
     namespace(q, k, v, alpha, state)
     check_rule(
         read, q=(q, "BTK"), k=(k, "BTK"), v=(v, "BTE"), alpha=(alpha, "BTK"), state=(state, "BKE")
     )
-    check_positive(alpha, "alpha")
     return chunks_fwd(
         lambda *tokens: _chunk_fwd(*tokens, read), (q, k, v, alpha), start_state(state, k, v), chunk
     )
@@ -139,4 +137,4 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: GLAResidual):
     d_sums = channel_sums_bwd(dout, dstate_out, q, k, v, fade, states[:, 0, ...], read)
     dq, dk, dv, dfade, dstate = d_sums
     # forward: fade = channel_fades(alpha)
-    return dq, dk, dv, channel_fades_bwd(dfade, fade, alpha), dstate
+    return dq, dk, dv, channel_fades_bwd(dfade, fade), dstate

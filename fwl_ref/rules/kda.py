@@ -20,8 +20,8 @@ so the errors of a chunk solve the delta rule's system, with scores as in gated 
 
     (I + A) u = beta (v - (alpha k G_t0) S_0),    A_tj = beta_t sum_c alpha_tc k_tc k_jc G^c_{t,j+1}
 
-Forms: recurrent, the definition, 3 K E multiply-adds per token, any alpha; chunked, 3 K E + S (4 K
-+ 3/2 E) and S K for the fades, alpha > 0.
+Forms: recurrent, the definition, 3 K E multiply-adds per token; chunked, 3 K E + S (4 K
++ 3/2 E) and S K for the fades. An alpha of 0 resets its channel, in both.
 
 Kimi Team 2025 (arXiv 2510.26692).
 """
@@ -43,7 +43,6 @@ from .channels import (
 )
 from .common import (
     asked_for,
-    check_positive,
     check_rule,
     chunks_bwd,
     chunks_fwd,
@@ -139,12 +138,11 @@ def kda_chunked_fwd(
     """(B,T,K),(B,T,K),(B,T,E),(B,T,K),(B,T),(B,K,E)->(B,T,E),(B,K,E)
     u = (I + A)^{-1} beta (v - (alpha k G) S_0), then sums faded by channel   (U.47)
 
-    ``chunk`` None is one chunk. Raises ValueError as ``kda_recurrent_fwd`` does, if ``chunk`` is
-    below 1, or if an alpha is not positive.
+    ``chunk`` None is one chunk. Raises ValueError as ``kda_recurrent_fwd`` does, or if ``chunk`` is
+    below 1.
     """
     namespace(q, k, v, alpha, beta, state)
     _check(q, k, v, alpha, beta, state, read)
-    check_positive(alpha, "alpha")
     return chunks_fwd(
         lambda *tokens: _chunk_fwd(*tokens, read),
         (q, k, v, alpha, beta),
@@ -188,7 +186,7 @@ def _chunk_bwd(dout: Array, dstate_out: Array | None, res: KDAResidual):
     dk += dk_scores + alpha * dasked
     # forward: fade = channel_fades(alpha)
     dfade += dfade_start + dfade_scores  # (B,L+1,L+1,K)
-    dalpha = channel_fades_bwd(dfade, fade, alpha) + k * dasked  # (B,L,K)
+    dalpha = channel_fades_bwd(dfade, fade) + k * dasked  # (B,L,K)
     return dq, dk, dv, dalpha, dbeta, dstate + dstate_start
 
 

@@ -24,7 +24,7 @@ Values, queries and cotangents are not squared.
 
 Forms, in multiply-adds per token: recurrent, the definition, K^3 / 3 + K^2 E + 2 K E + K^2;
 chunked, with n iterations and chunks of S, (n + 1) (K^2 + 2 S K) + K^2 + 2 K E + S (K + E), and 2 S
-for the fades, keep > 0.
+for the fades.
 
 von Oswald et al. 2025 (arXiv 2506.05233).
 """
@@ -38,7 +38,6 @@ from ..ops.common import causal_product, masked
 from .common import (
     apply,
     asked_for,
-    check_positive,
     check_rule,
     chunks_bwd,
     chunks_fwd,
@@ -70,7 +69,7 @@ class MesaResidual(NamedTuple):
     v: Array  # (B,T,E)
     keep: Array  # (B,T)
     weight: Array  # (B,T)
-    ridge: Array  # (K,)
+    ridge: Array  # (K) or (B,K)
     states: MesaState  # (B,T+1,...)
     minima: Array  # (B,T+1,K,E) S of each of them
     read: str
@@ -82,7 +81,7 @@ class MesaChunkResidual(NamedTuple):
     v: Array  # (B,L,E)
     keep: Array  # (B,L)
     weight: Array  # (B,L)
-    ridge: Array  # (K,)
+    ridge: Array  # (K) or (B,K)
     states: MesaState  # (B,1,...) before the chunk
     x: Array  # (B,L,K) what conjugate gradients found for q (H + Lambda)^{-1}
     error: Array  # (B,L) |q - x (H + Lambda)|, what they left
@@ -93,16 +92,18 @@ class MesaChunkResidual(NamedTuple):
 def mesa_loss(S: Array, state: MesaState, ridge: Array) -> Array:
     """(B,K,E),MesaState,(K)->(B)
     L = 1/2 <S, (H + Lambda) S> - <S, G>, without the constant 1/2 sum zeta |v|^2   (W.24)
+
+    ``ridge`` (K), here and below, is shared by all sequences; (B,K) is one for each of them.
     """
     xp = namespace(S, *state, ridge)
-    half = 0.5 * (xp.matmul(state.H, S) + ridge[:, None] * S)  # (B,K,E)
+    half = 0.5 * (xp.matmul(state.H, S) + ridge[..., None] * S)  # (B,K,E)
     return xp.sum(S * (half - state.G), axis=(1, 2))  # (B,)
 
 
 def mesa_gradient(S: Array, state: MesaState, ridge: Array) -> Array:
     """(B,K,E),MesaState,(K)->(B,K,E)   dL/dS = (H + Lambda) S - G   (W.24)"""
     xp = namespace(S, *state, ridge)
-    return xp.matmul(state.H, S) + ridge[:, None] * S - state.G
+    return xp.matmul(state.H, S) + ridge[..., None] * S - state.G
 
 
 def mesa_minimum(state: MesaState, ridge: Array) -> Array:
@@ -122,8 +123,8 @@ def mesa_minimum_bwd(
     # forward: S = A^{-1} G,  A = H + Lambda
     dG = xp.linalg.solve(xp.matrix_transpose(_matrix(state.H, ridge)), dS)  # (B,K,E)
     dA = -xp.matmul(dG, xp.matrix_transpose(S))  # (B,K,K)
-    diagonal = dA * xp.eye(ridge.shape[0], dtype=S.dtype, device=S.device)  # (B,K,K)
-    return MesaState(dG, dA), xp.sum(xp.sum(diagonal, axis=-1), axis=0)  # (K,)
+    diagonal = dA * xp.eye(ridge.shape[-1], dtype=S.dtype, device=S.device)  # (B,K,K)
+    return MesaState(dG, dA), _as_ridge(xp.sum(diagonal, axis=-1), ridge)
 
 
 def mesa_recurrent_fwd(
@@ -196,11 +197,9 @@ def mesa_chunked_fwd(
 
     ``chunk`` None is one chunk. ``iterations`` of conjugate gradients: K and a few more for
     rounding; ``error`` in each chunk's residual says what they left. Raises ValueError as
-    ``mesa_recurrent_fwd`` does, if ``chunk`` or ``iterations`` is below 1, or if a keep is not
-    positive.
+    ``mesa_recurrent_fwd`` does, or if ``chunk`` or ``iterations`` is below 1.
     """
     _, start = _checked(q, k, v, keep, weight, ridge, state, read)
-    check_positive(keep, "keep")
     if iterations < 1:
         raise ValueError(f"conjugate gradients need at least 1 iteration, got {iterations}")
     return chunks_fwd(
@@ -219,7 +218,7 @@ def mesa_chunked_bwd(
     Returns dq, dk, dv, dkeep, dweight, dridge, dstate.
     """
     *dtokens, dridge, dstate = chunks_bwd(_chunk_bwd, dout, dstate_out, res)
-    return *dtokens, namespace(dout).sum(dridge, axis=(0, 1)), dstate
+    return *dtokens, _as_ridge(namespace(dout).sum(dridge, axis=1), res[0].ridge), dstate
 
 
 def conjugate_gradients(
@@ -239,7 +238,7 @@ def conjugate_gradients(
         """x_t (H_t + Lambda) = fade_t0 x_t H_0 + sum_s zeta_ts (x_t . k_s) k_s + x_t Lambda"""
         scores = masked(zeta * xp.matmul(x, xp.matrix_transpose(k)), past(q, read))  # (B,L,L)
         written = causal_product(scores, k, read == "inclusive")  # (B,L,K)
-        return seen[:, :, :1] * xp.matmul(x, H) + written + ridge * x  # (B,L,K)
+        return seen[:, :, :1] * xp.matmul(x, H) + written + ridge[..., None, :] * x  # (B,L,K)
 
     # x is linear in q: at unit size no square overflows
     size = xp.max(xp.abs(q), axis=-1, keepdims=True)  # (B,L,1)
@@ -292,7 +291,7 @@ def _chunk_bwd(dout: Array, dstate_out: MesaState | None, res: MesaChunkResidual
     _, dk_H, du, dfade_H, dH = sums_bwd(-dq, dH_out, x, k, share * k, fade, H, read)
     dk += dk_H + share * du
     dweight += xp.sum(du * k, axis=-1)
-    dkeep = fades_bwd(dfade + dfade_H, fade, keep)  # (B,L)
+    dkeep = fades_bwd(dfade + dfade_H, fade)  # (B,L)
     return dq, dk, dv, dkeep, dweight, dridge, MesaState(dG, dH)
 
 
@@ -309,7 +308,7 @@ def _checked(
         "v": (v, "BTE"),
         "keep": (keep, "BT"),
         "weight": (weight, "BT"),
-        "ridge": (ridge, "K"),
+        "ridge": (ridge, "K" if ridge.ndim == 1 else "BK"),
     }
     check_rule(read, **tokens, **{"state.G": (G, "BKE"), "state.H": (H, "BKK")})
     if is_host(ridge) and not (ridge > 0).all():
@@ -322,4 +321,10 @@ def _checked(
 
 def _matrix(H: Array, ridge: Array) -> Array:
     """(B,K,K),(K)->(B,K,K)   H + Lambda"""
-    return H + namespace(H, ridge).eye(ridge.shape[0], dtype=H.dtype, device=H.device) * ridge
+    identity = namespace(H, ridge).eye(ridge.shape[-1], dtype=H.dtype, device=H.device)  # (K,K)
+    return H + identity * ridge[..., None, :]
+
+
+def _as_ridge(dridge: Array, ridge: Array) -> Array:
+    """(B,K)->(K) or (B,K)   summed over the sequences that share it"""
+    return namespace(dridge).sum(dridge, axis=0) if ridge.ndim == 1 else dridge

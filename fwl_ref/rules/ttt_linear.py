@@ -22,7 +22,7 @@ So the W of a token need never be formed: that is linear attention with -step dz
 *dual* form. Between mini-batches there is no such form, since LayerNorm makes dz depend on W in no
 linear way: a chunk is a mini-batch.
 
-Forms: recurrent, the definition, 3 K E multiply-adds per token; dual, 3 K E + S (K + E) in
+Forms: recurrent, the definition, 3 K E multiply-adds per token; dual, 4 K E + S (K + E) in
 mini-batches of S, as matrix products.
 
 Sun et al. 2024 (arXiv 2407.04620).
@@ -30,19 +30,26 @@ Sun et al. 2024 (arXiv 2407.04620).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..backend import Array, namespace
 from ..ops.layernorm import LayerNormResidual
-from ..tree import add, tree_map
-from .common import check_rule, chunks_bwd, chunks_fwd, start_state
+from ..tree import add
+from .common import check_rule, start_state
 from .ttt import (
     EPS,
+    DualResidual,
     Network,
+    Settings,
+    Tokens,
     TTTResidual,
+    UnderWay,
+    call,
     check_ttt,
-    dual_layer,
-    dual_layer_bwd,
+    dual_bwd,
+    dual_fwd,
+    fast_read,
+    fast_read_bwd,
     inner_gradient,
     inner_gradient_bwd,
     inner_loss,
@@ -50,13 +57,11 @@ from .ttt import (
     layer_bwd,
     layer_gradient,
     layer_gradient_bwd,
-    per_token,
-    per_token_bwd,
+    networks,
     predict_bwd,
     predict_fwd,
     recurrent_bwd,
     recurrent_fwd,
-    state_at,
 )
 
 
@@ -104,61 +109,59 @@ def ttt_linear_gradient_bwd(
 
 def ttt_linear_recurrent_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
-    state: TTTLinearState | None = None, *, minibatch: int, read: str, eps: float = EPS,
-) -> tuple[tuple[Array, TTTLinearState], TTTResidual]:  # fmt: skip
+    state: TTTLinearState | UnderWay | None = None, *, minibatch: int, read: str, eps: float = EPS,
+    factor: Array | None = None,
+) -> tuple[tuple[Array, TTTLinearState | UnderWay], TTTResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState
     S_{t+1} = S_t - step_t dl_t/dS   (W.14)
 
-    ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch.
-    ``read`` "strict": f(q_t) with S_t; "inclusive": with S_{t+1}. ``gain`` and ``bias`` None: no
-    LayerNorm, no residual. ``state`` None: W = 0, b = 0; with LayerNorm better a learned W, for the
-    slope of LN at z = 0 is 1 / sqrt(eps). Raises ValueError for another read, a mini-batch below 1,
-    or shapes that do not fit.
+    ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch,
+    unless ``state`` is ``UnderWay``: then it goes on with that one, and an ``UnderWay`` goes out.
+    ``read`` "strict": f(q_t) with S_t; "inclusive": with S_{t+1}. ``factor`` (B,T): what a token
+    multiplies all steps of its mini-batch by when it reads; None is 1. ``gain`` and ``bias`` (E),
+    or (B,E) one per sequence; None: no LayerNorm, no residual. ``state`` None: W = 0, b = 0; with
+    LayerNorm better a learned W, for the slope of LN at z = 0 is 1 / sqrt(eps). Raises ValueError
+    for another read, a mini-batch below 1, a place outside of it, or shapes that do not fit.
     """
-    norm, start = _checked(q, k, v, step, gain, bias, state, minibatch, read)
-    return recurrent_fwd(
-        _NETWORK, q, k, v, step, norm, start, minibatch=minibatch, read=read, eps=eps
-    )
+    start = _checked(q, k, v, step, factor, gain, bias, state, minibatch, read)
+    called = call(q, k, v, step, factor, gain, bias, start, minibatch, read, eps)
+    return recurrent_fwd(_NETWORK, *called)
 
 
 def ttt_linear_recurrent_bwd(
-    g_out: Array, g_state_out: TTTLinearState | None, res: TTTResidual
+    g_out: Array, g_state_out: TTTLinearState | UnderWay | None, res: TTTResidual
 ) -> tuple:
     """Adjoint of ttt_linear_recurrent_fwd: backpropagation through time.   (W.15)
 
-    Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.
+    Returns g_q, g_k, g_v, g_step, with a factor g_factor, g_gain, g_bias, g_state.
     """
     return recurrent_bwd(_NETWORK, g_out, g_state_out, res)
 
 
 def ttt_linear_dual_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
-    state: TTTLinearState | None = None, *, minibatch: int, read: str, eps: float = EPS,
-) -> tuple[tuple[Array, TTTLinearState], tuple]:  # fmt: skip
+    state: TTTLinearState | UnderWay | None = None, *, minibatch: int, read: str, eps: float = EPS,
+    factor: Array | None = None,
+) -> tuple[tuple[Array, TTTLinearState | UnderWay], DualResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTLinearState->(B,T,E),TTTLinearState
     by whole mini-batches   (W.16)
 
-    z_t = q_t W + b - sum_s step_s (q_t . k_s + 1) dz_s, then f: the same function as
+    z_t = q_t W + b - factor_t sum_s step_s (q_t . k_s + 1) dz_s, then f: the same function as
     ``ttt_linear_recurrent_fwd``, with the same errors.
     """
-    norm, start = _checked(q, k, v, step, gain, bias, state, minibatch, read)
-    return chunks_fwd(
-        lambda *tokens: _batch_fwd(*tokens, read=read, eps=eps),
-        (q, k, v, step, *norm),
-        start,
-        minibatch,
-    )
+    start = _checked(q, k, v, step, factor, gain, bias, state, minibatch, read)
+    called = call(q, k, v, step, factor, gain, bias, start, minibatch, read, eps)
+    return dual_fwd(_batch_fwd, *called)
 
 
 def ttt_linear_dual_bwd(
-    g_out: Array, g_state_out: TTTLinearState | None, res: tuple[TTTResidual, ...]
+    g_out: Array, g_state_out: TTTLinearState | UnderWay | None, res: DualResidual
 ) -> tuple:
     """Adjoint of ttt_linear_dual_fwd.   (W.17)
 
-    Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.
+    Returns g_q, g_k, g_v, g_step, with a factor g_factor, g_gain, g_bias, g_state.
     """
-    g_q, g_k, g_v, g_step, *g_norm, g_state = chunks_bwd(_batch_bwd, g_out, g_state_out, res)
-    return g_q, g_k, g_v, g_step, *per_token_bwd(tuple(g_norm)), g_state
+    return dual_bwd(_batch_bwd, g_out, g_state_out, res)
 
 
 def _read_fwd(state: TTTLinearState, q: Array, *norm: Array, eps: float):
@@ -181,61 +184,65 @@ _NETWORK = Network(ttt_linear_gradient, ttt_linear_gradient_bwd, _read_fwd, _rea
 
 
 def _batch_fwd(
-    q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float,
-):  # fmt: skip
-    *norm, state = norm_and_state
+    tokens: Tokens, first: TTTLinearState, moved: TTTLinearState, settings: Settings
+) -> tuple:
+    q, k, v, step, factor, norm = tokens
     # write: dz_s at the first state, for all tokens at once
-    dz, _ = inner_gradient(k, layer(k, *state), v, *norm, eps=eps)  # (B,S,E)
+    dz, _ = inner_gradient(k, layer(k, *first), v, *norm, eps=settings.eps)  # (B,S,E)
     u = -step[:, :, None] * dz  # (B,S,E)
-    # read: z_t = q_t W + b + sum_s (q_t . k_s + 1) u_s
-    z, *after = dual_layer(q, k, u, *state, read)  # (B,S,E)
-    out, _ = predict_fwd(q, z, *norm, eps=eps)  # (B,S,E)
-    first = tree_map(lambda a: a[:, None, ...], state)  # (B,1,...)
-    res = TTTResidual(q, k, v, step, tuple(norm), first, q.shape[1], read, eps)
-    return (out, TTTLinearState(*after)), res
+    # read: z_t = q_t W + b + factor_t sum_s (q_t . k_s + 1) u_s
+    z, _, after = fast_read(q, k, u, first, moved, factor, settings.read)  # (B,S,E)
+    out, _ = predict_fwd(q, z, *norm, eps=settings.eps)  # (B,S,E)
+    return out, TTTLinearState(*after)
 
 
-def _batch_bwd(g_out: Array, g_state_out: TTTLinearState | None, res: TTTResidual):
-    q, k, v, step, norm, states, _, read, eps = res
-    state = state_at(states, 0)
+def _batch_bwd(
+    g_out: Array, g_moved: TTTLinearState, tokens: Tokens, first: TTTLinearState,
+    moved: TTTLinearState, settings: Settings,
+) -> tuple:  # fmt: skip
+    q, k, v, step, factor, norm = tokens
     xp = namespace(g_out, q)
-    dz, slow = inner_gradient(k, layer(k, *state), v, *norm, eps=eps)  # (B,S,E)
+    dz, slow = inner_gradient(k, layer(k, *first), v, *norm, eps=settings.eps)  # (B,S,E)
     u = -step[:, :, None] * dz  # (B,S,E)
-    z, *_ = dual_layer(q, k, u, *state, read)  # (B,S,E)
-    _, head = predict_fwd(q, z, *norm, eps=eps)
+    z, y, _ = fast_read(q, k, u, first, moved, factor, settings.read)  # (B,S,E)
+    _, head = predict_fwd(q, z, *norm, eps=settings.eps)
     # read: out = predict(q, z)
     g_q_head, g_z, *g_norm_read = predict_bwd(g_out, head)  # (B,S,E)
-    # read: z, *state_out = dual_layer(q, k, u, *state)
-    g_q, g_k, g_u, *g_read = dual_layer_bwd(g_z, g_state_out, q, k, u, *state, read)
+    # read: z, moved' = fast_read(q, k, u, first, moved, factor)
+    g_read = fast_read_bwd(g_z, g_moved, q, k, u, first, moved, factor, settings.read, y)
+    g_q, g_k, g_u, g_first, g_moved, g_factor = g_read
     # write: u = -step dz
     g_step = -xp.sum(g_u * dz, axis=-1)  # (B,S)
     g_dz = -step[:, :, None] * g_u  # (B,S,E)
     # write: dz = inner_gradient(k, z, v)
     g_k_loss, g_z, g_v, *g_norm = inner_gradient_bwd(g_dz, slow)  # (B,S,E)
     # write: z = k W + b
-    g_k_layer, *g_written = layer_bwd(g_z, k, *state)  # (B,S,K)
+    g_k_layer, *g_written = layer_bwd(g_z, k, *first)  # (B,S,K)
     g_norm = [a + b for a, b in zip(g_norm, g_norm_read, strict=True)]  # (B,S,E)
     g_k = g_k + g_k_layer
     if g_k_loss is not None:
         g_q, g_k = g_q + g_q_head, g_k + g_k_loss
-    return g_q, g_k, g_v, g_step, *g_norm, add(TTTLinearState(*g_read), TTTLinearState(*g_written))
+    g_first = add(TTTLinearState(*g_first), TTTLinearState(*g_written))
+    g_tokens = Tokens(g_q, g_k, g_v, g_step, g_factor, tuple(g_norm))
+    return g_tokens, g_first, TTTLinearState(*g_moved)
 
 
 def _checked(
-    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
-    state: TTTLinearState | None, minibatch: int, read: str,
-) -> tuple[tuple[Array, ...], TTTLinearState]:  # fmt: skip
-    """Gain and bias per token, and the state that comes in."""
-    namespace(q, k, v, step, gain, bias, *(state or ()))
-    check_ttt(read, minibatch, q, k, v, step, gain, bias)
-    if state is not None:
+    q: Array, k: Array, v: Array, step: Array, factor: Array | None, gain: Array | None,
+    bias: Array | None, state: TTTLinearState | UnderWay | None, minibatch: int, read: str,
+) -> TTTLinearState | UnderWay:  # fmt: skip
+    """The state that comes in."""
+    found = networks(state)
+    namespace(q, k, v, step, factor, gain, bias, *(p for network in found for p in network))
+    check_ttt(read, minibatch, q, k, v, step, factor, gain, bias, state)
+    for W, b in found:
         check_rule(
             read,
             k=(k, "BTK"),
             v=(v, "BTE"),
-            **{"state.W": (state.W, "BKE"), "state.b": (state.b, "BE")},
+            **{"state.W": (W, "BKE"), "state.b": (b, "BE")},
         )
-    else:
-        W = start_state(None, k, v)  # (B,K,E)
-        state = TTTLinearState(W, namespace(W).sum(W, axis=1))
-    return per_token(gain, bias, v), state
+    if state is not None:
+        return state
+    W = start_state(None, k, v)  # (B,K,E)
+    return TTTLinearState(W, namespace(W).sum(W, axis=1))

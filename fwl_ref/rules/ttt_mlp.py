@@ -18,7 +18,7 @@ form). First layer: query q, key k, value -step dh. Second layer: query gelu(h')
 activation; key a, the slow one; value -step dz. Between mini-batches there is no such form, since
 the gradients depend on the state in no linear way: a chunk is a mini-batch.
 
-Forms: recurrent, the definition, 3 K F + 4 F E multiply-adds per token; dual, 3 K F + 4 F E + S (K
+Forms: recurrent, the definition, 3 K F + 4 F E multiply-adds per token; dual, 4 K F + 5 F E + S (K
 + 2 F + E) in mini-batches of S, as matrix products.
 
 Sun et al. 2024 (arXiv 2407.04620).
@@ -26,21 +26,27 @@ Sun et al. 2024 (arXiv 2407.04620).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..backend import Array, namespace
 from ..ops.gelu import GeluResidual, gelu_bwd, gelu_bwd_bwd, gelu_fwd
-from ..tree import add, tree_map
-from .common import check_rule, chunks_bwd, chunks_fwd
+from ..tree import add
+from .common import check_rule
 from .ttt import (
     EPS,
+    DualResidual,
     InnerGradientResidual,
     Network,
+    Settings,
+    Tokens,
     TTTResidual,
+    UnderWay,
+    call,
     check_ttt,
-    dual_layer,
-    dual_layer_bwd,
+    dual_bwd,
+    dual_fwd,
+    fast_read,
+    fast_read_bwd,
     inner_gradient,
     inner_gradient_bwd,
     inner_loss,
@@ -48,13 +54,11 @@ from .ttt import (
     layer_bwd,
     layer_gradient,
     layer_gradient_bwd,
-    per_token,
-    per_token_bwd,
+    networks,
     predict_bwd,
     predict_fwd,
     recurrent_bwd,
     recurrent_fwd,
-    state_at,
 )
 
 
@@ -157,58 +161,58 @@ def slow_bwd(
 
 def ttt_mlp_recurrent_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
-    state: TTTMLPState, *, minibatch: int, read: str, eps: float = EPS,
-) -> tuple[tuple[Array, TTTMLPState], TTTResidual]:  # fmt: skip
+    state: TTTMLPState | UnderWay, *, minibatch: int, read: str, eps: float = EPS,
+    factor: Array | None = None,
+) -> tuple[tuple[Array, TTTMLPState | UnderWay], TTTResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState
     state_{t+1} = state_t - step_t dl_t/dstate   (W.20)
 
-    ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch.
-    ``read`` "strict": f(q_t) with state t; "inclusive": with state t + 1. ``gain`` and ``bias``
-    None: no LayerNorm, no residual. Raises ValueError for another read, a mini-batch below 1,
-    shapes that do not fit, or no state.
+    ``minibatch``: how many tokens take their gradients at one state; a call begins a mini-batch,
+    unless ``state`` is ``UnderWay``: then it goes on with that one, and an ``UnderWay`` goes out.
+    ``read`` "strict": f(q_t) with state t; "inclusive": with state t + 1. ``factor`` (B,T): what a
+    token multiplies all steps of its mini-batch by when it reads; None is 1. ``gain`` and ``bias``
+    (E), or (B,E) one per sequence; None: no LayerNorm, no residual. Raises ValueError for another
+    read, a mini-batch below 1, a place outside of it, shapes that do not fit, or no state.
     """
-    norm = _checked(q, k, v, step, gain, bias, state, minibatch, read)
-    return recurrent_fwd(
-        _NETWORK, q, k, v, step, norm, state, minibatch=minibatch, read=read, eps=eps
-    )
+    _check(q, k, v, step, factor, gain, bias, state, minibatch, read)
+    called = call(q, k, v, step, factor, gain, bias, state, minibatch, read, eps)
+    return recurrent_fwd(_NETWORK, *called)
 
 
-def ttt_mlp_recurrent_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual) -> tuple:
+def ttt_mlp_recurrent_bwd(
+    g_out: Array, g_state_out: TTTMLPState | UnderWay | None, res: TTTResidual
+) -> tuple:
     """Adjoint of ttt_mlp_recurrent_fwd: backpropagation through time.   (W.21)
 
-    Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.
+    Returns g_q, g_k, g_v, g_step, with a factor g_factor, g_gain, g_bias, g_state.
     """
     return recurrent_bwd(_NETWORK, g_out, g_state_out, res)
 
 
 def ttt_mlp_dual_fwd(
     q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
-    state: TTTMLPState, *, minibatch: int, read: str, eps: float = EPS,
-) -> tuple[tuple[Array, TTTMLPState], tuple]:  # fmt: skip
+    state: TTTMLPState | UnderWay, *, minibatch: int, read: str, eps: float = EPS,
+    factor: Array | None = None,
+) -> tuple[tuple[Array, TTTMLPState | UnderWay], DualResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(E),(E),TTTMLPState->(B,T,E),TTTMLPState
     by whole mini-batches   (W.22)
 
     Each layer is a linear attention whose values are slow gradients: the same function as
     ``ttt_mlp_recurrent_fwd``, with the same errors.
     """
-    norm = _checked(q, k, v, step, gain, bias, state, minibatch, read)
-    return chunks_fwd(
-        lambda *tokens: _batch_fwd(*tokens, read=read, eps=eps),
-        (q, k, v, step, *norm),
-        state,
-        minibatch,
-    )
+    _check(q, k, v, step, factor, gain, bias, state, minibatch, read)
+    called = call(q, k, v, step, factor, gain, bias, state, minibatch, read, eps)
+    return dual_fwd(_batch_fwd, *called)
 
 
 def ttt_mlp_dual_bwd(
-    g_out: Array, g_state_out: TTTMLPState | None, res: tuple[TTTResidual, ...]
+    g_out: Array, g_state_out: TTTMLPState | UnderWay | None, res: DualResidual
 ) -> tuple:
     """Adjoint of ttt_mlp_dual_fwd.   (W.23)
 
-    Returns g_q, g_k, g_v, g_step, g_gain, g_bias, g_state.
+    Returns g_q, g_k, g_v, g_step, with a factor g_factor, g_gain, g_bias, g_state.
     """
-    g_q, g_k, g_v, g_step, *g_norm, g_state = chunks_bwd(_batch_bwd, g_out, g_state_out, res)
-    return g_q, g_k, g_v, g_step, *per_token_bwd(tuple(g_norm)), g_state
+    return dual_bwd(_batch_bwd, g_out, g_state_out, res)
 
 
 def _read_fwd(state: TTTMLPState, q: Array, *norm: Array, eps: float):
@@ -233,92 +237,94 @@ def _read_bwd(g_out: Array, state: TTTMLPState, q: Array, res: tuple) -> tuple:
 _NETWORK = Network(ttt_mlp_gradient, ttt_mlp_gradient_bwd, _read_fwd, _read_bwd)
 
 
-def _batch_fwd(
-    q: Array, k: Array, v: Array, step: Array, *norm_and_state: Any, read: str, eps: float,
-):  # fmt: skip
-    *norm, state = norm_and_state
+def _batch_fwd(tokens: Tokens, first: TTTMLPState, moved: TTTMLPState, settings: Settings) -> tuple:
     # write, sweeps 1 and 2: dh_s, a_s, dz_s at the first state, for all tokens at once
-    slow, _ = slow_fwd(state, k, v, *norm, eps=eps)  # (B,S,F), (B,S,F), (B,S,E)
+    slow, _ = slow_fwd(first, tokens.k, tokens.v, *tokens.norm, eps=settings.eps)
     # read, sweep 3
-    (out, state_out), _ = _fast_fwd(q, k, step, slow, norm, state, read, eps)  # (B,S,E)
-    first = tree_map(lambda a: a[:, None, ...], state)  # (B,1,...)
-    res = TTTResidual(q, k, v, step, tuple(norm), first, q.shape[1], read, eps)
-    return (out, state_out), res
+    (out, after), _ = _fast_fwd(tokens, slow, first, moved, settings)  # (B,S,E)
+    return out, after
 
 
-def _batch_bwd(g_out: Array, g_state_out: TTTMLPState | None, res: TTTResidual):
-    q, k, v, step, norm, states, _, read, eps = res
-    state = state_at(states, 0)
-    slow, slow_res = slow_fwd(state, k, v, *norm, eps=eps)  # (B,S,F), (B,S,F), (B,S,E)
-    _, fast_res = _fast_fwd(q, k, step, slow, norm, state, read, eps)
+def _batch_bwd(
+    g_out: Array, g_moved: TTTMLPState, tokens: Tokens, first: TTTMLPState, moved: TTTMLPState,
+    settings: Settings,
+) -> tuple:  # fmt: skip
+    slow, slow_res = slow_fwd(first, tokens.k, tokens.v, *tokens.norm, eps=settings.eps)
+    _, fast_res = _fast_fwd(tokens, slow, first, moved, settings)
     # read, sweep 4
-    g_q, g_k, g_step, g_slow, g_state, g_norm = _fast_bwd(
-        g_out, g_state_out, q, k, step, slow, state, read, fast_res
+    g, g_slow, g_first, g_moved = _fast_bwd(
+        g_out, g_moved, tokens, slow, first, moved, settings, fast_res
     )
     # write, sweeps 5 and 6
-    g_written, g_k_slow, g_v, *g_norm_slow = slow_bwd(*g_slow, state, k, slow[2], slow_res)
-    g_norm = [a + b for a, b in zip(g_norm, g_norm_slow, strict=True)]  # (B,S,E)
-    return g_q, g_k + g_k_slow, g_v, g_step, *g_norm, add(g_state, g_written)
+    g_written, g_k, g_v, *g_norm = slow_bwd(*g_slow, first, tokens.k, slow[2], slow_res)
+    g_norm = [a + b for a, b in zip(g.norm, g_norm, strict=True)]  # (B,S,E)
+    g = g._replace(k=g.k + g_k, v=g_v, norm=tuple(g_norm))
+    return g, add(g_first, g_written), g_moved
 
 
 def _fast_fwd(
-    q: Array, k: Array, step: Array, slow: tuple, norm: Sequence[Array], state: TTTMLPState,
-    read: str, eps: float,
-):  # fmt: skip
+    tokens: Tokens, slow: tuple, first: TTTMLPState, moved: TTTMLPState, settings: Settings
+) -> tuple:
     """Sweep 3: f(q_t) with the parameters of each token, none of which is formed."""
+    q, k, _, step, factor, norm = tokens
     (dh, a, dz), rate = slow, step[:, :, None]  # (B,S,F), (B,S,F), (B,S,E), (B,S,1)
-    # h'_t = q_t W1 + b1 - sum_s step_s (q_t . k_s + 1) dh_s
-    h_fast, *after1 = dual_layer(q, k, -rate * dh, state.W1, state.b1, read)  # (B,S,F)
+    # h'_t = q_t W1 + b1 - factor_t sum_s step_s (q_t . k_s + 1) dh_s
+    h_fast, y1, after1 = fast_read(q, k, -rate * dh, first[:2], moved[:2], factor, settings.read)
     a_fast, act = gelu_fwd(h_fast)  # (B,S,F)
-    # z'_t = a'_t W2 + b2 - sum_s step_s (a'_t . a_s + 1) dz_s
-    z_fast, *after2 = dual_layer(a_fast, a, -rate * dz, state.W2, state.b2, read)  # (B,S,E)
-    out, head = predict_fwd(q, z_fast, *norm, eps=eps)  # (B,S,E)
-    return (out, TTTMLPState(*after1, *after2)), (a_fast, act, head)
+    # z'_t = a'_t W2 + b2 - factor_t sum_s step_s (a'_t . a_s + 1) dz_s
+    z_fast, y2, after2 = fast_read(
+        a_fast, a, -rate * dz, first[2:], moved[2:], factor, settings.read
+    )
+    out, head = predict_fwd(q, z_fast, *norm, eps=settings.eps)  # (B,S,E)
+    return (out, TTTMLPState(*after1, *after2)), (a_fast, act, head, y1, y2)
 
 
 def _fast_bwd(
-    g_out: Array, g_state_out: TTTMLPState | None, q: Array, k: Array, step: Array, slow: tuple,
-    state: TTTMLPState, read: str, res: tuple,
-):  # fmt: skip
-    """Adjoint of _fast_fwd, sweep 4: g_q, g_k, g_step, (g_dh, g_a, g_dz), g_state, g_norm."""
-    xp, (dh, a, dz), rate, (a_fast, act, head) = namespace(g_out), slow, step[:, :, None], res
-    g_after1, g_after2 = (None, None) if g_state_out is None else (g_state_out[:2], g_state_out[2:])
+    g_out: Array, g_moved: TTTMLPState, tokens: Tokens, slow: tuple, first: TTTMLPState,
+    moved: TTTMLPState, settings: Settings, res: tuple,
+) -> tuple:  # fmt: skip
+    """Adjoint of _fast_fwd, sweep 4: g_tokens (v None), (g_dh, g_a, g_dz), g_first, g_moved."""
+    q, k, _, step, factor, _ = tokens
+    xp, (dh, a, dz), rate = namespace(g_out), slow, step[:, :, None]
+    (a_fast, act, head, y1, y2), read = res, settings.read
     # forward: out = predict(q, z')
     g_q_head, g_z, *g_norm = predict_bwd(g_out, head)  # (B,S,E)
-    # forward: z' = dual_layer(a', a, u2),  u2 = -step dz
-    g_a_fast, g_a, g_u2, *g_layer2 = dual_layer_bwd(
-        g_z, g_after2, a_fast, a, -rate * dz, state.W2, state.b2, read
+    # forward: z' = fast_read(a', a, u2),  u2 = -step dz
+    g_a_fast, g_a, g_u2, g_first2, g_moved2, g_factor2 = fast_read_bwd(
+        g_z, g_moved[2:], a_fast, a, -rate * dz, first[2:], moved[2:], factor, read, y2
     )  # (B,S,F)
     # forward: a' = gelu(h')
     g_h = gelu_bwd(g_a_fast, act)  # (B,S,F)
-    # forward: h' = dual_layer(q, k, u1),  u1 = -step dh
-    g_q, g_k, g_u1, *g_layer1 = dual_layer_bwd(
-        g_h, g_after1, q, k, -rate * dh, state.W1, state.b1, read
+    # forward: h' = fast_read(q, k, u1),  u1 = -step dh
+    g_q, g_k, g_u1, g_first1, g_moved1, g_factor1 = fast_read_bwd(
+        g_h, g_moved[:2], q, k, -rate * dh, first[:2], moved[:2], factor, read, y1
     )  # (B,S,K)
     # forward: u1 = -step dh,  u2 = -step dz
     g_step = -xp.sum(g_u1 * dh, axis=-1) - xp.sum(g_u2 * dz, axis=-1)  # (B,S)
     g_q = g_q if g_q_head is None else g_q + g_q_head
     g_slow = -rate * g_u1, g_a, -rate * g_u2  # (B,S,F), (B,S,F), (B,S,E)
-    return g_q, g_k, g_step, g_slow, TTTMLPState(*g_layer1, *g_layer2), g_norm
+    g_factor = None if factor is None else g_factor1 + g_factor2  # (B,S)
+    g_tokens = Tokens(g_q, g_k, None, g_step, g_factor, tuple(g_norm))
+    return g_tokens, g_slow, TTTMLPState(*g_first1, *g_first2), TTTMLPState(*g_moved1, *g_moved2)
 
 
-def _checked(
-    q: Array, k: Array, v: Array, step: Array, gain: Array | None, bias: Array | None,
-    state: TTTMLPState, minibatch: int, read: str,
-) -> tuple[Array, ...]:  # fmt: skip
-    """Gain and bias per token."""
+def _check(
+    q: Array, k: Array, v: Array, step: Array, factor: Array | None, gain: Array | None,
+    bias: Array | None, state: TTTMLPState | UnderWay, minibatch: int, read: str,
+) -> None:  # fmt: skip
     if state is None:
         raise ValueError(
             "TTT-MLP needs a state, got None: from W1 = W2 = 0 the gradients of W1, b1 and W2 are "
             "0, so start from learned ones"
         )
-    namespace(q, k, v, step, gain, bias, *state)
-    check_ttt(read, minibatch, q, k, v, step, gain, bias)
+    found = networks(state)
+    namespace(q, k, v, step, factor, gain, bias, *(p for network in found for p in network))
+    check_ttt(read, minibatch, q, k, v, step, factor, gain, bias, state)
     letters = {"W1": "BKF", "b1": "BF", "W2": "BFE", "b2": "BE"}
-    check_rule(
-        read,
-        k=(k, "BTK"),
-        v=(v, "BTE"),
-        **{f"state.{name}": (getattr(state, name), letters[name]) for name in letters},
-    )
-    return per_token(gain, bias, v)
+    for network in found:
+        check_rule(
+            read,
+            k=(k, "BTK"),
+            v=(v, "BTE"),
+            **{f"state.{name}": (getattr(network, name), letters[name]) for name in letters},
+        )

@@ -10,6 +10,9 @@ same steps, ``present`` puts the axes where the kernel has them.
 from __future__ import annotations
 
 from ..backend import Array, host
+from ..ops.l2norm import l2norm_bwd, l2norm_fwd
+from ..rules.gates import gates_from_log, gates_from_log_bwd
+from ..rules.heads import share, share_bwd
 from .options import Options
 from .subjects import Arrays, Subject
 
@@ -52,25 +55,16 @@ def inputs_of_head(subject: Subject, case: Arrays, options: Options, head: int) 
             found[name] = a
             continue
         axis = head_letters(letters_of(subject, name)).index("H")
-        h = _shared_head(head, a.shape[axis], options) if shares_heads(name) else head
-        found[name] = host.array(host.take(a, h, axis=axis), order="C")
+        if shares_heads(name):
+            a = share(a, a.shape[axis] * options.grouped_values, axis, options.grouping)
+        found[name] = host.array(host.take(a, head, axis=axis), order="C")
     if options.l2norm:
-        found |= {n: found[n] * _inverse_norm(found[n], options.l2norm) for n in "qk"}
+        found |= {n: l2norm_fwd(found[n], options.l2norm)[0] for n in "qk"}
     if "q" in found:
         found["q"] = options.factor(found["q"].shape[-1]) * found["q"]
     if options.log_gates:
-        found[subject.gate] = host.exp(found[subject.gate])
+        found[subject.gate] = gates_from_log(found[subject.gate])
     return found
-
-
-def _shared_head(head: int, count: int, options: Options) -> int:
-    """Which of ``count`` heads of q and k a value head uses."""
-    return head // options.grouped_values if options.grouping == "neighbours" else head % count
-
-
-def _inverse_norm(a: Array, eps: float) -> Array:
-    """(...,K)->(...,1)"""
-    return (host.sum(a * a, axis=-1, keepdims=True) + eps) ** -0.5
 
 
 # --- back
@@ -88,26 +82,19 @@ def expected(subject: Subject, case: Arrays, options: Options, heads: list[Array
             continue
         axis = head_letters(letters_of(subject, name)).index("H")
         a = host.stack(per_head, axis=axis)
-        if name in ("g_q", "g_k") and options.grouped_values > 1:  # a shared head gathers
-            beside = options.grouping == "neighbours"
-            split = (-1, options.grouped_values) if beside else (options.grouped_values, -1)
-            a = host.reshape(a, (*a.shape[:axis], *split, *a.shape[axis + 1 :]))
-            a = host.sum(a, axis=axis + 1 if beside else axis)
+        if shares_heads(name) and name.startswith("g_"):
+            a = share_bwd(a, a.shape[axis] // options.grouped_values, axis, options.grouping)
         found[name] = a
     if "g_q" in found:
         found["g_q"] = options.factor(found["g_q"].shape[-1]) * found["g_q"]
     if options.l2norm and "g_q" in found:
         for name in "qk":
-            found[f"g_{name}"] = _l2norm_bwd(found[f"g_{name}"], case[name], options.l2norm)
+            _, res = l2norm_fwd(case[name], options.l2norm)
+            found[f"g_{name}"] = l2norm_bwd(found[f"g_{name}"], res)
     if options.log_gates and f"g_{subject.gate}" in found:
-        found[f"g_{subject.gate}"] = host.exp(case[subject.gate]) * found[f"g_{subject.gate}"]
+        alpha = gates_from_log(case[subject.gate])
+        found[f"g_{subject.gate}"] = gates_from_log_bwd(found[f"g_{subject.gate}"], alpha)
     return found
-
-
-def _l2norm_bwd(g: Array, a: Array, eps: float) -> Array:
-    """Adjoint of a -> a / sqrt(|a|^2 + eps), its value already summed over what shares it."""
-    r = _inverse_norm(a, eps)  # (...,1)
-    return r * (g - r * r * a * host.sum(a * g, axis=-1, keepdims=True))
 
 
 # --- axes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..rules.heads import GROUPINGS
 from .subjects import Subject
 
 LAYOUTS = ("BTK", "BTHK", "BHTK")
@@ -52,7 +53,7 @@ def check_options(subject: Subject, options: Options) -> Options:
         options = options._replace(read=subject.read)
     _choice("read", options.read, ("inclusive", "strict"))
     _choice("layout", options.layout, LAYOUTS if subject.heads else LAYOUTS[:1])
-    _choice("grouping", options.grouping, ("neighbours", "strided"))
+    _choice("grouping", options.grouping, GROUPINGS)
     _choice("state_layout", options.state_layout, ("KE", "EK"))
     _choice("state", options.state, ("optional", "always", "never"))
     _choice("dtype", options.dtype, DTYPES)

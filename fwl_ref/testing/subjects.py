@@ -76,7 +76,7 @@ def _rule(name: str) -> Subject:
     out = rule.tokens["q"][:-1] + rule.tokens["v"][-1]
     return Subject(
         name, rule.tokens, rule.shared, rule.state, (*rule.tokens, *rule.shared), rule.state_type,
-        {"out": out if out.count("T") else "BTE"}, answers, gate=rule.logs,
+        {"out": out if out.count("T") else "BTE"}, answers, gate=rule.gate,
     )  # fmt: skip
 
 

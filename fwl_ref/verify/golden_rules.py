@@ -52,7 +52,7 @@ class RuleArrays(NamedTuple):
     state: dict[str, str] = {"state": "BKE"}
     state_type: type | None = None  # None: a single array
     bounds: dict[str, str] = {}  # "> 0" or ">= 0"
-    logs: str = ""  # the rate whose logarithm the chunked form takes
+    gate: str = ""  # what is left of the memory after a token: kernels like its logarithm
     counts: dict[str, int] = {}  # integers and the least value of each
     numbers: tuple[str, ...] = ()
 
@@ -80,12 +80,12 @@ _TTT: dict[str, Any] = {
 
 RULES = {
     "linear": RuleArrays(linear, _QKV),
-    "decay": RuleArrays(decay, {**_QKV, "gamma": "BT"}, logs="gamma"),
-    "gla": RuleArrays(gla, {**_QKV, "alpha": "BTK"}, logs="alpha"),
+    "decay": RuleArrays(decay, {**_QKV, "gamma": "BT"}, gate="gamma"),
+    "gla": RuleArrays(gla, {**_QKV, "alpha": "BTK"}, gate="alpha"),
     "delta": RuleArrays(delta, {**_QKV, "beta": "BT"}),
-    "gated_delta": RuleArrays(gated_delta, {**_QKV, "alpha": "BT", "beta": "BT"}, logs="alpha"),
-    "kda": RuleArrays(kda, {**_QKV, "alpha": "BTK", "beta": "BT"}, logs="alpha"),
-    "dplr": RuleArrays(dplr, {**_QKV, "alpha": "BTK", "a": "BTK", "b": "BTK"}, logs="alpha"),
+    "gated_delta": RuleArrays(gated_delta, {**_QKV, "alpha": "BT", "beta": "BT"}, gate="alpha"),
+    "kda": RuleArrays(kda, {**_QKV, "alpha": "BTK", "beta": "BT"}, gate="alpha"),
+    "dplr": RuleArrays(dplr, {**_QKV, "alpha": "BTK", "a": "BTK", "b": "BTK"}, gate="alpha"),
     "delta_product": RuleArrays(
         delta_product,
         {"q": "BTK", "k": "BTNK", "v": "BTNE", "beta": "BTN"},
@@ -93,7 +93,7 @@ RULES = {
     "gated_delta_product": RuleArrays(
         gated_delta_product,
         {"q": "BTK", "k": "BTNK", "v": "BTNE", "alpha": "BT", "beta": "BTN"},
-        logs="alpha",
+        gate="alpha",
     ),
     "longhorn": RuleArrays(longhorn, {**_QKV, "beta": "BT"}, bounds={"beta": ">= 0"}),
     "titans": RuleArrays(
@@ -122,7 +122,7 @@ RULES = {
         state={"state_G": "BKE", "state_H": "BKK"},
         state_type=mesa.MesaState,
         bounds={"ridge": "> 0", "keep": ">= 0", "weight": ">= 0"},
-        logs="keep",
+        gate="keep",
     ),
 }
 
@@ -163,13 +163,10 @@ def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
 def _check_ranges(case: dict[str, Any]) -> None:
     """What shapes and types do not say: ranges of rates, flags, a symmetric H."""
     rule, chunk = RULES[case["kind"]], case["chunk"]
-    bounds = rule.bounds | ({rule.logs: "> 0"} if rule.logs and chunk else {})
-    for name, bound in bounds.items():
+    for name, bound in rule.bounds.items():
         outside = case[name] <= 0 if bound == "> 0" else case[name] < 0
         if outside.any():
-            by_chunk = name == rule.logs and bound != rule.bounds.get(name)
-            why = ": the chunked form takes logarithms, chunk 0 does not" if by_chunk else ""
-            refuse(name, f"numbers {bound}", f"{case[name][outside][0]}{why}")
+            refuse(name, f"numbers {bound}", f"{case[name][outside][0]}")
     if case.get("stale", 0) > 1:
         refuse("stale", "0 or 1", case["stale"])
     if "minibatch" in case and chunk not in (0, case["minibatch"]):

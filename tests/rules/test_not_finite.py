@@ -230,12 +230,35 @@ def test_what_a_cotangent_does_ask_for_is_seen(index: int, read: str) -> None:
             assert not all(np.all(np.isfinite(a[1])) for a in leaves(found)), f"argument {i}"
 
 
+@every_read
+@BAD
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_a_factor_that_no_cotangent_asks_for_leaves_every_gradient_as_it_is(kind: str, read: str, bad: float) -> None:
+    """TTT's factor belongs to the token that reads, in a strict read too: with a cotangent of earlier
+    outputs alone it may be anything, and its own gradient is 0.
+    """
+    tokens, network = several_arrays.ttt_tokens(SHAPE, SEED), several_arrays.linear_state(SHAPE, SEED)
+    fwd, bwd = (getattr(ttt_linear, f"ttt_linear_{kind}_{way}") for way in ("fwd", "bwd"))
+    factor, norm = np.full(SHAPE[:2], 0.7), several_arrays.gain_and_bias(SHAPE.values)
+    dout = generator(SEED + 9)(SHAPE.batch, SHAPE.length, SHAPE.values)
+    dout[:, TOKEN:] = 0
+
+    def gradients(factor: np.ndarray) -> tuple:
+        with np.errstate(all="ignore"):
+            _, res = fwd(*tokens, *norm, network, minibatch=3, read=read, eps=1.0, factor=factor)
+            return bwd(dout, None, res)
+
+    expected = gradients(factor)
+    assert np.all(expected[4][:, TOKEN] == 0) and np.any(expected[4][:, TOKEN - 2] != 0)
+    assert_trees_close(gradients(spoilt(factor, bad)), expected, scale=1.0)
+
+
 @every_form
 def test_what_is_finite_is_not_taken_out(index: int) -> None:
     """A finite residual keeps its bits, asked for or not: LayerNorm with epsilon 0 has no value at 0."""
     form = ALL_FORMS["strict"][index]
     (out, _), res = form.fwd(*form.tokens, form.state)
-    parts = res if isinstance(res, tuple) and not hasattr(res, "_fields") else [getattr(res, "delta", res)]
+    parts = res if isinstance(res, tuple) and not hasattr(res, "_fields") else getattr(res, "parts", [getattr(res, "delta", res)])
     for part in [p for p in parts if hasattr(p, "q")]:
         found = asked_for(np.zeros((*part.q.shape[:2], out.shape[-1])), None, part)
         for a, b in zip(arrays(found), arrays(part), strict=True):

@@ -24,6 +24,7 @@ from fwl_ref.rules.common import READS
 from fwl_ref.rules.delta import delta_chunked_fwd, delta_recurrent_bwd, delta_recurrent_fwd
 from fwl_ref.rules.linear import linear_chunked_bwd, linear_chunked_fwd
 from fwl_ref.rules.ttt import (
+    UnderWay,
     dual_layer,
     dual_layer_bwd,
     inner_gradient,
@@ -144,30 +145,37 @@ def literal_prediction(network: Network, state: Any, x: np.ndarray, gain: Any, b
     return x + gain * (z - z.mean()) / np.sqrt(np.mean((z - z.mean()) ** 2) + eps) + bias
 
 
-def by_definition(network: Network, case: tuple, minibatch: int, read: str, eps: float) -> tuple:
+def by_definition(network: Network, case: tuple, minibatch: int, read: str, eps: float, factor: np.ndarray | None = None) -> tuple:
     """Descent on |f(k) - v|^2, one sequence and token at a time; every entry of the gradient by a
-    complex step of the loss itself.
+    complex step of the loss itself. A state under way goes on, and is what goes out.
     """
     q, k, v, step, gain, bias, state = case
     outs, finals = np.zeros(v.shape), []
+    factor = np.ones(step.shape) if factor is None else factor
+    carried = state if isinstance(state, UnderWay) else UnderWay(state, tree_map(np.zeros_like, state), 0)
     for b in range(q.shape[0]):
-        current = tree_map(lambda p: p[b], state)  # noqa: B023
+        first, moved = ([p[b] for p in leaves(part)] for part in carried[:2])
+        network_of = lambda arrays: rebuild(carried.first, arrays)  # noqa: E731
+        place = carried.place
         for t in range(q.shape[1]):
-            if t % minibatch == 0:
-                first = leaves(current)
-            moved = []
+            after = []
             for i, parameter in enumerate(first):
                 slope = np.zeros(parameter.shape)
                 for entry in np.ndindex(parameter.shape):
                     up = [p.astype("complex128") for p in first]
                     up[i][entry] += 1e-30j
-                    error = literal_prediction(network, rebuild(current, up), k[b, t], gain, bias, eps) - v[b, t]
+                    error = literal_prediction(network, network_of(up), k[b, t], gain, bias, eps) - v[b, t]
                     slope[entry] = np.imag(np.sum(error * error)) / 1e-30
-                moved.append(leaves(current)[i] - step[b, t] * slope)
-            before, current = current, rebuild(current, moved)
-            outs[b, t] = literal_prediction(network, before if read == "strict" else current, q[b, t], gain, bias, eps)
-        finals.append(current)
-    return outs, tree_map(lambda *parts: np.stack(parts), *finals)
+                after.append(moved[i] - step[b, t] * slope)
+            seen = [f + factor[b, t] * m for f, m in zip(first, moved if read == "strict" else after, strict=True)]
+            outs[b, t] = literal_prediction(network, network_of(seen), q[b, t], gain, bias, eps)
+            moved, place = after, (place + 1) % minibatch
+            if place == 0 or (state is not carried and t == q.shape[1] - 1):
+                first = [f + factor[b, t] * m for f, m in zip(first, moved, strict=True)]
+                moved = [0 * m for m in moved]
+        finals.append(network_of(first) if state is not carried else UnderWay(network_of(first), network_of(moved), None))
+    final = tree_map(lambda *parts: np.stack(parts), *finals)
+    return outs, final if state is not carried else final._replace(place=place)
 
 
 @every_network
@@ -355,6 +363,176 @@ def test_mini_batches_run_on_any_array_library_and_device(network: Network, kind
         assert_close(np.asarray(a.to_device(array_api_strict.Device("CPU_DEVICE"))), b)
 
 
+# The reader's factor, and mini-batches that go on
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def under_way(network: Network, n: Shape, seed: int, place: int) -> tuple[tuple, np.ndarray]:
+    """Arguments with a mini-batch of which ``place`` tokens are over, and a factor per token."""
+    *case, first = arguments(network, n, seed)
+    factor = np.random.default_rng(seed).uniform(0.2, 1.5, (n.batch, n.length))
+    return (*case, UnderWay(first, tree_map(lambda a: 0.1 * a, network.state(square(n) if network.norm else n, seed + 5)), place)), factor
+
+
+def form_with_factor(network: Network, kind: str, eps: float, minibatch: int, read: str, place: int) -> tuple[Callable, Callable]:
+    """fwd(q, k, v, step, factor, gain, bias, first, moved), and its adjoint from (dout, (dfirst, dmoved))."""
+    fwd, bwd = (function(network, kind, way) for way in ("fwd", "bwd"))
+
+    def forward(*case: Any) -> tuple:
+        *tokens, factor, gain, bias, first, moved = case
+        state = UnderWay(first, moved, place)
+        (out, after), res = fwd(*tokens, gain, bias, state, minibatch=minibatch, read=read, eps=eps, factor=factor)
+        return (out, tuple(after[:2])), res
+
+    def backward(d_output: tuple, res: Any) -> tuple:
+        *gradients, g_state = bwd(d_output[0], UnderWay(*d_output[1], None), res)
+        return (*(g for g in gradients if g is not None), *g_state[:2])
+
+    return forward, backward
+
+
+def spread_out(case: tuple, factor: np.ndarray) -> tuple:
+    """As ``form_with_factor`` takes them."""
+    return *case[:4], factor, *case[4:6], *case[6][:2]
+
+
+@every_network
+@every_read
+@pytest.mark.parametrize(("minibatch", "place"), [(1, 0), (3, 0), (3, 2), (4, 1), (9, 3)])
+def test_a_mini_batch_under_way_goes_on_by_definition(network: Network, read: str, minibatch: int, place: int) -> None:
+    """Read first + factor_t moved; a full mini-batch leaves first + factor_t moved: both forms, and the
+    place afterwards.   (W.14), (W.16), (W.20), (W.22)
+    """
+    case, factor = under_way(network, Shape(2, 5, 2, 3), minibatch, place)
+    expected, after = by_definition(network, case, minibatch, read, 1e-2, factor)
+    for kind in ("recurrent", "dual"):
+        (out, state), _ = function(network, kind, "fwd")(*case, minibatch=minibatch, read=read, eps=1e-2, factor=factor)
+        assert_trees_close((out, state.first, state.moved), (expected, after.first, after.moved), what=kind, scale=1.0)
+        assert state.place == after.place == (place + 5) % minibatch
+    whole = (*case[:6], case[6].first)
+    expected = by_definition(network, whole, minibatch, read, 1e-2, factor)
+    for kind in ("recurrent", "dual"):
+        found, _ = function(network, kind, "fwd")(*whole, minibatch=minibatch, read=read, eps=1e-2, factor=factor)
+        assert_trees_close(found, expected, what=kind, scale=1.0)
+
+
+@every_network
+@every_read
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_backward_is_the_adjoint_of_forward_for_a_mini_batch_under_way(network: Network, read: str, kind: str) -> None:
+    """<u, J v> = <J^T u, v> for the factor, and for first and moved of the state.   (W.15), (W.17), (W.21), (W.23)"""
+    for minibatch, place in ((3, 2), (4, 1), (9, 3)):
+        case = spread_out(*under_way(network, Shape(2, 5, 3, 2), 3, place))
+        check_adjoint(*form_with_factor(network, kind, 1.0, minibatch, read, place), case)
+    case, factor = under_way(network, Shape(2, 5, 3, 2), 3, 0)
+    fwd, bwd = (function(network, kind, way) for way in ("fwd", "bwd"))
+
+    def from_a_network(factor: Any, first: Any) -> tuple:
+        return fwd(*case[:6], first, minibatch=3, read=read, eps=1.0, factor=factor)
+
+    check_adjoint(from_a_network, lambda d, res: (lambda g: (g[4], g[-1]))(bwd(*d, res)), (factor, case[6].first))
+
+
+@every_network
+@given(seed=seeds, read=st.sampled_from(READS), minibatch=st.integers(1, 4), cuts=splits(7))
+def test_a_sequence_under_way_may_be_cut_anywhere(network: Network, seed: int, read: str, minibatch: int, cuts: list) -> None:
+    """run(x[:k]) then run(x[k:], state) = run(x) for every k, token by token too, any mix of forms; and
+    backwards through the pieces.   (W.14) to (W.17), (W.20) to (W.23)
+    """
+    case, factor = under_way(network, Shape(2, 7, 2, 3), seed, 0)
+    *tokens, gain, bias, state = case
+    settings = {"minibatch": minibatch, "read": read, "eps": 1.0}
+    (expected, last), res = function(network, "recurrent", "fwd")(*case, **settings, factor=factor)
+    draw = generator(seed)
+    dout, dlast = draw(*expected.shape), UnderWay(*(tree_map(lambda a: draw(*a.shape), part) for part in last[:2]), None)
+    gradients = function(network, "recurrent", "bwd")(dout, dlast, res)
+    for pieces in (cuts, list(range(8))):
+        outs, residuals, carried = [], [], state
+        for i, (start, stop) in enumerate(itertools.pairwise(pieces)):
+            kind, of = ("dual", "recurrent")[i % 2], np.s_[:, start:stop]
+            fwd = function(network, kind, "fwd")
+            (out, carried), part = fwd(*(a[of] for a in tokens), gain, bias, carried, **settings, factor=factor[of])
+            outs.append(out)
+            residuals.append((kind, of, part))
+        assert carried.place == last.place
+        found = np.concatenate(outs, axis=1), carried.first, carried.moved
+        assert_trees_close(found, (expected, last.first, last.moved), scale=1.0)
+        d_state, d_tokens = dlast, [np.zeros_like(a) for a in (*tokens, factor)]
+        for kind, of, part in reversed(residuals):
+            *g, d_state = function(network, kind, "bwd")(dout[of], d_state, part)
+            for whole, piece in zip(d_tokens, g[:5], strict=True):
+                whole[of] = piece
+        assert_trees_close((*d_tokens, *d_state[:2]), (*gradients[:5], *gradients[-1][:2]), scale=1.0)
+
+
+@every_read
+def test_the_published_step_is_a_factor_of_the_reader_and_a_rate_of_the_writer(read: str) -> None:
+    """eta_ts = token_idx_t lr_s in one table: z_t = q_t W + b - sum_s eta_ts (q_t . k_s + 1) dz_s in a
+    mini-batch, and the next begins with the row of its last token.   (W.16)
+    """
+    q, k, v, lr, _, _, (W, b) = arguments(NETWORKS[2], Shape(2, 6, 3, 2), 1)
+    index = 1 / np.arange(1, 4) + np.asarray([0.1, 0.0, -0.05])  # 1 / (t + 1) and what was learned
+    out, after = np.zeros(v.shape), TTTLinearState(W.copy(), b.copy())
+    for start in (0, 3):
+        at = np.s_[:, start : start + 3]
+        dz = 2 * (k[at] @ after.W + after.b[:, None] - v[at])
+        eta = index[None, :, None] * lr[at][:, None, :] * np.tri(3, k=0 if read == "inclusive" else -1)
+        pairs = q[at] @ np.swapaxes(k[at], 1, 2) + 1
+        out[at] = q[at] @ after.W + after.b[:, None] - (eta * pairs) @ dz
+        u = index[2] * lr[at][:, :, None] * dz
+        after = TTTLinearState(after.W - np.swapaxes(k[at], 1, 2) @ u, after.b - u.sum(1))
+    factor = np.tile(np.concatenate([index, index]), (2, 1))
+    for fwd in (ttt_linear_recurrent_fwd, ttt_linear_dual_fwd):
+        found, _ = fwd(q, k, v, lr, None, None, TTTLinearState(W, b), minibatch=3, read=read, factor=factor)
+        assert_trees_close(found, (out, after), scale=1.0)
+
+
+@every_network
+@every_read
+def test_no_factor_is_a_factor_of_1_and_a_factor_is_no_step(network: Network, read: str) -> None:
+    """Factor 1 changes nothing. N: the same numbers as the writer's step and as the reader's factor differ.   (W.14)"""
+    case, factor = under_way(network, Shape(2, 6, 3, 3), 2, 0)
+    case = louder((*case[:6], case[6].first))
+    for kind in ("recurrent", "dual"):
+        run_with = partial(function(network, kind, "fwd"), minibatch=3, read=read, eps=1.0)
+        assert_trees_close(run_with(*case, factor=0 * factor + 1)[0], run_with(*case)[0], scale=1.0)
+        by_reader, _ = run_with(*case, factor=factor)[0]
+        by_writer, _ = run_with(*case[:3], case[3] * factor, *case[4:])[0]
+        assert relative_error(by_reader, by_writer) > CLEAR
+
+
+@pytest.mark.parametrize("network", [n for n in NETWORKS if n.norm], ids=[n.name for n in NETWORKS if n.norm])
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_gain_and_bias_may_be_one_per_sequence(network: Network, kind: str) -> None:
+    """(B,E) is a call per sequence, gradients per sequence: LayerNorm per head.   (W.9), (W.10)"""
+    *tokens, gain, bias, state = arguments(network, Shape(2, 5, 3, 3), 4)
+    gain, bias = np.stack([gain, 2 * gain]), np.stack([bias, -bias])
+    fwd, bwd = form(network, kind, 1.0, 3, "inclusive")
+    case = (*tokens, gain, bias, state)
+    check_adjoint(fwd, bwd, case)
+    (out, _), _ = fwd(*case)
+    for b in range(2):
+        own = tree_map(lambda a: a[b : b + 1], state)  # noqa: B023
+        (alone, _), _ = fwd(*(a[b : b + 1] for a in tokens), gain[b], bias[b], own)
+        assert_close(out[b : b + 1], alone)
+
+
+@every_network
+@pytest.mark.parametrize("kind", ["recurrent", "dual"])
+def test_a_place_outside_of_the_mini_batch_is_refused(network: Network, kind: str) -> None:
+    """A full mini-batch is the next one at 0."""
+    for place in (-1, 3):
+        case, _ = under_way(network, Shape(2, 4, 3, 3), 0, place)
+        with pytest.raises(ValueError, match=f"from 0 to 2, got {place}; a full one begins the next at 0"):
+            function(network, kind, "fwd")(*case, minibatch=3, read="strict")
+    case, factor = under_way(network, Shape(2, 4, 3, 3), 0, 1)
+    with pytest.raises(ValueError, match=r"factor must have shape \(B,T\)"):
+        function(network, kind, "fwd")(*case, minibatch=3, read="strict", factor=factor[:, :3])
+    with pytest.raises(ValueError, match=r"state\.\w+ must have shape"):
+        moved = tree_map(lambda a: np.concatenate([a, a], axis=1), case[6].moved)
+        function(network, kind, "fwd")(*case[:6], case[6]._replace(moved=moved), minibatch=3, read="strict")
+
+
 # Special cases
 # ---------------------------------------------------------------------------------------------------------------
 
@@ -466,8 +644,8 @@ def test_stale_is_not_current_and_strict_is_not_inclusive(network: Network) -> N
 
 
 @every_network
-def test_a_sequence_split_inside_a_mini_batch_is_another_function(network: Network) -> None:
-    """N: the second call begins a mini-batch of its own.   (W.14), (W.20)"""
+def test_a_network_split_inside_a_mini_batch_is_another_function(network: Network) -> None:
+    """N: given a network, the second call begins a mini-batch of its own.   (W.14), (W.20)"""
     *tokens, gain, bias, state = case = louder(arguments(network, Shape(1, 4, 3, 4), 6))
     fwd, _ = form(network, "dual", 1.0, 4, "strict")
     (_, state), _ = fwd(*(a[:, :1] for a in tokens), gain, bias, state)
@@ -547,6 +725,9 @@ def is_sound(network: Network) -> None:
         assert_trees_close(by_token.output, by_definition(network, case, 2, read, 1.0), scale=1.0)
         assert_trees_close(dual, by_token, scale=1.0)
         check_adjoint(*form(network, "dual", 1.0, 2, read), case)
+    case, factor = under_way(network, Shape(2, 5, 3, 3), 8, 1)
+    for kind in ("recurrent", "dual"):
+        check_adjoint(*form_with_factor(network, kind, 1.0, 3, "strict", 1), spread_out(case, factor))
 
 
 LINEAR, MLP = NETWORKS[0], NETWORKS[4]
@@ -582,7 +763,7 @@ MUTANTS = {
     "constant channel of zeros": replaced("_with_one", lambda f, x, b: f(x, b) * (np.arange(x.shape[2] + 1) < x.shape[2]), ttt),
     "gradient of the key of an inner gradient dropped": replaced("layer_gradient_bwd", dropped(0), *BOTH),
     "gradient of the value of an inner gradient dropped": replaced("layer_gradient_bwd", dropped(1), *BOTH),
-    "state after the mini-batch not passed on": replaced("dual_layer_bwd", lambda f, g, after, *a: f(g, None, *a), *BOTH),
+    "state after the mini-batch not passed on": replaced("dual_layer_bwd", lambda f, g, after, *a: f(g, None, *a), ttt),
     "stop-gradient in the write": replaced("inner_gradient_bwd", lambda f, g, res: f(0 * g, res), *BOTH),
     "second derivative of LayerNorm dropped": replaced("layernorm_bwd_bwd", dropped(1), ttt),
     "LayerNorm's gain in the second order dropped": replaced("layernorm_bwd_bwd", dropped(2), ttt),
@@ -593,6 +774,8 @@ MUTANTS = {
     "gradient of the value dropped": replaced("sums_bwd", dropped(2), ttt),
     "gradient of the state dropped": replaced("sums_bwd", dropped(4), ttt),
     "gradient of the step dropped": replaced("descend_bwd", dropped(0), ttt),
+    "reader's factor forgotten": replaced("moved_by", lambda f, first, factor, moved: f(first, None, moved), ttt),
+    "gradient of the factor dropped": replaced("moved_by_bwd", lambda f, *a: (f(*a)[0], None if a[1] is None else 0 * f(*a)[1]), ttt),
     "gradient through the steps dropped": replaced("descend_bwd", dropped(1), ttt),
     "gradient of the network's input dropped": replaced("layer_bwd", dropped(0), *BOTH),
     "gradient of the weights dropped": replaced("layer_bwd", dropped(1), *BOTH),

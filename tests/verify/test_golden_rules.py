@@ -270,10 +270,6 @@ def test_missing_extra_ill_shaped_and_non_finite_arrays_are_named(kind):
 
 
 BAD = {
-    "a decay of 0 in chunks": ("decay", {"gamma": lambda a: 0 * a, "chunk": lambda _: 2}, "gamma", "> 0, found 0.0: the chunked form"),
-    "a negative gate in chunks": ("gated_delta", {"alpha": lambda a: -a, "chunk": lambda _: 2}, "alpha", "> 0, found -"),
-    "a channel decay of 0 in chunks": ("gla", {"alpha": lambda a: 0 * a, "chunk": lambda _: 2}, "alpha", "> 0, found 0.0"),
-    "a keep of 0 in chunks": ("mesa", {"keep": lambda a: 0 * a, "chunk": lambda _: 2}, "keep", "> 0, found 0.0: the chunked form"),
     "a negative keep": ("mesa", {"keep": lambda a: -a}, "keep", ">= 0, found -"),
     "a negative weight": ("mesa", {"weight": lambda a: -a}, "weight", ">= 0, found -"),
     "no ridge": ("mesa", {"ridge": lambda a: 0 * a}, "ridge", "> 0, found 0.0"),
@@ -296,8 +292,9 @@ def test_a_bad_case_is_refused_by_name(wrong):
     assert str(error.value).startswith(f"{name}: expected") and words in str(error.value)
 
 
-def test_a_decay_of_0_is_fine_without_chunks():
-    """The recurrent form takes no logarithm."""
-    case = draw(FIRST["decay"])
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_a_decay_of_0_is_a_decay(chunk):
+    """No form takes its logarithm."""
+    case = draw(FIRST["decay"]) | {"chunk": np.asarray(chunk)}
     case["gamma"] = 0 * case["gamma"]
     assert_close(golden.run_case(case)["out"], by_hand(case)["out"].real)
