@@ -23,7 +23,7 @@ OPEN, CLOSE = "<!-- from here: tools/peers.py -->", "<!-- to here -->"
 def tables() -> str:
     """One table for each program: cases, what they compare, the bound on the error."""
     manifest = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
-    errors = {Path(r.file).stem: r.error for r in check_folder(FOLDER) if not r.problem}
+    errors = {Path(r.file).stem: r.worst.error for r in check_folder(FOLDER) if not r.problem}
     lines = []
     for program, cases in manifest.items():
         lines += ["", f"## {program}", "", "| function | case | agrees within | in the case's variables |", "|:--|:--|--:|:--|"]

@@ -143,6 +143,11 @@ ANSWERS = {
 KINDS = tuple(INPUTS)
 
 
+def letters(kind: str) -> set[str]:
+    """The sizes that a case of this kind has."""
+    return set("".join(RULES[kind].arrays.values()))
+
+
 def names(kind: str, arrays: Arrays) -> dict[str, str]:
     """Every input, and what it is called in a file: the same."""
     return {name: name for name in INPUTS[kind]}
@@ -294,10 +299,12 @@ RANGES = {  # of what is not normal
 }
 
 
-def draw_case(plan: Plan, rng: Any) -> dict[str, Any]:
-    """The inputs of a case: sizes and numbers from ``rng``, the rest from ``plan``."""
+def draw_case(plan: Plan, rng: Any, given: Sizes) -> dict[str, Any]:
+    """The inputs of a case: sizes that are not given and numbers from ``rng``, the rest from
+    ``plan``.
+    """
     limits = {"B": (1, 4), "K": (2, 6), "E": (3, 7), "N": (2, 4), "F": (3, 8)}
-    sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()}
+    sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()} | given
     sizes["T"], rule = plan.length, RULES[plan.kind]
     case: dict[str, Any] = {}
     for name, letters in rule.arrays.items():
