@@ -16,8 +16,8 @@ are those to the numbers in the file, exact to rounding in float64 either way.
 
 Files written here hold inputs and answers together, so what ``run`` writes, ``check`` accepts.
 Answers of yours may lie in a folder of their own, in files of the same names: ``--answers``. A file
-need not have every answer: those that are there are compared, the others are listed as missing.
-``golden_answers.py`` says how far an answer may be off.
+need not have every answer, nor a folder every file: what is there is compared, the rest is listed
+as missing. ``golden_answers.py`` says how far an answer may be off.
 """
 
 from __future__ import annotations
@@ -118,12 +118,12 @@ class Result(NamedTuple):
     file: str
     arrays: tuple[Compared, ...]  # the answers that are there, each compared
     missing: tuple[str, ...]  # the answers that are not
-    problem: str  # why nothing could be compared; empty if something could
+    problem: str  # why the case or its answers cannot be; empty if they can
 
     @property
     def ok(self) -> bool:
         """Whether there are answers, and every one of them agrees."""
-        return not self.problem and not any(a.wrong for a in self.arrays)
+        return bool(self.arrays) and not any(a.wrong for a in self.arrays)
 
     @property
     def worst(self) -> Compared:
@@ -207,19 +207,15 @@ def _check_file(
 
 
 def _answers(path: Path, case: Arrays, kind: str, folder: str | Path | None) -> Arrays:
-    """Those in the case or those of the file of the same name. Raises ValueError without any."""
+    """Those in the case, or those in the file of the same name, if there is one."""
     inputs = set(_family(kind).names(kind, case).values())
     if folder is None:
-        found = {name: a for name, a in case.items() if name not in inputs}
-    else:
-        found = load_arrays(Path(folder) / path.name)
-        for name in sorted(found.keys() - inputs - set(ANSWERS[kind])):
-            refuse(name, f"only the arrays of a {kind} case", "this one too: leave it out")
-        found = {name: a for name, a in found.items() if name in ANSWERS[kind]}
-    if not found:
-        expected = f"expected answers to compare ({', '.join(ANSWERS[kind])})"
-        raise ValueError(f"{expected}, found none: `golden run` writes them")
-    return found
+        return {name: a for name, a in case.items() if name not in inputs}
+    place = Path(folder) / path.name
+    found = load_arrays(place) if place.exists() else {}
+    for name in sorted(found.keys() - inputs - set(ANSWERS[kind])):
+        refuse(name, f"only the arrays of a {kind} case", "this one too: leave it out")
+    return {name: a for name, a in found.items() if name in ANSWERS[kind]}
 
 
 def make_cases(
@@ -319,7 +315,7 @@ def _sizes(text: str) -> Sizes:
 
 def main(args: argparse.Namespace) -> int:
     """Do what the command line asks. 0: done, and every answer there is agrees; 1: an answer
-    differs, there is none, or a case is bad; 2: nothing could be done.
+    differs, there is none at all, or a case cannot be; 2: nothing could be done.
     """
     try:
         if args.action == "run":
@@ -340,15 +336,20 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _report(results: list[Result]) -> int:
-    """A line per case, one per array, one for what is missing; 1 if any case is not ok."""
+    """A line per case, one per array, one for what is missing. 1 if an answer differs, if a case
+    cannot be, or if there is no answer at all.
+    """
     for r in results:
-        verdict = "ok  " if r.ok else "BAD " if r.problem else "DIFF"
+        verdict = "ok  " if r.ok else "BAD " if r.problem else "DIFF" if r.arrays else "none"
         print(f"{verdict} {r.file}" + (f"  {r.problem}" if r.problem else ""))
         for array in r.arrays:
             print(f"     {array}")
-        if r.missing:
+        if r.arrays and r.missing:
             print(f"     missing, not compared: {', '.join(r.missing)}")
-    bad, missing = sum(not r.ok for r in results), sum(len(r.missing) for r in results)
+    answered = [r for r in results if r.arrays or r.problem]
+    good, missing = sum(r.ok for r in results), sum(len(r.missing) for r in answered)
+    silent = len(results) - len(answered)
     rest = f"; answers missing: {missing}" if missing else ""
-    print(f"{len(results) - bad} of {len(results)} cases agree in every answer they have{rest}")
-    return 1 if bad else 0
+    rest += f"; cases without answers: {silent}" if silent else ""
+    print(f"{good} of {len(answered)} cases agree in every answer they have{rest}")
+    return 0 if answered and good == len(answered) else 1

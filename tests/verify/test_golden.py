@@ -1,5 +1,7 @@
 """Golden cases: files that go round, errors that name the array, and answers recomputed here from
-the formulas alone. N: a negative control, which must fail on something wrong.
+the formulas alone.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 import argparse
@@ -386,24 +388,30 @@ def test_only_some_of_the_answers_are_enough(tmp_path, capsys):
         np.savez(tmp_path / "case.npz", **part | {there[0]: 1.01 * part[there[0]]})
         assert command("check", tmp_path) == 1 and "wrong, first at" in capsys.readouterr().out
         np.savez(tmp_path / "case.npz", **draw(i))
-        assert command("check", tmp_path) == 1 and "found none: `golden run` writes them" in capsys.readouterr().out
+        assert command("check", tmp_path) == 1  # nothing agrees with everything
+        assert capsys.readouterr().out.splitlines() == [
+            "none case.npz",
+            "0 of 0 cases agree in every answer they have; cases without answers: 1",
+        ]
     # a case whose parameters keep their own names, as a program writes it that knows no final ones
     np.savez(tmp_path / "case.npz", **draw(DYNAMIC[0]), logits=arrays["logits"])
     assert command("check", tmp_path) == 0 and "missing, not compared: W1, b1" in capsys.readouterr().out
 
 
 def test_answers_may_lie_in_a_folder_of_their_own(tmp_path, capsys):
-    """N: the answers of the case itself are not looked at then, and a file that is not there agrees with nothing."""
-    (path,) = golden.make_cases(tmp_path / "cases", 1, kinds=["delta"])
+    """N: the answers of the case itself are not looked at then, and a folder without any file agrees with nothing."""
+    path, other = golden.make_cases(tmp_path / "cases", kinds=["delta"])
     out = load_arrays(path)["out"]
     (tmp_path / "mine").mkdir()
     options = ("check", tmp_path / "cases", "--answers", tmp_path / "mine")
-    assert command(*options) == 1 and "No such file" in capsys.readouterr().out
+    assert command(*options) == 1 and "0 of 0 cases agree" in capsys.readouterr().out
     for arrays, status, words in (
         ({"out": out}, 0, "missing, not compared: state_out"),
-        ({"out": 2 * out}, 1, "out           "),
+        ({"out": out}, 0, f"none {other.name}"),
+        ({"out": out, "q": 7 * out}, 0, "1 of 1 cases agree in every answer they have; answers missing: 7; cases without answers: 1"),
+        ({"out": 2 * out}, 1, f"DIFF {path.name}"),
         ({"Out": out}, 1, "Out: expected only the arrays of a delta case"),
-        ({"q": out}, 1, "found none"),
+        ({"q": out}, 1, "cases without answers: 2"),
     ):
         np.savez(tmp_path / "mine" / path.name, **arrays)
         assert command(*options) == status and words in capsys.readouterr().out
