@@ -129,7 +129,7 @@ RIGHT = {  # check: (heading, what it shows, rows that must be tiny, rows that m
         "Comba, two references",
         "**Each takes a gradient step, but of two rules.** Comba as published ([Hu et al. 2025](https://arxiv.org/abs/2506.02475)) has a "
         "transition of a scalar plus a matrix of low rank, S (alpha - beta k k^T) + beta v k^T: the chunked one, whose gradient is taken "
-        "at S. The recurrent one takes it behind the gate, at alpha S, as the gated delta rule does.",
+        "at S. The recurrent one takes it behind the gate, at alpha S, as the gated delta rule does. `dplr` here gives both.",
         (1, 3),
         (0, 2),
     ),
@@ -161,7 +161,7 @@ def fresh(python: Path | None, write: bool) -> int:
         table, agree = programs(report, Path(folder))
     rows, hold = disagreements(report)
     versions = report["version"] or "flash-linear-attention is not installed"
-    lines = [*table, "", "## Where they disagree with themselves", "", f"With {versions}.", *rows]
+    lines = [*table, "", "## Where they disagree with themselves", "", f"With {versions}; 21 random draws for each row.", *rows]
     print("\n".join(lines))
     if write:
         put("\n".join([FRESH_OPEN, "", *lines, "", FRESH_CLOSE]), FRESH_OPEN, FRESH_CLOSE)

@@ -201,7 +201,7 @@ def answers(case: dict[str, Any]) -> dict[str, Array]:
     state = _packed(rule, [case[name] for name in rule.state])
     cotangents = [case[f"cot_{name}"] for name in rule.state]
     chunk = [case["chunk"] or None] if form in ("stale", "chunked") else []
-    keywords = {name: case[name] for name in ("read", "minibatch", "eps") if name in case}
+    keywords: dict[str, Any] = {n: case[n] for n in ("read", "minibatch", "eps") if n in case}
     if case["kind"] == "mesa" and form == "chunked":  # K would do without rounding
         keywords["iterations"] = 30 + 2 * case["q"].shape[2]
 

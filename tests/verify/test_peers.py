@@ -17,7 +17,7 @@ from fwl_ref.rules.dplr import dplr_recurrent_fwd
 from fwl_ref.verify.golden import check_folder
 from tools import peers
 from tools.fresh import __main__ as asked
-from tools.fresh import fla, hf, jax_block, titans
+from tools.fresh import disagreements, fla, hf, jax_block, titans
 
 pytestmark = pytest.mark.host("files; cases are host arrays")
 
@@ -147,4 +147,5 @@ def test_the_page_shows_the_comparison_made_afresh() -> None:
     assert {line.split("`")[1] for line in rows} == {*there, "jax.grad"}
     assert all("1e-1" in line and "differs" not in line for line in rows)
     assert all(verdict in part for _, verdict, _, _ in peers.RIGHT.values())
+    assert f"{disagreements.DRAWS} random draws" in part
     assert all(word in part for word in ("fla-core 0.6.0", "torch 2.13.0", "transformers 5.24.0", "titans-pytorch 0.5.5", "jax 0.10.2"))
