@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.PHONY: help demo check bench test notebooks docs lint format golden clean
+.PHONY: help demo check bench test notebooks docs lint format golden peers clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -50,6 +50,9 @@ format: .venv/dev ## rewrite to style
 
 golden: .venv/run ## write golden cases of the block and of every rule to results/golden
 	$(BIN)/python -m fwl_ref golden make results/golden
+
+peers: .venv/run ## install other people's programs into build/peers and compare with them afresh
+	$(BIN)/python tools/peers.py fresh
 
 clean: ## remove what was built
 	rm -rf .venv build *.egg-info .hypothesis

@@ -75,6 +75,7 @@ HOST_CODE = {
     ("testing.trial", ""): "the crossings",
     ("verify.golden", ""): "files",
     ("verify.report", ""): "files",
+    ("verify.golden_answers", ""): "files",
     ("verify.golden_fields", ""): "files",
     ("verify.golden_block", "read_case"): "files",
     ("verify.golden_block", "draw_case"): "draws cases on the host",

@@ -51,6 +51,11 @@ ANSWERS = {
 KINDS = tuple(INPUTS)
 
 
+def letters(kind: str) -> set[str]:
+    """The sizes that a case of this kind has."""
+    return set("".join(REAL.values()))
+
+
 def names(kind: str, arrays: Arrays) -> dict[str, str]:
     """Every input, and what it is called in this file."""
     renamed = kind == "dynamic_evaluation" and any(f"slow_{name}" in arrays for name in FAST)
@@ -184,10 +189,12 @@ PLANS = (
 )
 
 
-def draw_case(plan: Plan, rng: Any) -> dict[str, Any]:
-    """The inputs of a case: sizes and numbers from ``rng``, the rest from ``plan``."""
+def draw_case(plan: Plan, rng: Any, given: Sizes) -> dict[str, Any]:
+    """The inputs of a case: sizes that are not given and numbers from ``rng``, the rest from
+    ``plan``.
+    """
     limits = {"B": (1, 4), "D": (3, 7), "F": (5, 13), "V": (3, 10)}
-    sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()}
+    sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()} | given
     sizes["T"] = plan.length
     case: dict[str, Any] = {
         name: rng.standard_normal([sizes[letter] for letter in letters])
@@ -205,6 +212,7 @@ def draw_case(plan: Plan, rng: Any) -> dict[str, Any]:
     case["weights"] = masks[plan.weights]
     counted = plan.normalizer != "constant"
     steps = rng.uniform(0.02, 0.2, len(FAST)) * (plan.length if counted else 1)
+    steps *= min(1.0, 12 / max(plan.length, 1))  # a long text is walked no further than a short one
     for name, step in zip(FAST, steps, strict=True):
         case[f"eta_{name}"] = 0.0 if name in plan.still else step
     case["constant"] = 1.0 if counted else rng.uniform(0.5, 3.0)

@@ -21,10 +21,10 @@ def get(arrays: Arrays, name: str) -> Array:
 
 
 def real(arrays: Arrays, name: str, letters: str, sizes: Sizes) -> Array:
-    """Finite float64 numbers of the shape that the letters say."""
+    """Finite real numbers of the shape that the letters say, as float64: float32 is widened."""
     array = get(arrays, name)
     check_shape(name, array, letters, sizes)
-    check_float64(name, array)
+    check_real(name, array)
     check_finite(name, array)
     return array.astype("float64")
 
@@ -48,7 +48,7 @@ def number(arrays: Arrays, name: str) -> float:
     array = get(arrays, name)
     check_shape(name, array, "", {})
     if array.dtype.kind not in "iu":
-        check_float64(name, array)
+        check_real(name, array)
     check_finite(name, array)
     return float(array)
 
@@ -92,10 +92,15 @@ def check_shape(name: str, array: Array, letters: str, sizes: Sizes) -> None:
         sizes[letter] = size
 
 
-def check_float64(name: str, array: Array) -> None:
+def check_real(name: str, array: Array) -> None:
     """Either byte order will do."""
-    if array.dtype.kind != "f" or array.dtype.itemsize != 8:
-        refuse(name, "float64", array.dtype)
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
+        refuse(name, "float64 or float32", array.dtype)
+
+
+def precision(array: Array) -> str:
+    """ "float32" for an array of it, "float64" for all others: a whole number is exact."""
+    return "float32" if array.dtype.kind == "f" and array.dtype.itemsize == 4 else "float64"
 
 
 def check_finite(name: str, array: Array) -> None:

@@ -143,6 +143,11 @@ ANSWERS = {
 KINDS = tuple(INPUTS)
 
 
+def letters(kind: str) -> set[str]:
+    """The sizes that a case of this kind has."""
+    return set("".join(RULES[kind].arrays.values()))
+
+
 def names(kind: str, arrays: Arrays) -> dict[str, str]:
     """Every input, and what it is called in a file: the same."""
     return {name: name for name in INPUTS[kind]}
@@ -193,7 +198,9 @@ def answers(case: dict[str, Any]) -> dict[str, Array]:
     state = _packed(rule, [case[name] for name in rule.state])
     cotangents = [case[f"cot_{name}"] for name in rule.state]
     chunk = [case["chunk"] or None] if form in ("stale", "chunked") else []
-    keywords = {name: case[name] for name in ("read", "minibatch", "eps") if name in case}
+    keywords: dict[str, Any] = {n: case[n] for n in ("read", "minibatch", "eps") if n in case}
+    if case["kind"] == "mesa" and form == "chunked":  # K would do without rounding
+        keywords["iterations"] = 30 + 2 * case["q"].shape[2]
 
     (out, state_out), res = fwd(*inputs, state, *chunk, **keywords)
     *g_inputs, g_state = bwd(case["cot_out"], _packed(rule, cotangents), res)
@@ -291,10 +298,12 @@ RANGES = {  # of what is not normal
 }
 
 
-def draw_case(plan: Plan, rng: Any) -> dict[str, Any]:
-    """The inputs of a case: sizes and numbers from ``rng``, the rest from ``plan``."""
+def draw_case(plan: Plan, rng: Any, given: Sizes) -> dict[str, Any]:
+    """The inputs of a case: sizes that are not given and numbers from ``rng``, the rest from
+    ``plan``.
+    """
     limits = {"B": (1, 4), "K": (2, 6), "E": (3, 7), "N": (2, 4), "F": (3, 8)}
-    sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()}
+    sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()} | given
     sizes["T"], rule = plan.length, RULES[plan.kind]
     case: dict[str, Any] = {}
     for name, letters in rule.arrays.items():

@@ -7,6 +7,7 @@ logarithms or not, dk from a product that is transposed.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 from pathlib import Path
@@ -54,6 +55,26 @@ def test_the_page_names_every_rule_every_option_and_their_number() -> None:
     options = {*Options._fields, *inspect.signature(check_kernel).parameters} - {"rule", "kernel", "options"}
     assert rows == {*SUBJECTS, *options}
     assert "over 200 kernels" in page and len(ALL) > 200
+
+
+def test_readme_names_every_rule_and_both_ways_in() -> None:
+    """Who looks for a rule by its name finds it there, and whether to bring a function or files."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## To check another implementation")[1].split("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", section)) >= set(SUBJECTS)
+    assert "check_kernel(" in section and "fwl_ref golden make" in section and "docs/check_your_kernel.md" in section
+
+
+def test_the_page_names_every_option_of_golden_files() -> None:
+    """Those that the command has, and no others."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "check_your_kernel.md").read_text(encoding="utf-8")
+    table = page.split("| option of `golden` |")[1].split("\n\n")[0]
+    parser = argparse.ArgumentParser()
+    golden.add_arguments(parser)
+    actions = next(iter(parser._subparsers._group_actions)).choices.values()
+    flags = {flag for action in actions for flag in action._option_string_actions} - {"-h", "--help"}
+    assert set(re.findall(r"--\w+", table)) == flags
+    assert "1e-9 in float64, 1e-3" in table and golden.TOLERANCE == {"float64": 1e-9, "float32": 1e-3}
 
 
 def test_every_rule_has_the_classic_faults() -> None:

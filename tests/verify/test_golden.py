@@ -1,5 +1,7 @@
 """Golden cases: files that go round, errors that name the array, and answers recomputed here from
 the formulas alone.
+
+A docstring that opens with "N:" is a negative control.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from fwl_ref.backend import host
 from fwl_ref.files import load_arrays, save_arrays
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.verify import golden, golden_block, golden_rules
+from fwl_ref.verify.golden_answers import compare
 
 FAST, SLOW = FastParameters._fields, SlowParameters._fields
 FWL = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "fwl"]
@@ -238,11 +241,16 @@ def test_a_case_of_no_tokens_has_answers():
 
 
 def test_made_cases_check_clean(folder, capsys):
-    """``make`` then ``check``: a line per case, exit code 0, no file but the cases."""
+    """``make`` then ``check``: a line per case and one per answer, exit code 0, no file but the cases."""
     assert command("check", folder) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(golden.PLANS) + 1 and all(line.startswith("ok") for line in printed[:-1])
-    assert len(list(folder.iterdir())) == len(golden.PLANS) and all(r.ok and r.error == 0 for r in golden.check_folder(folder))
+    *printed, last = capsys.readouterr().out.splitlines()
+    answers = [name for plan in golden.PLANS for name in golden.ANSWERS[plan.kind]]
+    assert [line.split()[0] for line in printed if line.startswith("     ")] == answers
+    assert all(line.endswith(": ok") for line in printed if line.startswith("     "))
+    assert sum(line.startswith("ok   ") for line in printed) == len(golden.PLANS) == len(printed) - len(answers)
+    assert last == f"{len(golden.PLANS)} of {len(golden.PLANS)} cases agree in every answer they have"
+    assert len(list(folder.iterdir())) == len(golden.PLANS)
+    assert all(r.ok and r.worst.error == 0 and not r.missing for r in golden.check_folder(folder))
 
 
 def test_made_cases_are_varied(folder):
@@ -339,25 +347,153 @@ def test_check_sees_every_corrupted_answer(kind, tmp_path, capsys):
         wrong[place] *= 1 + 1e-6
         save_arrays(tmp_path / "case.npz", arrays | {name: wrong})
         (result,) = golden.check_folder(tmp_path)
-        assert not result.ok and result.array == name and result.error == pytest.approx(1e-6, rel=1e-3)
+        assert not result.ok and result.worst.name == name and result.worst.error == pytest.approx(1e-6, rel=1e-3)
+        assert [a.name for a in result.arrays if a.wrong] == [name]
+        here = [int(i) for i in place]
+        assert result.worst.wrong.startswith(f"first at {here}: {wrong[place]:.9g} instead of" if here else f"{wrong[place]:.9g}")
     assert command("check", tmp_path) == 1
     assert capsys.readouterr().out.startswith("DIFF case.npz")
 
 
-def test_check_refuses_answers_that_are_not_numbers_or_not_there(tmp_path):
-    """A stored NaN, a missing answer, a wrong shape or type is never taken for agreement."""
+def test_check_refuses_answers_that_are_not_numbers(tmp_path):
+    """A stored NaN, a wrong shape or type is never taken for agreement; every other answer is still compared."""
     arrays = golden.answered_case(draw(FWL[1]))
-    without = {name: a for name, a in arrays.items() if name != "g_U"}
-    for bad, word in (
-        (arrays | {"dz": np.nan * arrays["dz"]}, ""),
-        (without, "g_U"),
-        (arrays | {"logits": arrays["logits"][:, 1:]}, "logits"),
-        (arrays | {"dn": arrays["dn"].astype("float32")}, "dn"),
-        (draw(DYNAMIC[0]), "slow_W1"),
+    for name, bad, word in (
+        ("dz", np.nan * arrays["dz"], "nan instead of"),
+        ("logits", arrays["logits"][:, 1:], f"expected shape {arrays['logits'].shape}"),
+        ("dn", arrays["dn"].astype("float16"), "expected float64 or float32, found float16"),
+        ("loss", np.array("small"), "expected float64 or float32"),
+        ("g_x", 1j * arrays["g_x"], "found complex128"),
     ):
-        save_arrays(tmp_path / "case.npz", bad)
+        np.savez(tmp_path / "case.npz", **arrays | {name: bad})
         (result,) = golden.check_folder(tmp_path)
-        assert not result.ok and word in result.problem
+        wrong = [a for a in result.arrays if a.wrong]
+        assert not result.ok and [a.name for a in wrong] == [name] and word in wrong[0].wrong and wrong[0].error == np.inf
+        assert len(result.arrays) == len(golden.ANSWERS["fwl"])
+
+
+def test_only_some_of_the_answers_are_enough(tmp_path, capsys):
+    """Forward only: what is there is compared, what is not is listed. Status 0 if all of it is right, 1 if not or if there is nothing."""
+    for i, there in ((FWL[1], ("logits", "loss")), (RULE["titans"], ("out", "state_out_U")), (DYNAMIC[0], ("logits",))):
+        kind = golden.PLANS[i].kind
+        arrays = golden.answered_case(draw(i))
+        missing = [name for name in golden.ANSWERS[kind] if name not in there]
+        part = {name: a for name, a in arrays.items() if name not in missing}
+        np.savez(tmp_path / "case.npz", **part)
+        assert command("check", tmp_path) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines[1:-2]] == list(there)
+        assert lines[-2] == f"     missing, not compared: {', '.join(missing)}"
+        assert lines[-1] == f"1 of 1 cases agree in every answer they have; answers missing: {len(missing)}"
+        np.savez(tmp_path / "case.npz", **part | {there[0]: 1.01 * part[there[0]]})
+        assert command("check", tmp_path) == 1 and "wrong, first at" in capsys.readouterr().out
+        np.savez(tmp_path / "case.npz", **draw(i))
+        assert command("check", tmp_path) == 1  # nothing agrees with everything
+        assert capsys.readouterr().out.splitlines() == [
+            "none case.npz",
+            "0 of 0 cases agree in every answer they have; cases without answers: 1",
+        ]
+    # a case whose parameters keep their own names, as a program writes it that knows no final ones
+    np.savez(tmp_path / "case.npz", **draw(DYNAMIC[0]), logits=arrays["logits"])
+    assert command("check", tmp_path) == 0 and "missing, not compared: W1, b1" in capsys.readouterr().out
+
+
+def test_answers_may_lie_in_a_folder_of_their_own(tmp_path, capsys):
+    """N: the answers of the case itself are not looked at then, and a folder without any file agrees with nothing."""
+    path, other = golden.make_cases(tmp_path / "cases", kinds=["delta"])
+    out = load_arrays(path)["out"]
+    (tmp_path / "mine").mkdir()
+    options = ("check", tmp_path / "cases", "--answers", tmp_path / "mine")
+    assert command(*options) == 1 and "0 of 0 cases agree" in capsys.readouterr().out
+    for arrays, status, words in (
+        ({"out": out}, 0, "missing, not compared: state_out"),
+        ({"out": out}, 0, f"none {other.name}"),
+        ({"out": out, "q": 7 * out}, 0, "1 of 1 cases agree in every answer they have; answers missing: 7; cases without answers: 1"),
+        ({"out": 2 * out}, 1, f"DIFF {path.name}"),
+        ({"Out": out}, 1, "Out: expected only the arrays of a delta case"),
+        ({"q": out}, 1, "cases without answers: 2"),
+    ):
+        np.savez(tmp_path / "mine" / path.name, **arrays)
+        assert command(*options) == status and words in capsys.readouterr().out
+    assert command("check", tmp_path / "cases", "--answers", tmp_path / "absent") == 2 and "absent" in capsys.readouterr().err
+
+
+def test_rtol_replaces_what_is_allowed(tmp_path, capsys):
+    """Above the error it agrees, below it differs; 0, 1 and NaN are no tolerances."""
+    arrays = golden.answered_case(draw(RULE["delta"]))
+    place = np.unravel_index(np.abs(arrays["out"]).argmax(), arrays["out"].shape)
+    arrays["out"][place] *= 1 + 1e-4
+    np.savez(tmp_path / "case.npz", **arrays)
+    assert [command("check", tmp_path, *more) for more in ((), ("--rtol", 2e-4), ("--rtol", 5e-5))] == [1, 0, 1]
+    capsys.readouterr()
+    for bad in ("0", "1", "nan", "-1e-3"):
+        assert command("check", tmp_path, f"--rtol={bad}") == 2
+        assert "expected rtol above 0 and below 1" in capsys.readouterr().err
+
+
+def test_kinds_and_sizes_are_chosen(tmp_path, capsys):
+    """Only these kinds are written and checked, in these sizes; what is not given is drawn as before."""
+    assert command("make", tmp_path, "--kind", "gla", "--kind", "dynamic_evaluation", "--size", "K=5,B=2,T=13,D=6") == 0
+    cases = [golden.check_case(load_arrays(path)) for path in sorted(tmp_path.iterdir())]
+    plans = [plan for plan in golden.PLANS if plan.kind in ("gla", "dynamic_evaluation")]
+    assert [c["kind"] for c in cases] == [p.kind for p in plans]
+    for case in cases:
+        rule = case["kind"] == "gla"
+        assert (case["k"].shape == (2, 13, 5)) if rule else (case["x"].shape == (2, 13, 6))
+    drawn = golden.draw_case(plans[-1], np.random.default_rng([0, len(plans) - 1]))
+    assert cases[-1]["v"].shape[2:] == drawn["v"].shape[2:]
+    capsys.readouterr()
+    assert command("check", tmp_path, "--kind", "gla") == 0
+    assert "2 of 2 cases" in capsys.readouterr().out
+    assert command("check", tmp_path, "--kind", "mesa") == 2 and "of kind mesa" in capsys.readouterr().err
+    for size, words in (("F=3", "of B, E, K, T, found F=3"), ("K=0", "found K=0")):
+        assert command("make", tmp_path, "--kind", "gla", "--size", size) == 2 and words in capsys.readouterr().err
+    for options in (("--size", "K"), ("--size", "K=-1"), ("--size", ""), ("--kind", "softmax"), ("--dtype", "float16")):
+        with pytest.raises(SystemExit):
+            command("make", tmp_path, *options)
+        assert options[0] in capsys.readouterr().err
+
+
+def test_float32_cases_hold_what_float32_can_hold(tmp_path):
+    """Inputs are float32 in the file, are answered exactly as they are, and stay float32 through ``run``."""
+    paths = golden.make_cases(tmp_path / "made", dtype="float32")
+    for path, plan in zip(paths, golden.PLANS, strict=True):
+        arrays = load_arrays(path)
+        answers = golden.ANSWERS[plan.kind]
+        assert path.stem.endswith("_float32")
+        assert {a.dtype.name for n, a in arrays.items() if n not in answers and a.dtype.kind == "f"} == {"float32"}
+        wide = {n: a.astype("float64") if a.dtype.kind == "f" else a for n, a in arrays.items()}
+        expected = golden.run_case(wide)
+        assert all(arrays[n].dtype == "float64" and (arrays[n] == expected[n]).all() for n in answers)
+    golden.run_file(paths[-1], tmp_path / "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == paths[-1].read_bytes()
+
+
+def test_float32_answers_are_allowed_what_float32_rounds(tmp_path):
+    """By the coarser of inputs and answer: half the tolerance passes, twice it fails."""
+    for dtype, answer, allowed in (("float64", "float64", 1e-9), ("float64", "float32", 1e-3), ("float32", "float64", 1e-3)):
+        (path,) = golden.make_cases(tmp_path, 1, kinds=["delta"], dtype=dtype)
+        arrays = load_arrays(path)
+        for share, ok in ((0.5, True), (2.0, False)):
+            moved = arrays["out"] + share * allowed * np.abs(arrays["out"]).max()
+            save_arrays(path, arrays | {"out": moved.astype(answer)})
+            (result,) = golden.check_folder(tmp_path)
+            assert result.ok == ok and result.arrays[0].tolerance == allowed and result.arrays[0].dtype == answer
+        path.unlink()
+
+
+@pytest.mark.parametrize("i", [*(max(i for i in FWL if not golden.PLANS[i].still), DYNAMIC[0]), *RULE.values()])
+def test_a_program_in_float32_is_accepted(i, monkeypatch):
+    """The functions themselves, fed float32 throughout. What is rounded is a share of 1e-7; what is allowed is a thousandth."""
+    case = {n: a.astype("float32") if a.dtype.kind == "f" else a for n, a in draw(i).items()}
+    exact, checked = golden.run_case(case), golden.check_case(case)
+    narrow = {n: a.astype("float32") if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for n, a in checked.items()}
+    monkeypatch.setattr(golden_block, "like", lambda a, *_: np.asarray(a, "float32"))
+    family = golden_rules if checked["kind"] in golden_rules.KINDS else golden_block
+    found = {n: np.asarray(a) for n, a in family.answers(narrow).items()}
+    rows = compare(found, exact, True, None)
+    assert {a.dtype for a in rows} == {"float32"} and not [str(a) for a in rows if a.wrong]
+    assert max(a.error for a in rows) > 1e-9  # it is another precision
 
 
 def test_check_goes_on_after_a_bad_file(folder, tmp_path, capsys):
@@ -375,7 +511,7 @@ def test_check_goes_on_after_a_bad_file(folder, tmp_path, capsys):
     damaged[200] ^= 255
     (tmp_path / "f_damaged.npz").write_bytes(damaged)
     assert command("check", tmp_path) == 1
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("     ")]
     assert [line.split()[0] for line in lines[:-1]] == ["BAD", "ok", "BAD", "BAD", "BAD", "BAD"]
 
 
@@ -452,10 +588,10 @@ BAD = {  # what is wrong -> (which case, the change, the array, words of the mes
     "U of another width": (0, swap("U", lambda a: a.T), "U", "expected shape (D,V)"),
     **{f"{n} as a vector": (0, swap(n, lambda a: a[None]), n, "scalar") for n in ("eta_W1", "decay", "chunk", "kind", "normalizer")},
     "float labels": (0, swap("labels", lambda a: 1.0 * a), "labels", "expected integers, found float64"),
-    "float32 features": (0, swap("x", lambda a: a.astype("float32")), "x", "expected float64, found float32"),
-    "integer weights": (0, swap("weights", lambda a: a.astype("int64")), "weights", "expected float64, found int64"),
-    "complex U": (0, swap("U", lambda a: a + 0j), "U", "expected float64, found complex128"),
-    "float32 step size": (0, swap("eta_b2", lambda a: a.astype("float32")), "eta_b2", "expected float64, found float32"),
+    "float16 features": (0, swap("x", lambda a: a.astype("float16")), "x", "expected float64 or float32, found float16"),
+    "integer weights": (0, swap("weights", lambda a: a.astype("int64")), "weights", "expected float64 or float32, found int64"),
+    "complex U": (0, swap("U", lambda a: a + 0j), "U", "expected float64 or float32, found complex128"),
+    "float16 step size": (0, swap("eta_b2", lambda a: a.astype("float16")), "eta_b2", "found float16"),
     "text for a number": (0, swap("eps", "small"), "eps", "expected float64"),
     "real chunk": (0, swap("chunk", 1.5), "chunk", "expected an integer, found float64 1.5"),
     "label too large": (0, put("labels", (0, 3), 4), "labels", "[0, 4), found 4 at index (0, 3)"),

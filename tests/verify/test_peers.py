@@ -1,7 +1,7 @@
 """Answers that other people's programs computed, none of them with code of this project: tests/peers and its manifest.
 
 A case is a golden file. Its variables were the leaves of the other program's graph, so conventions (a scale, a logarithm, a factor of
-two) are inside that graph and its gradients are gradients of the case's variables.
+two) are inside that graph and its gradients are gradients of the case's variables. A docstring that opens with "N:" is a negative control.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import pytest
 from fwl_ref.dynamic_evaluation import Descent, RmsScale, update
 from fwl_ref.rules.dplr import dplr_recurrent_fwd
 from fwl_ref.verify.golden import check_folder
+from tools import peers
+from tools.fresh import __main__ as asked
+from tools.fresh import disagreements, fla, hf, jax_block, titans
 
 pytestmark = pytest.mark.host("files; cases are host arrays")
 
@@ -38,8 +41,8 @@ def test_every_peer_agrees_on_every_answer() -> None:
     results = check_folder(FOLDER)
     assert {Path(r.file).stem for r in results} == {name for name in CASES if not (FOLDER / "plain" / f"{name}.npz").exists()}
     for result in results:
-        assert not result.problem, f"{result.file}: {result.problem}"
-        assert result.error <= RTOL, f"{result.file}: {result.array} differs by {result.error:.1e}"
+        assert not result.problem and not result.missing, f"{result.file}: {result.problem or result.missing}"
+        assert result.worst.error <= RTOL, f"{result.file}: {result.worst}"
 
 
 def test_krauses_program_moves_parameters_as_the_rms_rule_does() -> None:
@@ -79,3 +82,70 @@ def test_two_combas_are_dplr_and_differ_in_what_they_recall() -> None:
                 np.testing.assert_allclose(found, expected, rtol=0, atol=RTOL * np.abs(expected).max())
         apart = np.abs(data["out_chunk"] - data["out_recurrent"]).max() / np.abs(data["out_chunk"]).max()
         assert apart > 0.05  # two functions
+
+
+# --- the comparison made afresh, as far as it goes without those programs
+
+
+def test_every_case_of_a_program_that_is_a_package_has_an_adapter() -> None:
+    """Functions of the manifest are those of tools/fresh; JAX is asked for every case of the block."""
+    for adapter in (fla, hf, titans):
+        rows = asked.cases(MANIFEST, adapter)
+        assert {function for case, function in rows if (FOLDER / f"{case}.npz").exists()} <= set(adapter.ADAPTERS)
+        assert rows and set(adapter.NOTES) <= set(adapter.ADAPTERS)
+    of_the_block = {case for case in CASES if "fwl" in case or "dynamic_evaluation" in case}
+    assert {case for case, _ in asked.cases(MANIFEST, jax_block)} == of_the_block and len(of_the_block) >= 13
+
+
+def test_a_program_that_is_not_there_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is answered, and the table says why."""
+    monkeypatch.setattr(asked.importlib.util, "find_spec", lambda name: None)
+    report = {"programs": {name: asked.one_program(name, FOLDER, tmp_path) for name in asked.ADAPTERS}}
+    lines, good = peers.programs(report, tmp_path)
+    assert good and len(lines) == 2 + len(asked.ADAPTERS)
+    for line, library in zip(lines[2:], ("torch", "torch", "torch", "jax"), strict=True):
+        assert line.endswith(f"| {library} is not installed | | | not asked |")
+
+
+def test_answers_made_afresh_are_compared(tmp_path: Path) -> None:
+    """N: forward only agrees; a share of 1e-9 more does not; a program that failed is no agreement either."""
+    name = "33_fla_gated_delta_inclusive_recurrent_B2T18K5E4"
+    with np.load(FOLDER / f"{name}.npz") as data:
+        out = data["out"]
+    entry = {"version": "theirs 1.0", "notes": {}, "answered": {name: "their_function"}, "failed": {}}
+    (tmp_path / "fla").mkdir()
+    for answer, failed, good, words in (
+        (out, {}, True, "| theirs 1.0 | `their_function` | 1 | 1 | 1e-15 |"),
+        (out * (1 + 1e-9), {}, False, "**differs**"),
+        (out, {"a": "f: TypeError: g"}, False, "| theirs 1.0 | f: TypeError: g | | | could not be asked |"),
+    ):
+        np.savez(tmp_path / "fla" / f"{name}.npz", out=answer)
+        lines, agree = peers.programs({"programs": {"fla": entry | {"failed": failed}}}, tmp_path)
+        assert agree == good and words in "\n".join(lines)
+
+
+def test_finite_differences_must_side_with_whom_the_page_says() -> None:
+    """N: with the sides exchanged, or nothing apart, the verdict is not printed and the status is not 0."""
+    for name, (_, verdict, tiny, large) in peers.RIGHT.items():
+        rows = {i: [1e-9 if i in tiny else 1e-2] * 3 for i in (*tiny, *large)}
+        for found, good in ((rows, True), ({i: [1e-2] * 3 for i in rows}, False), ({i: [1e-9] * 3 for i in rows}, False)):
+            named = {f"row {i}": found[i] for i in sorted(found)}
+            lines, holds = peers.disagreements({"disagreements": [{"name": name, "what": "A check.", "rows": named}]})
+            assert holds == good and (verdict in lines) == good
+    lines, _ = peers.disagreements({"disagreements": [{"name": name, "what": "A check.", "failed": "no torch"}]})
+    assert lines[-1] == "Could not be asked: no torch"
+
+
+def test_the_page_shows_the_comparison_made_afresh() -> None:
+    """Every adapter has its row, with versions and agreement; every disagreement its verdict."""
+    page = peers.PAGE.read_text(encoding="utf-8")
+    part = page[page.index(peers.FRESH_OPEN) : page.index(peers.FRESH_CLOSE)]
+    rows = [line for line in part.splitlines() if line.count("|") == 6 and "`" in line]
+    there = {
+        function for adapter in (fla, hf, titans) for case, function in asked.cases(MANIFEST, adapter) if (FOLDER / f"{case}.npz").exists()
+    }
+    assert {line.split("`")[1] for line in rows} == {*there, "jax.grad"}
+    assert all("1e-1" in line and "differs" not in line for line in rows)
+    assert all(verdict in part for _, verdict, _, _ in peers.RIGHT.values())
+    assert f"{disagreements.DRAWS} random draws" in part
+    assert all(word in part for word in ("fla-core 0.6.0", "torch 2.13.0", "transformers 5.24.0", "titans-pytorch 0.5.5", "jax 0.10.2"))
