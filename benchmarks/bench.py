@@ -8,7 +8,7 @@ float32, each side has a fresh process for each work, pinned to the given cores,
 that tunes nothing. They take turns, A B B A, and a ratio is the median over the rounds of one
 round's times. PyTorch is told how many threads to take; the others find that many cores.
 
-A forward pass is for reading: this project's ``model_fwd``, the others without a graph. A step is
+A forward pass is for reading: this project's ``model_score``, the others without a graph. A step is
 the loss and all gradients. Memory is what a process holds at most beyond what it held with its
 libraries and data loaded. A size that was measured replaces that size in the results.
 """

@@ -19,7 +19,7 @@ from fwl_ref.dynamic_evaluation import Descent
 from fwl_ref.lm import evaluate
 from fwl_ref.lm.data import Document
 from fwl_ref.lm.device import to_backend
-from fwl_ref.lm.model import Config, initialize, loss_and_gradient, model_fwd
+from fwl_ref.lm.model import Config, initialize, loss_and_gradient, model_score
 
 CHUNKS = (64, 8, 16, 32, 128, None)
 
@@ -29,7 +29,7 @@ def chunk_sizes(config: Config, window: int, rounds: int, backend: str) -> None:
     params = to_backend(initialize(config, step_size=0.01), backend)
     (text,) = to_backend((np.random.default_rng(0).integers(0, 256, (1, window)),), backend)
     configs = {chunk: config._replace(chunk=chunk) for chunk in CHUNKS}
-    forward = interleaved({str(c): lambda f=f: model_fwd(params, text, text, None, f)[0].nll for c, f in configs.items()}, rounds)
+    forward = interleaved({str(c): lambda f=f: model_score(params, text, text, None, f).nll for c, f in configs.items()}, rounds)
     gradient = interleaved({str(c): lambda f=f: loss_and_gradient(params, text, text, None, f)[0] for c, f in configs.items()}, rounds)
     print("| chunk | forward, ms | ratio | gradient, ms | ratio | multiply-adds |\n|--:|--:|--:|--:|--:|--:|")
     for chunk, fixed in configs.items():

@@ -91,7 +91,7 @@ def token_gradient(t):
     return FastParameters(np.outer(x[t], dh[t]), dh[t], np.outer(a[t], dz[t]), dz[t], dgain[t], dbias[t])
 
 
-def inner(g, k):
+def dot(g, k):
     return FastParameters(*(float(np.sum(p * q)) for p, q in zip(g, k, strict=True)))
 
 
@@ -102,7 +102,7 @@ def library_gradient(t):
 
 # %%
 assert all(agree(token_gradient(t), library_gradient(t)) for t in range(T))
-literal = [[inner(token_gradient(t), token_gradient(s)) for s in range(T)] for t in range(T)]
+literal = [[dot(token_gradient(t), token_gradient(s)) for s in range(T)] for t in range(T)]
 literal = FastParameters(*(np.array([[pair[i] for pair in row] for row in literal]) for i in range(6)))  # six arrays (T,T)
 assert agree(literal.W1, literal.W1.T)  # a product of two gradients does not care which comes first
 print("each token's gradient is the library's:", True)

@@ -10,7 +10,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from fwl_ref import __version__
-from fwl_ref.lm.model import Config, loss_and_gradient, model_fwd, parameter_shapes
+from fwl_ref.lm.model import Config, loss_and_gradient, model_score, parameter_shapes
 from fwl_ref.tree import named_leaves, rebuild
 
 
@@ -21,11 +21,10 @@ def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dic
     text = problem["tokens"], problem["labels"]
 
     def forward() -> tuple[float, dict]:
-        output, _ = model_fwd(weights, *text, None, config)
-        return float(np.mean(output.nll)), {}
+        return float(np.mean(model_score(weights, *text, None, config).nll)), {}
 
     def step() -> tuple[float, dict]:
-        loss, gradient, _ = loss_and_gradient(weights, *text, None, config)
+        loss, gradient = loss_and_gradient(weights, *text, None, config)
         return float(loss), dict(named_leaves(gradient))
 
     return {"forward": forward, "step": step}[problem["work"]]

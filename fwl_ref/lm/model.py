@@ -18,6 +18,7 @@ from ..checks import (
     check_like,
     check_settings,
     check_shapes,
+    check_streamable,
     check_weights,
 )
 from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd, fast_block_score, normalizer
@@ -319,6 +320,8 @@ def model_score(
     One sequence at a time on the host (``lm/shards.py``). Raises as ``model_fwd``.
     """
     weights = _checked(p, tokens, labels, weights, config)
+    if state is not None:
+        check_streamable(fast_settings(config))
     config = _with_whole_normalizer(config, weights)
     eta = effective_step_sizes(p.eta, config.dialect)
 
@@ -386,7 +389,7 @@ def _checked(
 
 def _with_whole_normalizer(config: Config, weights: Array) -> Config:
     """The configuration for a part of a batch: N is that of the whole batch."""
-    if not config.fast or config.normalizer != "batch" or not is_host(weights):
+    if config.normalizer != "batch" or not is_host(weights):  # a device takes it whole anyway
         return config
     n = float(normalizer(weights, fast_settings(config)))
     return config._replace(normalizer="constant", constant=n)
