@@ -76,7 +76,9 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
         "tests/test_backend.py::test_a_training_step_brings_nothing_home_but_its_record",
     ],
     "optimizers": ["tests/test_optimizers.py", MASKS],
+    **{name: [f"tests/{name.replace('.', '/test_')}.py", *LAWS] for name in ("ops.l2norm", "ops.short_conv")},
     **{f"rules.{p.stem}": RULES for p in sorted((PACKAGE / "rules").glob("*.py")) if p.stem != "__init__"},
+    **{f"rules.{name}": [f"tests/rules/test_{name}.py", *RULES] for name in ("gates", "heads", "documents")},
 }
 
 
