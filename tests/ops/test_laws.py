@@ -620,3 +620,15 @@ def test_a_gate_of_any_size_neither_overflows_nor_warns() -> None:
         assert_bitwise(np.abs(y), np.maximum(gate, 0))
         slope = swiglu_bwd(np.ones_like(gate), res)[0]
         assert_bitwise(np.abs(slope), np.asarray([0, 0, 0.5, 1, 1], dtype=dtype))
+
+
+def test_a_dense_layer_without_a_bias_has_no_gradient_of_one() -> None:
+    """None comes in for the bias, and None goes out; the rest is as with a bias of 0.   (D.1), (D.2)"""
+    draw = generator(0)
+    x, w, dy = draw(2, 3), draw(3, 4), draw(2, 4)
+    (y, res), (same, other) = dense_fwd(x, w, None), dense_fwd(x, w, np.zeros(4))
+    assert_bitwise(y, same)
+    (dx, dw, db), (dx_0, dw_0, db_0) = dense_bwd(dy, res), dense_bwd(dy, other)
+    assert db is None and db_0.shape == (4,)
+    assert_bitwise(dx, dx_0)
+    assert_bitwise(dw, dw_0)

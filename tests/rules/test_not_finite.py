@@ -15,6 +15,7 @@ import pytest
 
 from fwl_ref.rules import mesa, titans, ttt_linear, ttt_mlp
 from fwl_ref.rules.common import READS, asked_for
+from fwl_ref.rules.longhorn import longhorn_rate, longhorn_rate_bwd
 from fwl_ref.rules.mesa import MesaState, mesa_chunked_bwd, mesa_chunked_fwd
 from fwl_ref.tree import leaves, rebuild, tree_map, zeros_like
 from tests.rules import several_arrays
@@ -311,6 +312,33 @@ def test_longhorn_takes_no_square_of_a_key(form: str, read: str) -> None:
     assert_trees_close((out, end), (expected, expected_end), scale=1.0)
     for a, b, size in zip(found, gradients, (1, 1e200, 1e200, 0, 1), strict=True):
         assert_close(a * size, b if size else 0 * b, scale=1.0)
+    k[..., 0] *= 1e200  # one channel alone
+    (out, end), res = fwd(q, k, v, beta, state)
+    assert all(np.all(np.isfinite(a)) for a in leaves((out, end, bwd((dout, None), res))))
+
+
+def test_the_rate_of_longhorn_is_the_explicit_one_of_an_implicit_step() -> None:
+    """beta / (1 + beta |k|^2) and its derivatives: dk = -2 beta'^2 k, dbeta = 1 / (1 + beta |k|^2)^2   (U.40), (U.41)"""
+    k, beta = np.asarray([[3.0, 4.0], [0.0, 1.0]]), np.asarray([0.5, 2.0])
+    rate = np.asarray([0.5 / 13.5, 2 / 3])
+    assert_close(longhorn_rate(k, beta), rate)
+    dk, dbeta = longhorn_rate_bwd(np.ones(2), k, beta)
+    assert_close(dk, -2 * rate[:, None] ** 2 * k)
+    assert_close(dbeta, np.asarray([1 / 13.5**2, 1 / 9]))
+
+
+@pytest.mark.parametrize("form", ["chunked"])
+@every_read
+def test_mesa_takes_no_square_of_a_query(form: str, read: str) -> None:
+    """The outputs are linear in q, also where one channel of it is 1e200: conjugate gradients work at unit size."""
+    rule = next(rule for rule in RULES if rule.name == "mesa")
+    (q, *tokens), state = rule.tokens(SHAPE, SEED), rule.state(SHAPE, SEED)
+    fwd, _ = pair(rule, form, read)
+    q[..., 0] = 0
+    one = np.zeros_like(q)
+    one[..., 0] = 1
+    expected = fwd(one, *tokens, state)[0][0]
+    assert_close(fwd(q + 1e200 * one, *tokens, state)[0][0] / 1e200, expected, scale=1.0)
 
 
 @pytest.mark.parametrize("form", ["recurrent", "chunked"])
