@@ -1,0 +1,125 @@
+"""A batch, one sequence at a time and on several threads: the same function, to the bit whatever the threads."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from fwl_ref.lm import shards
+from fwl_ref.lm.model import Config, features, features_fwd, initialize, loss_and_gradient, model_bwd, model_fwd, model_score
+from fwl_ref.tree import leaves
+from tests.strategies import generator
+from tests.tolerances import assert_bitwise, assert_close, assert_trees_close
+
+pytestmark = pytest.mark.host("a device takes a batch whole")
+
+CONFIG = Config(width=8, layers=2, heads=2, vocabulary=11, chunk=4)
+
+
+def problem(batch: int = 3, length: int = 9) -> tuple:
+    rng = np.random.default_rng(0)
+    tokens, labels = rng.integers(0, 11, (2, batch, length))
+    return initialize(CONFIG, 1, "float64", step_size=0.1, decay=0.1), tokens, labels, rng.uniform(0, 2, (batch, length))
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many threads, also for sequences as small as here."""
+    monkeypatch.setattr(shards, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(shards, "blas_threads", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("normalizer", ["constant", "sequence", "batch"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_batch_is_the_sum_of_its_sequences(threads: int, fast: bool, normalizer: str) -> None:
+    """Loss and gradient, and what reading yields, are those of the whole batch at once, N of the whole batch included."""
+    config = CONFIG._replace(fast=fast, normalizer=normalizer)
+    p, *text, weights = problem()
+    output, res = model_fwd(p, *text, weights, config)
+    share = weights / weights.sum()
+    loss, gradient = loss_and_gradient(p, *text, weights, config)
+    assert_close(loss, np.sum(share * output.nll))
+    assert_trees_close(gradient, model_bwd(share, res))
+    assert_trees_close(model_score(p, *text, weights, config), output)
+
+
+def test_the_number_of_threads_does_not_change_a_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences are summed in their order."""
+    p, *text, weights = problem(batch=5)
+    found = leaves((loss_and_gradient(p, *text, weights, CONFIG), model_score(p, *text, weights, CONFIG)))
+    monkeypatch.setattr(shards, "blas_threads", lambda: 1)
+    for a, b in zip(found, leaves((loss_and_gradient(p, *text, weights, CONFIG), model_score(p, *text, weights, CONFIG))), strict=True):
+        assert_bitwise(a, b)
+
+
+def test_reading_goes_on_from_a_state_and_from_caches(threads: int) -> None:
+    """Two halves, state and keys and values carried, are the whole; features alone too."""
+    p, tokens, labels, weights = problem(length=8)
+    whole = model_score(p, tokens, labels, weights, CONFIG)
+    first, last = slice(0, 4), slice(4, 8)
+    one = model_score(p, tokens[:, first], labels[:, first], weights[:, first], CONFIG)
+    two = model_score(p, tokens[:, last], labels[:, last], weights[:, last], CONFIG, one.state, one.caches)
+    assert_close(np.concatenate([one.nll, two.nll], axis=1), whole.nll)
+    assert_trees_close(two.state, whole.state)
+    (x, caches), _ = features_fwd(p, tokens, CONFIG)
+    assert_trees_close(features(p, tokens, CONFIG), (x, caches))
+
+
+def test_no_sequence_at_all_is_no_sequence(threads: int) -> None:
+    """B = 0 reads nothing and loses nothing."""
+    p, *text, weights = problem(batch=0)
+    assert model_score(p, *text, weights, CONFIG).nll.shape == (0, 9)
+    loss, gradient = loss_and_gradient(p, *text, weights, CONFIG)
+    assert loss == 0 and not any(np.any(g) for g in leaves(gradient))
+
+
+def test_an_error_of_one_sequence_comes_out_and_no_more_are_begun(threads: int) -> None:
+    """What is under way ends."""
+    begun = []
+
+    def work(part: slice) -> int:
+        begun.append(part.start)
+        if part.start == 1:
+            raise ZeroDivisionError("of the second")
+        return part.start
+
+    with pytest.raises(ZeroDivisionError, match="of the second"):
+        list(shards.of_each(work, [slice(i, i + 1) for i in range(50)], size=100))
+    assert len(begun) < 50
+
+
+def test_threads_inherit_how_numpy_treats_errors_and_blas_gets_its_threads_back(threads: int) -> None:
+    """And there are as many threads as sequences at most."""
+    seen = set()
+
+    def work(part: slice) -> float:
+        seen.add(threading.current_thread().name)
+        return np.float64(1) / np.float64(0)
+
+    before = [lib.num_threads for lib in shards._blas().lib_controllers]
+    with np.errstate(divide="ignore"):
+        assert list(shards.of_each(work, shards.shards(2, np.zeros(1)), size=100)) == [np.inf] * 2
+    assert [lib.num_threads for lib in shards._blas().lib_controllers] == before
+    assert len(seen) <= min(threads, 2)
+    with pytest.raises(RuntimeWarning):
+        list(shards.of_each(work, shards.shards(2, np.zeros(1)), size=100))
+
+
+def test_small_sequences_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one alone."""
+    monkeypatch.setattr(shards, "blas_threads", lambda: 4)
+    large = shards.WORTH_A_THREAD
+    assert [shards.at_once(*each) for each in ((8, large), (3, large), (1, large), (8, large - 1), (0, large))] == [4, 3, 1, 1, 1]
+
+
+def test_parts_of_a_tree_and_back() -> None:
+    """Slices of the first axis of every array; None stays None."""
+    draw = generator(0)
+    tree = (draw(3, 2), (None, draw(3, 1, 4)))
+    parts = [shards.part_of(tree, part) for part in shards.shards(3, tree[0])]
+    assert [len(p[0]) for p in parts] == [1, 1, 1] and parts[0][1][0] is None
+    assert_trees_close(shards.joined(parts), tree)
+    assert shards.shards(0, tree[0]) == [slice(0, 1)]
