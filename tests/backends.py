@@ -380,8 +380,8 @@ def install() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """The suite on every backend there is, side by side; what pytest says of the first is shown as
-    it comes, of the others at the end.
+    """The suite on every backend there is, side by side, NumPy's in two halves: it is the longest.
+    What pytest says of the first is shown as it comes, of the others at the end.
 
     ``--quick``: each test runs with its first and its last parameters only, slow ones not at all.
     The rest is for pytest.
@@ -390,7 +390,8 @@ def main(arguments: list[str]) -> int:
     profile = os.environ.get("HYPOTHESIS_PROFILE", "quick")
     fewer = "few" if profile == "thorough" else "one"
     absent, running = absent_required(), {}
-    for name in BACKENDS:
+    parts = [("numpy", "1/2"), ("numpy", "2/2"), *((name, "1/1") for name in BACKENDS if name != "numpy")]
+    for name, part in parts:
         if missing(name):
             continue
         # the mathematics has its many examples on NumPy; elsewhere a few of each show that the
@@ -399,21 +400,21 @@ def main(arguments: list[str]) -> int:
         environment = (
             {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
             | os.environ
-            | {"FWL_REF_BACKEND": name, "HYPOTHESIS_PROFILE": profile if name == "numpy" else fewer}
+            | {"FWL_REF_BACKEND": name, "FWL_REF_PART": part, "HYPOTHESIS_PROFILE": profile if name == "numpy" else fewer}
         )
         environment |= {"FWL_REF_ENDS": "1"} if quick else {}
-        output = None if name == "numpy" else tempfile.TemporaryFile("w+")  # noqa: SIM115 read below
-        running[name] = (output, subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=environment, stdout=output))
+        output = tempfile.TemporaryFile("w+") if running else None  # noqa: SIM115 read below
+        running[name, part] = (output, subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=environment, stdout=output))
     failed = []
-    for name, (output, process) in running.items():
+    for (name, part), (output, process) in running.items():
         if process.wait():
-            failed.append(name)
+            failed.append((name, part))
         if output:
             output.seek(0)
-            print(f"\nThe suite on {described(name)}:\n{output.read()}", flush=True)
-    for name in BACKENDS:
-        verdict = "FAILED" if name in failed else "passed" if name in running else "NOT RUN"
-        print(f"{verdict}  {described(name)}")
+            print(f"\nThe suite on {described(name)}, part {part}:\n{output.read()}", flush=True)
+    for name, part in parts:
+        verdict = "FAILED" if (name, part) in failed else "passed" if (name, part) in running else "NOT RUN"
+        print(f"{verdict}  {described(name)}, part {part}")
     if absent and os.environ.get("CI", "").lower() not in ("", "0", "false"):
         print(f"CI=true, and a required backend is missing: {'; '.join(absent)}")
         return 3

@@ -65,8 +65,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     rest = between(kept) if os.environ.get("FWL_REF_ENDS") else []
     if rest:
         notes["slow tests, and parameters between the first and the last of each test"] = f"{len(rest)} cases, left out of a quick run"
-    items[:] = [item for item in kept if item not in rest]
-    config.hook.pytest_deselected(items=[*host, *rest])
+    elsewhere = others(kept)
+    items[:] = [item for item in kept if item not in rest and item not in elsewhere]
+    config.hook.pytest_deselected(items=[*host, *({*rest, *elsewhere} & {*kept})])
+
+
+def others(items: list[pytest.Item]) -> set[pytest.Item]:
+    """What another process runs, if ``tests.backends`` has divided the suite: FWL_REF_PART = "2/2" is every second test function."""
+    part, parts = map(int, os.environ.get("FWL_REF_PART", "1/1").split("/"))
+    functions = list(dict.fromkeys(item.nodeid.split("[")[0] for item in items))
+    mine = set(functions[part - 1 :: parts])
+    return {item for item in items if item.nodeid.split("[")[0] not in mine}
 
 
 def between(items: list[pytest.Item]) -> set[pytest.Item]:

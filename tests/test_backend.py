@@ -46,6 +46,7 @@ from fwl_ref.lm.train import LOG_EVERY, Progress, TrainSettings, advance, begin,
 from fwl_ref.ops import attention
 from fwl_ref.tree import leaves, tree_map
 from tests import backends
+from tests.conftest import others
 from tests.tolerances import assert_bitwise
 
 pytestmark = pytest.mark.host("moves arrays itself")
@@ -491,6 +492,24 @@ def test_a_facade_hands_out_stand_ins_and_passes_on_what_is_set(away: Any, monke
         patch.setattr(face, "write_fwd", mutant)
         assert isinstance(module.write_fwd, backends.Handed) and face.write_fwd is mutant
     assert module.write_fwd is original
+
+
+@pytest.mark.host("about the suite")
+def test_the_parts_of_the_suite_are_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case of a test runs in one part, and in one alone; without parts all run."""
+
+    class Item(NamedTuple):
+        nodeid: str
+
+    items = [Item(f"tests/test_x.py::test_{name}[{case}]") for name in "abcde" for case in range(3)]
+    monkeypatch.delenv("FWL_REF_PART", raising=False)
+    assert others(items) == set()
+    elsewhere = []
+    for part in ("1/2", "2/2"):
+        monkeypatch.setenv("FWL_REF_PART", part)
+        elsewhere.append(others(items))
+    assert elsewhere[0] | elsewhere[1] == set(items) and not elsewhere[0] & elsewhere[1]
+    assert {item.nodeid[:-3] for item in elsewhere[1]} == {f"tests/test_x.py::test_{name}" for name in "ace"}
 
 
 def test_the_suite_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
