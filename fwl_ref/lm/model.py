@@ -317,7 +317,7 @@ def model_score(
 ) -> Output:
     """(B,T),(B,T),(B,T)->Output   model_fwd for reading: no residual is kept   (M.3)
 
-    One sequence at a time on the host (``lm/shards.py``). Raises as ``model_fwd``.
+    A few sequences at a time on the host (``lm/shards.py``). Raises as ``model_fwd``.
     """
     weights = _checked(p, tokens, labels, weights, config)
     if state is not None:
@@ -336,9 +336,7 @@ def model_score(
         )
         return Output(cross_entropy_fwd(logits, target)[0], logits, after, kept)
 
-    return joined(
-        list(of_each(score, shards(tokens.shape[0], tokens), tokens.shape[1] * config.width))
-    )
+    return joined(list(of_each(score, _parts(tokens, config))))
 
 
 def loss_and_gradient(
@@ -350,7 +348,7 @@ def loss_and_gradient(
 ) -> tuple[Array, Parameters]:
     """Mean next-token loss over weighted tokens in nats, and its gradient   (M.5)
 
-    One sequence at a time on the host (``lm/shards.py``). Raises as ``model_fwd``.
+    A few sequences at a time on the host (``lm/shards.py``). Raises as ``model_fwd``.
     """
     xp = namespace(p.embedding)
     weights = _checked(p, tokens, labels, weights, config)
@@ -363,7 +361,7 @@ def loss_and_gradient(
         output, res = model_fwd(p, text, target, w, config)
         return xp.sum(share[part, :] * output.nll), model_bwd(share[part, :], res)
 
-    found = of_each(one, shards(tokens.shape[0], tokens), tokens.shape[1] * config.width)
+    found = of_each(one, _parts(tokens, config))
     loss, gradient = next(found)
     for part_loss, part_gradient in found:
         loss, gradient = loss + part_loss, add(gradient, part_gradient)
@@ -385,6 +383,10 @@ def _checked(
     check_labels(tokens, config.vocabulary, "tokens")
     check_labels(labels, config.vocabulary)
     return weights
+
+
+def _parts(tokens: Array, config: Config) -> list[slice]:
+    return shards(tokens.shape[0], tokens.shape[1] * config.width, tokens)
 
 
 def _with_whole_normalizer(config: Config, weights: Array) -> Config:

@@ -1,14 +1,14 @@
-"""A batch, one sequence at a time, on as many threads as the linear algebra would have taken.
+"""A batch, a few sequences at a time, on as many threads as the linear algebra would have taken.
 
-Sequences of a batch do not see each other, so a batch is a sum of its sequences. One at a time,
-what passes from one operation to the next stays in the processor's cache, and the residuals of one
-sequence are all there are. And two sequences on two threads gain where two threads inside every
+Sequences of a batch do not see each other, so a batch is a sum of its sequences. Few at a time,
+what passes from one operation to the next stays in the processor's cache, and the residuals of few
+sequences are all there are. And two parts on two threads gain where two threads inside every
 product lose: products of this size are too small to be shared out. NumPy lets other threads run
 while it computes.
 
-Results come in the order of the sequences and are summed in it. So the number of threads changes
-nothing, not even the rounding. On a device the batch stays whole: there one small product after the
-other is what costs.
+Parts come in the order of the batch and are summed in it. So the number of threads changes nothing,
+not even the rounding. On a device the batch stays whole: there one small product after the other is
+what costs.
 """
 
 from __future__ import annotations
@@ -22,15 +22,22 @@ from typing import Any
 from ..backend import Array, Tree, is_host, namespace
 from ..tree import tree_map
 
-WORTH_A_THREAD = 2**14  # numbers
+PART = 2**16  # numbers in the features of a part; with fewer, Python's own time begins to show
 
 
-def shards(batch: int, target: Array) -> list[slice]:
-    """Slices of the batch axis: one a sequence on the host, all in one on the device of
-    ``target``. At least one.
+def shards(batch: int, size: int, target: Array) -> list[slice]:
+    """Slices of the batch axis, at least one.
+
+    ``size`` is that of a sequence's features, T x D. On the host a part has ``PART`` such numbers,
+    or one sequence if that has more; on the device of ``target`` there is one part.
     """
-    step = 1 if is_host(target) else max(batch, 1)
+    step = sequences(batch, size) if is_host(target) else max(batch, 1)
     return [slice(start, start + step) for start in range(0, max(batch, 1), step)]
+
+
+def sequences(batch: int, size: int) -> int:
+    """How many sequences a part has on the host."""
+    return max(1, min(batch, PART // max(size, 1)))
 
 
 def part_of(tree: Tree, part: slice) -> Tree:
@@ -45,14 +52,12 @@ def joined(trees: list[Tree]) -> Tree:
     return tree_map(lambda *parts: namespace(*parts).concat(parts, axis=0), *trees)
 
 
-def of_each(f: Callable[[slice], Any], parts: list[slice], size: int) -> Iterator[Any]:
+def of_each(f: Callable[[slice], Any], parts: list[slice]) -> Iterator[Any]:
     """``f(part)`` for every part, in order; several at once if BLAS has several threads.
 
-    ``size`` is that of a part's features, T x D. Small ones are taken one after the other: their
-    time is spent in Python, where only one thread runs. ``f`` may raise: the error comes out here,
-    and no further part is begun.
+    ``f`` may raise: the error comes out here, and no further part is begun.
     """
-    threads = at_once(len(parts), size)
+    threads = min(len(parts), blas_threads()) if len(parts) > 1 else 1
     if threads == 1:
         yield from map(f, parts)
         return
@@ -61,9 +66,10 @@ def of_each(f: Callable[[slice], Any], parts: list[slice], size: int) -> Iterato
         yield from pool.map(lambda context, part: context.run(f, part), contexts, parts)
 
 
-def at_once(count: int, size: int) -> int:
-    """How many of ``count`` parts ``of_each`` takes at once."""
-    return min(count, blas_threads()) if count > 1 and size >= WORTH_A_THREAD else 1
+def at_once(batch: int, size: int) -> int:
+    """How many sequences are computed at once on the host."""
+    step = sequences(batch, size)
+    return min(batch, step * min(-(-batch // step), blas_threads()))
 
 
 def blas_threads() -> int:

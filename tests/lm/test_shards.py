@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import array_api_strict
 import numpy as np
 import pytest
 
@@ -26,8 +27,8 @@ def problem(batch: int = 3, length: int = 9) -> tuple:
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """So many threads, also for sequences as small as here."""
-    monkeypatch.setattr(shards, "WORTH_A_THREAD", 1)
+    """So many threads, one sequence a part, also for sequences as small as here."""
+    monkeypatch.setattr(shards, "PART", 1)
     monkeypatch.setattr(shards, "blas_threads", lambda: request.param)
     return request.param
 
@@ -87,7 +88,7 @@ def test_an_error_of_one_sequence_comes_out_and_no_more_are_begun(threads: int) 
         return part.start
 
     with pytest.raises(ZeroDivisionError, match="of the second"):
-        list(shards.of_each(work, [slice(i, i + 1) for i in range(50)], size=100))
+        list(shards.of_each(work, [slice(i, i + 1) for i in range(50)]))
     assert len(begun) < 50
 
 
@@ -101,25 +102,31 @@ def test_threads_inherit_how_numpy_treats_errors_and_blas_gets_its_threads_back(
 
     before = [lib.num_threads for lib in shards._blas().lib_controllers]
     with np.errstate(divide="ignore"):
-        assert list(shards.of_each(work, shards.shards(2, np.zeros(1)), size=100)) == [np.inf] * 2
+        assert list(shards.of_each(work, shards.shards(2, 1, np.zeros(1)))) == [np.inf] * 2
     assert [lib.num_threads for lib in shards._blas().lib_controllers] == before
     assert len(seen) <= min(threads, 2)
     with pytest.raises(RuntimeWarning):
-        list(shards.of_each(work, shards.shards(2, np.zeros(1)), size=100))
+        list(shards.of_each(work, shards.shards(2, 1, np.zeros(1))))
 
 
-def test_small_sequences_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is one alone."""
-    monkeypatch.setattr(shards, "blas_threads", lambda: 4)
-    large = shards.WORTH_A_THREAD
-    assert [shards.at_once(*each) for each in ((8, large), (3, large), (1, large), (8, large - 1), (0, large))] == [4, 3, 1, 1, 1]
+def test_a_part_is_as_many_sequences_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PART numbers, and one sequence at least; at once are as many parts as there are threads."""
+    monkeypatch.setattr(shards, "PART", 100)
+    host = np.zeros(1)
+    assert shards.shards(5, 50, host) == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    assert shards.shards(2, 101, host) == [slice(0, 1), slice(1, 2)] and shards.shards(3, 0, host) == [slice(0, 3)]
+    assert shards.shards(5, 50, array_api_strict.zeros(1)) == [slice(0, 5)]
+    for threads, expected in ((1, [2, 1, 2, 0]), (2, [4, 1, 2, 0]), (9, [5, 1, 5, 0])):
+        monkeypatch.setattr(shards, "blas_threads", lambda threads=threads: threads)
+        assert [shards.at_once(*each) for each in ((5, 50), (1, 1000), (5, 99), (0, 50))][:1] == expected[:1]
+        assert [shards.at_once(*each) for each in ((1, 1000), (0, 50))] == [1, 0]
 
 
 def test_parts_of_a_tree_and_back() -> None:
     """Slices of the first axis of every array; None stays None."""
     draw = generator(0)
     tree = (draw(3, 2), (None, draw(3, 1, 4)))
-    parts = [shards.part_of(tree, part) for part in shards.shards(3, tree[0])]
+    parts = [shards.part_of(tree, part) for part in shards.shards(3, shards.PART, tree[0])]
     assert [len(p[0]) for p in parts] == [1, 1, 1] and parts[0][1][0] is None
     assert_trees_close(shards.joined(parts), tree)
-    assert shards.shards(0, tree[0]) == [slice(0, 1)]
+    assert shards.shards(0, 9, tree[0]) == [slice(0, 1)]
