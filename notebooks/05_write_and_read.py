@@ -436,8 +436,8 @@ def by_moving(g_gain_fast, eta, sums):
 
 
 case = (rng.standard_normal((4, 3)), 0.3, rng.standard_normal((4, 3)))
-mistakes = {"what happens to gain' if eta grows and the sums are positive?": "g_eta"}
-check("gain_step_bwd", gain_step_bwd, by_moving, [case], mistakes, returns=("g_gain", "g_eta", "g_sums"))
+hints_of_gain_step_bwd = {"what happens to gain' if eta grows and the sums are positive?": "g_eta"}
+check("gain_step_bwd", gain_step_bwd, by_moving, [case], hints_of_gain_step_bwd, returns=("g_gain", "g_eta", "g_sums"))
 
 # %% [markdown]
 # ## Exercise 3: the second-order backward pass of a fast weight layer
@@ -513,17 +513,31 @@ def forgetting(part):
     return lambda g, *rest: by_the_library(g._replace(**{part: 0 * getattr(g, part)}), *rest)
 
 
+def with_a_wrong_L(L):
+    def version(g, v, W2, gain, U):
+        g_dz = by_the_library(g, v, W2, gain, U).g_dz
+        return Sweep5(g_dn=v.rho * L(g_dz, v.zhat) * gain + g.dgain * v.zhat + g.dbias)
+
+    return version
+
+
 r = write_res
 given = Memory(*(part[0] for part in g_memory))
-values = Values(h[0], r.norm.n[0], r.norm.rstd[0], r.loss.p[0], r.dnll[0][:, None], r.dlogits[0], r.dn[0], r.dz[0], r.da[0])
+known = Values(h[0], r.norm.n[0], r.norm.rstd[0], r.loss.p[0], r.dnll[0][:, None], r.dlogits[0], r.dn[0], r.dz[0], r.da[0])
 
 # %%
-mistakes = {
+hints_of_sweep_5 = {
     "dh is a product of relu(h) and da: when h moves, da stays": lambda g, v, *_: Sweep5(g_h=2.0 * (v.h > 0) * g.dh),
     "2 relu(h) is the slope; what is its own slope?": lambda g, v, *_: Sweep5(g_h=2 * np.maximum(v.h, 0) * v.da * g.dh),
     "dz is a value in the memory and the input of da: two gradients meet": forgetting("dz"),
+    "L has a third term: the part along zhat": with_a_wrong_L(lambda u, n: u - u.mean(axis=-1, keepdims=True)),
+    "L has a second term: the mean": with_a_wrong_L(lambda u, n: u - n * (n * u).mean(axis=-1, keepdims=True)),
     "dn occurs in dz, in dgain and in dbias: three terms (dgain is missing)": lambda *a: Sweep5(g_dn=forgetting("dgain")(*a).g_dn),
     "dn occurs in dz, in dgain and in dbias: three terms (dbias is missing)": lambda *a: Sweep5(g_dn=forgetting("dbias")(*a).g_dn),
+}
+
+# %%
+second_half = {
     "dgain = dn zhat, and zhat moves with z": lambda *a: Sweep5(g_z=forgetting("dgain")(*a).g_z),
     "z sits in four places: in rho, beside u, beside v, in dgain (notebook 2)": "g_z",
     "L(g_dz) meets the factor that the gain has in dz = L(dn gain)": "g_gain",
@@ -532,7 +546,7 @@ mistakes = {
     ),
     "scale multiplies all of dlogits": lambda g, v, *rest: Sweep5(g_logits=by_the_library(g, v, *rest).g_logits / v.scale),
 }
-check("sweep_5", sweep_5, by_the_library, [(given, values, slow.W2, slow.gain, slow.U)], mistakes)
+check("sweep_5", sweep_5, by_the_library, [(given, known, slow.W2, slow.gain, slow.U)], hints_of_sweep_5 | second_half)
 
 # %% [markdown]
 # Done? Then put it to work. Below, sweep 6 collects *your* parcels, and the result is compared with finite differences of the write, which
@@ -542,7 +556,7 @@ check("sweep_5", sweep_5, by_the_library, [(given, values, slow.W2, slow.gain, s
 
 # %%
 def your_write_bwd(g, x, slow):
-    found = sweep_5(Memory(*(part[0] for part in g)), values, slow.W2, slow.gain, slow.U)
+    found = sweep_5(Memory(*(part[0] for part in g)), known, slow.W2, slow.gain, slow.U)
     if found is None or any(part is None for part in found):
         return None
     s = Sweep5(*(np.asarray(part)[None] for part in found))

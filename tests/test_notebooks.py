@@ -12,6 +12,7 @@ import io
 import re
 import runpy
 import subprocess
+import symtable
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -66,6 +67,31 @@ def redefined(source: str) -> set[str]:
     return names & LIBRARY
 
 
+def names(source: str) -> tuple[set[str], set[str]]:
+    """The global names that a cell binds, and all that it binds or reads, its functions included."""
+    bound, used = set(), set()
+
+    def visit(table: symtable.SymbolTable, top: bool) -> None:
+        for symbol in table.get_symbols():
+            if top and (symbol.is_assigned() or symbol.is_imported()):
+                bound.add(symbol.get_name())
+            if top or symbol.is_global():
+                used.add(symbol.get_name())
+        for inner in table.get_children():
+            visit(inner, top=False)
+
+    visit(symtable.symtable(source, "a cell", "exec"), top=True)
+    return bound - {"_"}, used - {"_"}
+
+
+def bound_again(notebook: nbformat.NotebookNode) -> list[str]:
+    """Names that an exercise needs and that two cells bind: to run one of them again breaks it."""
+    bound = [name for cell in code(notebook) for name in names(cell.source)[0]]
+    exercises_ = [part for heading, part in sections(notebook).items() if heading.startswith("## Exercise")]
+    used = {name for part in exercises_ for cell in part if cell.cell_type == "code" for name in names(cell.source)[1]}
+    return sorted(name for name in used if bound.count(name) > 1)
+
+
 def rules_broken(notebook: nbformat.NotebookNode) -> list[str]:
     """What notebooks/README.md asks for and a notebook does not do."""
     cells, found = code(notebook), []
@@ -74,6 +100,7 @@ def rules_broken(notebook: nbformat.NotebookNode) -> list[str]:
         found.append("the first cell is a title that asks a **Question.**")
     found += [f"a cell of {n} lines: {c.source.splitlines()[0]}" for c in cells if (n := len(c.source.splitlines())) > 15]
     found += [f"defines {name} again" for name in sorted(redefined(everything))]
+    found += [f"an exercise needs {name}, which two cells bind" for name in bound_again(notebook)]
     found += [f"no {need}" for need in ("from fwl_ref", STYLE, SHOWS, "check(") if need not in everything]
     found += [] if any("exercise" in tags(cell) for cell in cells) else ["no exercise"]
     for heading, part in sections(notebook).items():
@@ -137,6 +164,8 @@ def test_the_rules_reject_what_breaks_them() -> None:
     assert "lines" in broken(1, lambda s: s + "\nx = 1" * 16)[0]
     assert "defines dense_bwd again" in broken(exercise, lambda s: s + "\ndef dense_bwd(dy): return dy")
     assert "defines dense_fwd again" in broken(exercise, lambda s: s + "\ndense_fwd = lambda x: x")
+    assert "an exercise needs ones, which two cells bind" in broken(1, lambda s: s + "\nones = 1")
+    assert "an exercise needs rng, which two cells bind" in broken(exercise, lambda s: s + "\nf = lambda: (lambda: rng)\nrng = 1")
     assert any("2 figures" in fault for fault in broken(figure + 1, lambda s: s + "\nplt.show()"))
     assert any("no label" in fault for fault in broken(figure, lambda s: s.replace("xlabel", "label")))
     assert any("assertion" in fault for fault in broken(figure + 1, lambda s: s.replace("assert ", "_ = ")))
