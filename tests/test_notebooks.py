@@ -388,6 +388,67 @@ def test_the_tool_writes_the_same_bytes_twice_and_check_compares(tiny: Path, mon
     assert tool(monkeypatch, "02") == 1  # nothing has that name
 
 
+def typed_into(path: Path, cell: int, answer: str) -> bytes:
+    """As an editor does it: the content of a cell changes, its id stays; an empty cell comes last."""
+    notebook = nbformat.read(path, 4)
+    notebook.cells[cell].source = answer
+    notebook.cells.append(nbformat.v4.new_code_cell(""))
+    nbformat.write(notebook, path)
+    return path.read_bytes()
+
+
+def without_running(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    return notebook
+
+
+def test_an_answer_is_not_written_over(tiny: Path, monkeypatch, capsys) -> None:
+    """A notebook that the tool wrote is written again, outputs and an edited .py or not; one that
+    somebody typed into is refused by name and cell, and stays byte by byte; a new cell counts too.
+    """
+    monkeypatch.setattr(notebooks, "execute", without_running)
+    target = tiny.with_suffix(".ipynb")
+    assert tool(monkeypatch) == 0
+    tiny.write_text(TINY.replace("range(4)", "range(5)"), encoding="utf-8")
+    assert tool(monkeypatch) == 0
+    assert b"range(5)" in target.read_bytes()
+    clean = target.read_bytes()
+    before = typed_into(target, 2, "answer = 1")
+    capsys.readouterr()
+    assert tool(monkeypatch) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("01_tiny.ipynb: not written, for somebody has edited cell 2. To keep that, move the file")
+    assert target.read_bytes() == before
+    target.write_bytes(clean)
+    notebook = nbformat.read(target, 4)
+    notebook.cells.insert(1, nbformat.v4.new_code_cell("mine = 1"))
+    nbformat.write(notebook, target)
+    assert notebooks.answers(target) == [1]
+    target.unlink()
+    assert tool(monkeypatch) == 0
+
+
+@every_notebook
+def test_the_committed_notebook_has_no_answers(source: Path) -> None:
+    """Nothing that one clones is taken for somebody's answer, or no notebook could be written again."""
+    assert notebooks.answers(source.with_suffix(".ipynb")) == []
+
+
+def test_the_copies_for_answers_keep_them(tmp_path: Path, monkeypatch, capsys) -> None:
+    """--copy makes a folder with every notebook; again, it renews what has no answers, and only that."""
+    lab = tmp_path / "new" / "lab"
+    assert tool(monkeypatch, "--copy", str(lab)) == 0
+    first, second = (lab / path.with_suffix(".ipynb").name for path in SOURCES[:2])
+    assert [path.name for path in sorted(lab.iterdir())] == [path.with_suffix(".ipynb").name for path in SOURCES]
+    exercise = next(i for i, cell in enumerate(nbformat.read(first, 4).cells) if "exercise" in tags(cell))
+    kept = typed_into(first, exercise, "shape_of_g_dy = (7, 9)")
+    second.write_text(second.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert capsys.readouterr().out == ""
+    assert tool(monkeypatch, "--copy", str(lab)) == 0
+    assert capsys.readouterr().out == f"{first}: has answers, kept as it is\n"
+    assert first.read_bytes() == kept
+    assert second.read_bytes() == SOURCES[1].with_suffix(".ipynb").read_bytes()
+
+
 def test_check_sees_an_edit_of_a_source_or_an_output_and_not_of_pixels() -> None:
     """difference() is None for the committed notebook itself and for other pixels, and names the
     cell of any other edit.
