@@ -268,7 +268,7 @@ def _array_problem(found: Any, expected: Any, name: str) -> Problem | None:
         entry = f"{name or 'entry '}[{', '.join(map(str, wrong.place))}]"
     count = f"; {wrong.total} of {found.size} entries are wrong" if found.size > 1 else ""
     few = "; float16 has too few digits to tell" if found.dtype == "float16" else ""
-    how = f"{_side(wrong)}{_pattern(found, expected)}{count}{few}"
+    how = f"{_side(wrong)}{_pattern(found, expected, rtol)}{count}{few}"
     return Problem("content", f"first wrong entry: {entry} = {wrong.found:.3g}, {how}")
 
 
@@ -285,17 +285,17 @@ def _side(wrong: WrongEntry) -> str:
     return f"too {'large' if abs(wrong.found) > abs(wrong.expected) else 'small'} in size"
 
 
-def _pattern(found: Any, expected: Any) -> str:
+def _pattern(found: Any, expected: Any, rtol: float) -> str:
     """What the wrong entries have in common."""
     if found.size < 2 or not host.all(host.isfinite(found) & host.isfinite(expected)):
         return ""
     factor = host.sum(found * expected) / max(host.sum(expected * expected), 1e-300)
-    if factor != 0 and first_wrong(found, factor * expected) is None:
-        if abs(factor + 1) < RTOL:
+    if factor != 0 and first_wrong(found, factor * expected, rtol) is None:
+        if abs(factor + 1) < rtol:
             return ", as every sign is"
         return " (the whole result has one wrong factor)"
     square = found.ndim > 1 and found.shape[-1] == found.shape[-2]
-    if square and first_wrong(host.swapaxes(found, -1, -2), expected) is None:
+    if square and first_wrong(host.swapaxes(found, -1, -2), expected, rtol) is None:
         return " (the result is the transpose)"
     return ""
 

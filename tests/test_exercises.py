@@ -113,6 +113,10 @@ def test_what_wrong_entries_have_in_common_is_said() -> None:
     assert "as every sign is" in verdict("f", -x, x)
     assert "one wrong factor" in verdict("f", x / 3, x)
     assert "transpose" in verdict("f", x.T, x)
+    short = x.astype(np.float32)
+    assert "as every sign is" in verdict("f", -short, x)
+    assert "one wrong factor" in verdict("f", short / 3, x)
+    assert "transpose" in verdict("f", short.T, x)
     assert not any(words in verdict("f", x + np.eye(3), x) for words in ("every sign", "factor", "transpose"))
 
 
