@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.PHONY: help demo check bench test notebooks docs lint format golden peers clean
+.PHONY: help demo check bench test lab notebooks docs lint format golden peers clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -14,6 +14,10 @@ help: ## list the targets
 
 .venv/dev: .venv/run
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+.venv/lab: .venv/run
+	$(BIN)/python -m pip install -q -e '.[notebooks]'
 	@touch $@
 
 # pip keeps a PyTorch that is in .venv already: put the CPU build there first, for on Linux it takes the CUDA build, gigabytes
@@ -33,6 +37,10 @@ bench: .venv/bench ## time and memory beside PyTorch and JAX, the same numbers c
 test: .venv/dev ## the whole suite on every backend there is; QUICK=1 for fewer examples
 	$(STYLE)
 	HYPOTHESIS_PROFILE=$(if $(QUICK),quick,$(if $(CI),thorough,quick)) $(BIN)/python -m tests.backends $(if $(QUICK),--quick)
+
+lab: .venv/lab ## the notebooks in JupyterLab, on a copy in lab/; what you have answered there stays
+	$(BIN)/python tools/notebooks.py --copy lab
+	$(BIN)/python -m jupyterlab lab
 
 notebooks: .venv/dev ## execute the notebooks and write their outputs; CHECK=1 only compares; ONLY="03 05" picks
 	$(BIN)/python tools/notebooks.py $(if $(CHECK),--check) $(ONLY)

@@ -7,7 +7,7 @@ prints ``not done yet``, the first wrong entry with a hint, or ``correct``. A hi
 ``mistakes``, which maps a hint to a wrong version of the function that gives the same results.
 Without a match the hint is the sign or the size of the entry. A blank, a wrong shape or an error
 inside the attempt is a line too, not a traceback, so a notebook with blanks runs from top to
-bottom.
+bottom. What holds a right answer does not matter: float32, a list, arrays stacked into one.
 
 ``agree`` and the two ``adjoint_by_differences`` are what the notebooks compare gradients with on
 the way.
@@ -35,6 +35,14 @@ __all__ = [
 ]
 
 RTOL = 1e-8  # of the largest entry: far above float64 rounding, far below a wrong formula
+RTOL_FLOAT32 = 1e-5  # the same for float32
+
+
+class Problem(NamedTuple):
+    """What is wrong with an answer."""
+
+    kind: str  # "blank"; "form": its type, its shape, how many results; "content": its numbers
+    words: str
 
 
 class WrongEntry(NamedTuple):
@@ -78,6 +86,7 @@ def verdict(
         that the attempt agrees with is shown. In a tuple of results it is the first wrong one that
         must agree; a version may return None for the others. Instead of a version, the name of a
         result: a hint for that result if nothing before it fits; or None: for whatever is wrong.
+        The last two speak of formulas, so they stay silent if the shape is wrong.
     returns : names for the entries of a tuple of results; a NamedTuple has its own.
 
     Returns
@@ -95,12 +104,13 @@ def verdict(
             return f"{name}: {_line(error)}raised {type(error).__name__}: {words}"
         problem = _problem(found, expected, returns)
         if problem is None and not all(_same(a, b) for a, b in zip(copy, case, strict=True)):
-            problem = "the result is right, but an argument was changed in place: make a new array"
+            words = "the result is right, but an argument was changed in place: make a new array"
+            problem = Problem("form", words)
         if problem is not None:
-            if problem.startswith("not done"):
-                return f"{name}: {problem}"
-            hint = _hint(found, expected, case, mistakes or {}, returns)
-            return f"{name}: {problem}{f', case {number}' if len(cases) > 1 else ''}{hint}"
+            if problem.kind == "blank":
+                return f"{name}: {problem.words}"
+            hint = _hint(found, expected, case, mistakes or {}, returns, problem.kind)
+            return f"{name}: {problem.words}{f', case {number}' if len(cases) > 1 else ''}{hint}"
     return f"{name}: correct"
 
 
@@ -203,21 +213,27 @@ def _line(error: Exception) -> str:
     return ""
 
 
-def _problem(found: Any, expected: Any, returns: Sequence[str] = (), name: str = "") -> str | None:
+def _problem(
+    found: Any, expected: Any, returns: Sequence[str] = (), name: str = ""
+) -> Problem | None:
     """What is wrong first; None if nothing is."""
     if found is None or found is Ellipsis:
-        return f"not done yet ({name} is None)" if name else "not done yet (returned None)"
+        what = f"{name} is None" if name else "returned None"
+        return Problem("blank", f"not done yet ({what})")
     if isinstance(expected, str | bool):
+        found = bool(found) if isinstance(found, host.bool) else found
         right = type(found) is type(expected) and found == expected
-        return None if right else f"{_said(found)} is not it"
+        return None if right else Problem("content", f"{_said(found)} is not it")
     if _is_shape(expected):
-        return _shape_problem(found, expected)
+        words = _shape_problem(found, expected)
+        return None if words is None else Problem("content", words)
     if isinstance(expected, tuple):
-        names = _names(expected, returns)
+        names, found = _names(expected, returns), _unstacked(found, expected)
         if not isinstance(found, tuple | list) or len(found) != len(expected):
             count = len(found) if isinstance(found, tuple | list) else 1
             wanted = f"{len(expected)}: {', '.join(names)}"
-            return f"returned {count} result{'s' * (count != 1)}, expected {wanted}"
+            words = f"returned {count} result{'s' * (count != 1)}, expected {wanted}"
+            return Problem("form", words)
         for f, e, n in zip(found, expected, names, strict=True):
             problem = None if e is None else _problem(f, e, (), f"{name}.{n}" if name else n)
             if problem is not None:
@@ -226,21 +242,34 @@ def _problem(found: Any, expected: Any, returns: Sequence[str] = (), name: str =
     return _array_problem(found, expected, name)
 
 
-def _array_problem(found: Any, expected: Any, name: str) -> str | None:
+def _unstacked(found: Any, expected: tuple) -> Any:
+    """The results one by one, if the answer is one array that holds just these; else as it is."""
+    array = _array(found) if hasattr(found, "dtype") else None
+    if array is None or array.ndim == 0 or len(array) != len(expected):
+        return found
+    flat = not any(isinstance(e, tuple) for e in expected)
+    fits = flat and all(e is None or host.shape(e) == array.shape[1:] for e in expected)
+    return list(array) if fits else found
+
+
+def _array_problem(found: Any, expected: Any, name: str) -> Problem | None:
     found, expected = _array(found), _array(expected)
     if found is None:
-        return f"{name or 'the result'} is not an array of numbers"
+        return Problem("form", f"{name or 'the result'} is not an array of numbers")
     if found.shape != expected.shape:
-        return f"{name}{' has ' if name else ''}shape {found.shape}, expected {expected.shape}"
-    wrong = first_wrong(found, expected)
+        verb = f"{name} has " if name else ""
+        return Problem("form", f"{verb}shape {found.shape}, expected {expected.shape}")
+    rtol = RTOL_FLOAT32 if "float32" in (found.dtype, expected.dtype) else RTOL
+    wrong = first_wrong(found, expected, rtol)
     if wrong is None:
         return None
     entry = name or "the result"
     if wrong.place:
         entry = f"{name or 'entry '}[{', '.join(map(str, wrong.place))}]"
     count = f"; {wrong.total} of {found.size} entries are wrong" if found.size > 1 else ""
-    how = f"{_side(wrong)}{_pattern(found, expected)}{count}"
-    return f"first wrong entry: {entry} = {wrong.found:.3g}, {how}"
+    few = "; float16 has too few digits to tell" if found.dtype == "float16" else ""
+    how = f"{_side(wrong)}{_pattern(found, expected, rtol)}{count}{few}"
+    return Problem("content", f"first wrong entry: {entry} = {wrong.found:.3g}, {how}")
 
 
 def _side(wrong: WrongEntry) -> str:
@@ -256,17 +285,17 @@ def _side(wrong: WrongEntry) -> str:
     return f"too {'large' if abs(wrong.found) > abs(wrong.expected) else 'small'} in size"
 
 
-def _pattern(found: Any, expected: Any) -> str:
+def _pattern(found: Any, expected: Any, rtol: float) -> str:
     """What the wrong entries have in common."""
     if found.size < 2 or not host.all(host.isfinite(found) & host.isfinite(expected)):
         return ""
     factor = host.sum(found * expected) / max(host.sum(expected * expected), 1e-300)
-    if factor != 0 and first_wrong(found, factor * expected) is None:
-        if abs(factor + 1) < RTOL:
+    if factor != 0 and first_wrong(found, factor * expected, rtol) is None:
+        if abs(factor + 1) < rtol:
             return ", as every sign is"
         return " (the whole result has one wrong factor)"
     square = found.ndim > 1 and found.shape[-1] == found.shape[-2]
-    if square and first_wrong(host.swapaxes(found, -1, -2), expected) is None:
+    if square and first_wrong(host.swapaxes(found, -1, -2), expected, rtol) is None:
         return " (the result is the transpose)"
     return ""
 
@@ -274,11 +303,12 @@ def _pattern(found: Any, expected: Any) -> str:
 def _shape_problem(found: Any, expected: tuple) -> str | None:
     if not _is_shape(found):
         return f"{_said(found)} is not a shape: a tuple of whole numbers"
+    found = tuple(int(n) for n in found)  # np.int64(3) is shown as 3
     if len(found) != len(expected):
         count = "many" if len(found) > len(expected) else "few"
-        return f"the shape {tuple(found)} has too {count} axes"
+        return f"the shape {found} has too {count} axes"
     wrong = next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), None)
-    return None if wrong is None else f"the shape {tuple(found)} is wrong at axis {wrong}"
+    return None if wrong is None else f"the shape {found} is wrong at axis {wrong}"
 
 
 def _names(expected: tuple, returns: Sequence[str]) -> Sequence[str]:
@@ -286,7 +316,12 @@ def _names(expected: tuple, returns: Sequence[str]) -> Sequence[str]:
 
 
 def _hint(
-    found: Any, expected: Any, case: tuple, mistakes: Mapping[str, Any], returns: Sequence[str]
+    found: Any,
+    expected: Any,
+    case: tuple,
+    mistakes: Mapping[str, Any],
+    returns: Sequence[str],
+    kind: str,
 ) -> str:
     """The hint of the mistake that gives what was found.
 
@@ -294,14 +329,16 @@ def _hint(
     """
     pick, result = (lambda x: x), None
     several = isinstance(expected, tuple) and not _is_shape(expected)
+    found = _unstacked(found, expected) if several else found
     if several and isinstance(found, tuple | list) and len(found) == len(expected):
         pairs = enumerate(zip(found, expected, strict=True))
         wrong = next((i for i, (f, e) in pairs if e is not None and _problem(f, e)), 0)
         pick, result = (lambda x: x[wrong]), _names(expected, returns)[wrong]
     for hint, mistake in mistakes.items():
-        if mistake is None or (result is not None and mistake == result):
-            return f". Hint: {hint}"
-        if isinstance(mistake, str) and not isinstance(expected, str):
+        of_result = isinstance(mistake, str) and not isinstance(expected, str)
+        if mistake is None or of_result:
+            if kind == "content" and (mistake is None or mistake == result):
+                return f". Hint: {hint}"
             continue
         version = pick(_call(mistake, tuple(_copy(a) for a in case)))
         if version is None or _problem(version, pick(expected)) is None:
@@ -327,7 +364,8 @@ def _array(x: Any) -> Any:
 
 
 def _is_shape(x: Any) -> bool:
-    return type(x) in (tuple, list) and all(type(n) is int for n in x)
+    numbers = type(x) in (tuple, list) and all(isinstance(n, int | host.integer) for n in x)
+    return numbers and not any(isinstance(n, bool) for n in x)
 
 
 def _copy(x: Any) -> Any:

@@ -314,8 +314,8 @@ shape_of_g_x = None
 shape_of_g_w = None
 
 # %%
-five = [np.ones(s) for s in ((7, 5), (5, 9), (9,), (7, 9), (7, 5))]  # x, w, b, dy, g_dx
-truth = dense_bwd_bwd(five[4], five[1], five[2], five[3], dense_fwd(*five[:3])[1])
+ones = [np.ones(s) for s in ((7, 5), (5, 9), (9,), (7, 9), (7, 5))]  # x, w, b, dy, g_dx
+truth = dense_bwd_bwd(ones[4], ones[1], ones[2], ones[3], dense_fwd(*ones[:3])[1])
 check("shape_of_g_dy", shape_of_g_dy, truth[0].shape)
 check("shape_of_g_x", shape_of_g_x, truth[1].shape)
 check("shape_of_g_w", shape_of_g_w, truth[2].shape)

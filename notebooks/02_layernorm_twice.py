@@ -296,8 +296,8 @@ def original(u, v, n, rho):
     return -rho * (n * (u * Lv).mean() - Lv * (n * u).mean() + Lu * (n * v).mean())
 
 
-mistakes = {"swap u and v: the sum must not change, but yours does": original}
-check("curvature_of_normalisation", curvature_of_normalisation, truth, [(u, v, n, rho)], mistakes)
+hints_of_curvature_of_normalisation = {"swap u and v: the sum must not change, but yours does": original}
+check("curvature_of_normalisation", curvature_of_normalisation, truth, [(u, v, n, rho)], hints_of_curvature_of_normalisation)
 
 # %% [markdown]
 # ## Exercise 2: RMSNorm, twice
@@ -332,13 +332,13 @@ def rms_truth(dy, n, rho):
 
 
 # %%
-mistakes = {
+hints_of_rms_bwd = {
     "rho depends on z too": lambda dy, n, rho: rho * dy,
     "what is the sign of d rho?": lambda dy, n, rho: 2 * rho * dy - rms_truth(dy, n, rho),
     "nothing is centred here": lambda dy, n, rho: rms_truth(dy, n, rho) - rho * dy.mean(axis=-1, keepdims=True),
     "each token has its own mean (axis=-1, keepdims=True)": None,
 }
-check("rms_bwd", rms_bwd, rms_truth, [(dys, *rms(zs))], mistakes)
+check("rms_bwd", rms_bwd, rms_truth, [(dys, *rms(zs))], hints_of_rms_bwd)
 
 # %%
 check(

@@ -291,14 +291,15 @@ def seen_by_attention(T, window):  # attention over values = identity returns it
     return attention_fwd(one, one, np.eye(T)[None, None], window)[0][0, 0] > 0
 
 
-mistakes = {
+hints_of_window_mask = {
     "one key too many: count them, the own one included": lambda T, w: seen_by_attention(T, w + 1),
     "a query sees its own key": lambda T, w: seen_by_attention(T, w) & ~np.eye(T, dtype=bool),
     "one key too few: the own one is among the `window`": lambda T, w: seen_by_attention(T, max(w - 1, 1)),
     "rows are queries, columns are keys": lambda T, w: seen_by_attention(T, w).T,
+    "what does the window hide?": lambda T, w: seen_by_attention(T, T),
     "and the future?": lambda T, w: seen_by_attention(T, w) | ~np.tri(T, dtype=bool),
 }
-check("window_mask", window_mask, seen_by_attention, cases=[(6, 3), (5, 1)], mistakes=mistakes)
+check("window_mask", window_mask, seen_by_attention, cases=[(6, 3), (5, 1)], mistakes=hints_of_window_mask)
 
 # %% [markdown]
 # ## Exercise 3: the loss, twice
@@ -317,14 +318,14 @@ def loss_bwd_bwd(g_dsigma, dloss, p, e):
 
 
 # %%
-sigma, labels, dloss, g_dsigma = (rng.standard_normal((3, 5)), np.array([1, 4, 0]), rng.standard_normal(3), rng.standard_normal((3, 5)))
-_, res = cross_entropy_fwd(sigma, labels)
-mistakes = {
+loss_res = cross_entropy_fwd(rng.standard_normal((3, 5)), np.array([1, 4, 0]))[1]
+dloss, g_dsigma = rng.standard_normal(3), rng.standard_normal((3, 5))
+hints_of_loss_bwd_bwd = {
     "dloss multiplies p - e, not p alone": lambda g, d, p, e: ((p * g).sum(axis=-1), None),
     "one number per token: what multiplies dloss?": "g_dloss",
     "p has a second part: all scores share one sum": lambda g, d, p, e: (None, d[:, None] * p * g),
-    "e is constant, so it does not occur": lambda g, d, p, e: (None, cross_entropy_bwd_bwd(g, d, res)[1] - d[:, None] * e * g),
-    "dloss scales the whole of dsigma": lambda g, d, p, e: cross_entropy_bwd_bwd(g, np.ones_like(d), res),
+    "e is constant, so it does not occur": lambda g, d, p, e: (None, cross_entropy_bwd_bwd(g, d, loss_res)[1] - d[:, None] * e * g),
+    "dloss scales the whole of dsigma": lambda g, d, p, e: cross_entropy_bwd_bwd(g, np.ones_like(d), loss_res),
     "the differential of p, token by token, and its symmetry": "g_sigma",
 }
 
@@ -332,9 +333,9 @@ mistakes = {
 check(
     "loss_bwd_bwd",
     loss_bwd_bwd,
-    lambda g, d, p, e: cross_entropy_bwd_bwd(g, d, res),
-    cases=[(g_dsigma, dloss, res.p, res.hit * 1.0)],
-    mistakes=mistakes,
+    lambda g, d, p, e: cross_entropy_bwd_bwd(g, d, loss_res),
+    cases=[(g_dsigma, dloss, loss_res.p, loss_res.hit * 1.0)],
+    mistakes=hints_of_loss_bwd_bwd,
     returns=("g_dloss", "g_sigma"),
 )
 

@@ -299,15 +299,18 @@ def mask_of_the_library(T, keep):  # queries and keys 1, values the identity: wh
     return linear_attention_fwd(ones, ones, np.eye(T)[None], np.asarray(keep))[0][0][0]
 
 
-mistakes = {
+# %%
+hints_of_decayed_mask = {
     "the newest gradient has not faded yet: what is the exponent for s = t - 1?": lambda T, keep: keep * mask_of_the_library(T, keep),
     "reading is strict: look at the diagonal": lambda T, keep: mask_of_the_library(T, keep) + np.eye(T),
     "may token t read its own value?": lambda T, keep: keep * mask_of_the_library(T, keep) + np.eye(T),
     "rows read, columns were written": lambda T, keep: mask_of_the_library(T, keep).T,
+    "the diagonal is 0: np.tril and np.tri have an argument k": lambda T, keep: mask_of_the_library(T, keep) + np.eye(T) / keep,
+    "which of the two is kept, and which is lost?": lambda T, keep: mask_of_the_library(T, 1 - keep),
     "and the decay?": lambda T, keep: mask_of_the_library(T, 1.0),
     "token t - 1 was written before t: it counts": lambda T, keep: np.pad(mask_of_the_library(T, keep), ((1, 0), (0, 0)))[:-1],
 }
-check("decayed_mask", decayed_mask, mask_of_the_library, cases=[(5, 0.5), (7, 0.9)], mistakes=mistakes)
+check("decayed_mask", decayed_mask, mask_of_the_library, cases=[(5, 0.7), (7, 0.9)], mistakes=hints_of_decayed_mask)
 
 # %% [markdown]
 # ## Exercise 2: the fast layer without a loop
@@ -331,7 +334,7 @@ def learn_as_you_read(x, W, d, eta):
 
 
 # %%
-mistakes = {
+hints_of_fast_layer = {
     "a descent step has which sign?": lambda x, W, d, eta: learn_as_you_read(x, W, d, -eta),
     "token t would see its own label": lambda x, W, d, eta: learn_as_you_read(x, W, d, eta) - eta * (x * x).sum(axis=1)[:, None] * d,
     "tokens would see the future": lambda x, W, d, eta: x @ W - eta * (x @ x.T) @ d,
@@ -340,7 +343,7 @@ mistakes = {
     "rows read, columns were written": lambda x, W, d, eta: learn_as_you_read(x[::-1], W, d[::-1], eta)[::-1],
 }
 cases = [(x[:6], W, d[:6], 0.3), (x[:1], W, d[:1], 0.3)]
-check("fast_layer", fast_layer, learn_as_you_read, cases, mistakes)
+check("fast_layer", fast_layer, learn_as_you_read, cases, hints_of_fast_layer)
 
 # %% [markdown]
 # ## Exercise 3: predict the shape of the state
@@ -353,9 +356,9 @@ state_after_100 = None
 state_after_200 = None
 
 # %%
-for name, answer, length in (("state_after_100", state_after_100, 100), ("state_after_200", state_after_200, 200)):
+for when, answer, length in (("state_after_100", state_after_100, 100), ("state_after_200", state_after_200, 200)):
     keys, values = (np.ones((4, length, len([*range(8), "and the constant"]))), np.ones((4, length, 32)))
-    check(name, answer, linear_attention_fwd(keys, keys, values, one)[0][1].shape)
+    check(when, answer, linear_attention_fwd(keys, keys, values, one)[0][1].shape)
 
 # %% [markdown]
 # ## Exercise 4: the backward pass
@@ -374,14 +377,14 @@ def adjoint(do, q, k, v):
     return tuple(g[0] for g in linear_attention_bwd(do[None], None, linear_attention_fwd(q[None], k[None], v[None], one)[1])[:3])
 
 
-mistakes = {
+hints_of_strict_attention_bwd = {
     "the mask belongs to dA too": lambda do, q, k, v: (do @ v.T @ k, (do @ v.T).T @ q, None),
     "the mask is strict: nobody read its own value": lambda do, q, k, v: (adjoint(do, q, k, v)[0] + (do * v).sum(axis=1)[:, None] * k,) * 3,
     "dk_s sums over those who read s, the later tokens: a transpose": "dk",
     "dv_s sums over those who read s, the later tokens, with the masked scores": "dv",
 }
-one_sequence = tuple(a[0, :6] for a in (do, q, k, v))
-check("strict_attention_bwd", strict_attention_bwd, adjoint, [one_sequence], mistakes, returns=("dq", "dk", "dv"))
+one_sequence = tuple(rng.standard_normal((6, size)) for size in (E, K, K, E))  # do, q, k, v
+check("strict_attention_bwd", strict_attention_bwd, adjoint, [one_sequence], hints_of_strict_attention_bwd, returns=("dq", "dk", "dv"))
 
 # %% [markdown]
 # **Next:** [5. Write and read](05_write_and_read.ipynb). So far $d$ fell from the sky. Now it is itself the result of a backward pass, and

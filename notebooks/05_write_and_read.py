@@ -31,7 +31,7 @@ from fwl_ref.ops.squared_relu import squared_relu_bwd, squared_relu_bwd_bwd, squ
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 
 plt.style.use("fwl_ref.figures.lecture")
-rng = np.random.default_rng(5)
+rng = np.random.default_rng(107)
 
 # %% [markdown]
 # ## What is wanted
@@ -56,6 +56,8 @@ decay = np.asarray(0.1)
 x, labels = rng.standard_normal((1, T, D)), rng.integers(0, V, (1, T))
 weights = np.array([[1.0, 1.0, 0.5, 1.0, 2.0, 1.0]])  # of each token in the slow loss
 settings = FastSettings(chunk=4)  # constant normalizer N = 1
+active = x @ slow.W1 + slow.b1 > 0  # where relu(h) is not 0: everywhere in part, or a wrong line could go unseen
+assert active[:, :-1].sum() == 15 and active.any(axis=1).all() and active.any(axis=2).all() and not active.all(axis=2).any()
 assert np.abs(x @ slow.W1 + slow.b1).min() > 0.1  # off the kink of relu(h)^2, for the finite differences to come
 
 # %%
@@ -257,40 +259,20 @@ assert agree(g_memory, library[0]) and agree((g_memory,), by_memory, rtol=1e-7)
 # last line first. Sweep 2 went down, so its reversal goes *up*: sweep 5. Then the lines of sweep 1: down again, sweep 6.
 #
 # A line of sweep 2 has two kinds of inputs: the `d` variable before it, and values of sweep 1. Its `_bwd_bwd` returns both. The first
-# moves on in sweep 5. The second is a parcel, left at its height for sweep 6 to pick up. (In the picture the parcels of the weights,
-# $g_{W_2}$ and $g_U$, are left out; boxes are the seven gradients of the memory.)
+# moves on in sweep 5. The second is a parcel, left at its height for sweep 6 to pick up. It has the number 5, for sweep 6 finds a gradient
+# of the same quantity, and they add. (In the picture the parcels of the weights, $g_{W_2}^5$ and $g_U^5$, are left out; boxes are the
+# gradients of the memory.)
 #
 # | line of sweep 2 | reversed by | moves on | parcel for sweep 6 |
 # |---|---|---|---|
-# | $dh = 2\,\mathrm{relu}(h) \odot da$ | squared ReLU, notebook 1 | $g_{da}$ | $g_h$ |
-# | $da = dz\, W_2^T$ | dense, notebook 1 | $g_{dz}$ (+ the memory's own) | $g_{W_2}$ |
-# | $dz, d\mathrm{gain}, d\mathrm{bias} = \mathrm{LN}^T(dn)$ | LayerNorm, notebook 2 | $g_{dn}$ | $g_z, g_{\mathrm{gain}}$ |
-# | $dn = d\mathrm{logits}\, U^T$ | dense | $g_{d\mathrm{logits}}$ | $g_U$ |
+# | $dh = 2\,\mathrm{relu}(h) \odot da$ | squared ReLU, notebook 1 | $g_{da}$ | $g_h^5$ |
+# | $da = dz\, W_2^T$ | dense, notebook 1 | $g_{dz}$ (+ the memory's own) | $g_{W_2}^5$ |
+# | $dz, d\mathrm{gain}, d\mathrm{bias} = \mathrm{LN}^T(dn)$ | LayerNorm, notebook 2 | $g_{dn}$ | $g_z^5, g_{\mathrm{gain}}^5$ |
+# | $dn = d\mathrm{logits}\, U^T$ | dense | $g_{d\mathrm{logits}}$ | $g_U^5$ |
 # | $d\mathrm{logits} = \frac{w}{N}(p - e)$ | cross-entropy, notebook 3 | | $g_{\mathrm{logits}}$ |
 
 # %%
-forward, backward = "#0072B2", "#D55E00"
-heights = ["h", "a", "z", "n", "logits"]  # of the network, from the bottom
-labels_at = [(2, i, f"$g_{{d{name}}}$", backward) for i, name in enumerate(heights)]
-labels_at += [(6, i, f"$g_{{{name}}}$", forward) for i, name in enumerate(heights)] + [(6, -1, "$g_x$", forward)]
-labels_at += [(4, 0.2, "$g_h$", "black"), (4, 2.2, "$g_z,\\; g_{gain}$", "black"), (4, 4.2, "$g_{logits}$", "black")]
-lines = [((2, i - 0.75), (2, i - 0.25), backward, "-") for i in range(1, 5)]  # sweep 5
-lines += [((6, i - 0.25), (6, i - 0.75), forward, "-") for i in range(5)]  # sweep 6
-lines += [((2.7, i), (5.3, i), "black", "--") for i in (0, 2, 4)]  # parcels
-lines += [((0.6, i), (1.5, i), "black", "-") for i in (0, 2, 3)] + [((7.4, i), (6.5, i), "black", "-") for i in (-1, 0, 1)]
-memory_at = [(-0.6, 0, "dh"), (-0.6, 2, "dz"), (-0.6, 3, "dgain, dbias"), (8.1, -1, "x"), (8.1, 0, "h"), (8.1, 1, "a")]
-
-# %%
-fig, ax = plt.subplots(figsize=(10, 5.6))
-for start, end, colour, style in lines:
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.5, "linestyle": style})
-for where, height, name, colour in labels_at:
-    ax.text(where, height, name, ha="center", va="center", size=20, color=colour)
-for where, height, name in memory_at:
-    ax.text(where, height, name, ha="center", va="center", bbox={"boxstyle": "round,pad=0.3", "fc": "white"})
-ax.set(xlim=(-1.6, 8.8), ylim=(-1.4, 4.6), title="Sweep 5 climbs, leaves parcels, turns; sweep 6 descends and collects")
-ax.axis("off")
-plt.show()
+SVG(files("fwl_ref").joinpath("figures/parcels.svg").read_text(encoding="utf-8"))
 
 # %%
 # sweep 5, up
@@ -436,8 +418,8 @@ def by_moving(g_gain_fast, eta, sums):
 
 
 case = (rng.standard_normal((4, 3)), 0.3, rng.standard_normal((4, 3)))
-mistakes = {"what happens to gain' if eta grows and the sums are positive?": "g_eta"}
-check("gain_step_bwd", gain_step_bwd, by_moving, [case], mistakes, returns=("g_gain", "g_eta", "g_sums"))
+hints_of_gain_step_bwd = {"what happens to gain' if eta grows and the sums are positive?": "g_eta"}
+check("gain_step_bwd", gain_step_bwd, by_moving, [case], hints_of_gain_step_bwd, returns=("g_gain", "g_eta", "g_sums"))
 
 # %% [markdown]
 # ## Exercise 3: the second-order backward pass of a fast weight layer
@@ -475,37 +457,37 @@ class Sweep5(NamedTuple):
     """What sweep 5 finds, in its own order."""
 
     g_da: np.ndarray = None  # (T,F)  moves on
-    g_h: np.ndarray = None  # (T,F)   parcel: h in 2 relu(h) da
+    g_h5: np.ndarray = None  # (T,F)   parcel: h in 2 relu(h) da
     g_dz: np.ndarray = None  # (T,D)  moves on
-    g_W2: np.ndarray = None  # (F,D)  parcel
+    g_W2_5: np.ndarray = None  # (F,D)  parcel
     g_dn: np.ndarray = None  # (T,D)  moves on
-    g_z: np.ndarray = None  # (T,D)   parcel: z in rho, in zhat
-    g_gain: np.ndarray = None  # (T,D) parcel, per token
+    g_z5: np.ndarray = None  # (T,D)   parcel: z in rho, in zhat
+    g_gain5: np.ndarray = None  # (T,D) parcel, per token
     g_dlogits: np.ndarray = None  # (T,V) moves on
-    g_U: np.ndarray = None  # (D,V)   parcel
+    g_U5: np.ndarray = None  # (D,V)   parcel
     g_logits: np.ndarray = None  # (T,V)  here sweep 5 turns around
 
 
 # %% tags=["exercise"]
 def sweep_5(g, v, W2, gain, U):
     """g: Memory of gradients, v: Values; W2 (F,D), gain (D), U (D,V). Returns Sweep5."""
-    g_da = g_h = None  # from  dh = 2 relu(h) da
-    g_dz = g_W2 = None  # from  da = dz W2^T
-    g_dn = g_z = g_gain = None  # from  dz, dgain, dbias
-    g_dlogits = g_U = None  # from  dn = dlogits U^T
+    g_da = g_h5 = None  # from  dh = 2 relu(h) da
+    g_dz = g_W2_5 = None  # from  da = dz W2^T
+    g_dn = g_z5 = g_gain5 = None  # from  dz, dgain, dbias
+    g_dlogits = g_U5 = None  # from  dn = dlogits U^T
     g_logits = None  # from  dlogits = scale (p - e)
-    return Sweep5(g_da, g_h, g_dz, g_W2, g_dn, g_z, g_gain, g_dlogits, g_U, g_logits)
+    return Sweep5(g_da, g_h5, g_dz, g_W2_5, g_dn, g_z5, g_gain5, g_dlogits, g_U5, g_logits)
 
 
 # %%
 def by_the_library(g, v, W2, gain, U):
     g, r = Memory(*(part[None] for part in g)), write_res
-    g_da, g_h = squared_relu_bwd_bwd(g.dh, r.da, r.act)
-    g_dz, _, g_W2, _ = dense_bwd_bwd(g_da, None, None, r.dz, r.dense2)
-    g_dn, g_z, g_gain, _ = layernorm_bwd_bwd(g_dz + g.dz, g.dgain, g.dbias, r.dn, r.norm)
-    g_dlogits, _, g_U, _ = dense_bwd_bwd(g_dn, None, None, r.dlogits, r.unembed)
+    g_da, g_h5 = squared_relu_bwd_bwd(g.dh, r.da, r.act)
+    g_dz, _, g_W2_5, _ = dense_bwd_bwd(g_da, None, None, r.dz, r.dense2)
+    g_dn, g_z5, g_gain5, _ = layernorm_bwd_bwd(g_dz + g.dz, g.dgain, g.dbias, r.dn, r.norm)
+    g_dlogits, _, g_U5, _ = dense_bwd_bwd(g_dn, None, None, r.dlogits, r.unembed)
     _, g_logits = cross_entropy_bwd_bwd(g_dlogits, r.dnll, r.loss)
-    return Sweep5(g_da[0], g_h[0], (g_dz + g.dz)[0], g_W2, g_dn[0], g_z[0], g_gain[0], g_dlogits[0], g_U, g_logits[0])
+    return Sweep5(g_da[0], g_h5[0], (g_dz + g.dz)[0], g_W2_5, g_dn[0], g_z5[0], g_gain5[0], g_dlogits[0], g_U5, g_logits[0])
 
 
 # %%
@@ -513,26 +495,40 @@ def forgetting(part):
     return lambda g, *rest: by_the_library(g._replace(**{part: 0 * getattr(g, part)}), *rest)
 
 
+def with_a_wrong_L(L):
+    def version(g, v, W2, gain, U):
+        g_dz = by_the_library(g, v, W2, gain, U).g_dz
+        return Sweep5(g_dn=v.rho * L(g_dz, v.zhat) * gain + g.dgain * v.zhat + g.dbias)
+
+    return version
+
+
 r = write_res
 given = Memory(*(part[0] for part in g_memory))
-values = Values(h[0], r.norm.n[0], r.norm.rstd[0], r.loss.p[0], r.dnll[0][:, None], r.dlogits[0], r.dn[0], r.dz[0], r.da[0])
+known = Values(h[0], r.norm.n[0], r.norm.rstd[0], r.loss.p[0], r.dnll[0][:, None], r.dlogits[0], r.dn[0], r.dz[0], r.da[0])
 
 # %%
-mistakes = {
-    "dh is a product of relu(h) and da: when h moves, da stays": lambda g, v, *_: Sweep5(g_h=2.0 * (v.h > 0) * g.dh),
-    "2 relu(h) is the slope; what is its own slope?": lambda g, v, *_: Sweep5(g_h=2 * np.maximum(v.h, 0) * v.da * g.dh),
+hints_of_sweep_5 = {
+    "dh is a product of relu(h) and da: when h moves, da stays": lambda g, v, *_: Sweep5(g_h5=2.0 * (v.h > 0) * g.dh),
+    "2 relu(h) is the slope; what is its own slope?": lambda g, v, *_: Sweep5(g_h5=2 * np.maximum(v.h, 0) * v.da * g.dh),
     "dz is a value in the memory and the input of da: two gradients meet": forgetting("dz"),
+    "L has a third term: the part along zhat": with_a_wrong_L(lambda u, n: u - u.mean(axis=-1, keepdims=True)),
+    "L has a second term: the mean": with_a_wrong_L(lambda u, n: u - n * (n * u).mean(axis=-1, keepdims=True)),
     "dn occurs in dz, in dgain and in dbias: three terms (dgain is missing)": lambda *a: Sweep5(g_dn=forgetting("dgain")(*a).g_dn),
     "dn occurs in dz, in dgain and in dbias: three terms (dbias is missing)": lambda *a: Sweep5(g_dn=forgetting("dbias")(*a).g_dn),
-    "dgain = dn zhat, and zhat moves with z": lambda *a: Sweep5(g_z=forgetting("dgain")(*a).g_z),
-    "z sits in four places: in rho, beside u, beside v, in dgain (notebook 2)": "g_z",
-    "L(g_dz) meets the factor that the gain has in dz = L(dn gain)": "g_gain",
+}
+
+# %%
+second_half = {
+    "dgain = dn zhat, and zhat moves with z": lambda *a: Sweep5(g_z5=forgetting("dgain")(*a).g_z5),
+    "z sits in four places: in rho, beside u, beside v, in dgain (notebook 2)": "g_z5",
+    "L(g_dz) meets the factor that the gain has in dz = L(dn gain)": "g_gain5",
     "p has a second part: all logits share one sum": lambda g, v, *rest: Sweep5(
         g_logits=v.scale * v.p * by_the_library(g, v, *rest).g_dlogits
     ),
     "scale multiplies all of dlogits": lambda g, v, *rest: Sweep5(g_logits=by_the_library(g, v, *rest).g_logits / v.scale),
 }
-check("sweep_5", sweep_5, by_the_library, [(given, values, slow.W2, slow.gain, slow.U)], mistakes)
+check("sweep_5", sweep_5, by_the_library, [(given, known, slow.W2, slow.gain, slow.U)], hints_of_sweep_5 | second_half)
 
 # %% [markdown]
 # Done? Then put it to work. Below, sweep 6 collects *your* parcels, and the result is compared with finite differences of the write, which
@@ -542,17 +538,17 @@ check("sweep_5", sweep_5, by_the_library, [(given, values, slow.W2, slow.gain, s
 
 # %%
 def your_write_bwd(g, x, slow):
-    found = sweep_5(Memory(*(part[0] for part in g)), values, slow.W2, slow.gain, slow.U)
+    found = sweep_5(Memory(*(part[0] for part in g)), known, slow.W2, slow.gain, slow.U)
     if found is None or any(part is None for part in found):
         return None
     s = Sweep5(*(np.asarray(part)[None] for part in found))
     g_n, g_U, g_c = dense_bwd(s.g_logits, write_res.unembed)
     g_z, g_gain, g_bias = layernorm_bwd(g_n, write_res.norm)
-    g_a, g_W2, g_b2 = dense_bwd(g_z + s.g_z, write_res.dense2)
-    g_h = squared_relu_bwd(g_a + g.a, write_res.act) + s.g_h + g.h
+    g_a, g_W2, g_b2 = dense_bwd(g_z + s.g_z5, write_res.dense2)
+    g_h = squared_relu_bwd(g_a + g.a, write_res.act) + s.g_h5 + g.h
     g_x, g_W1, g_b1 = dense_bwd(g_h, write_res.dense1)
-    norm = ((g_gain + s.g_gain).sum(axis=(0, 1)), g_bias.sum(axis=(0, 1)))
-    return g_x + g.x, SlowParameters(g_W1, g_b1, g_W2 + s.g_W2[0], g_b2, *norm, g_U + s.g_U[0], g_c)
+    norm = ((g_gain + s.g_gain5).sum(axis=(0, 1)), g_bias.sum(axis=(0, 1)))
+    return g_x + g.x, SlowParameters(g_W1, g_b1, g_W2 + s.g_W2_5[0], g_b2, *norm, g_U + s.g_U5[0], g_c)
 
 
 # %%

@@ -328,12 +328,12 @@ first_token = None  # a number
 # %%
 both = [evaluate_block(x[None], labels[None], np.ones((1, T)), slow, steps, segment=3, stale=s)[0][0] for s in (True, False)]
 differs = np.abs(both[0] - both[1]).max(axis=1) > 1e-12
-hints = {
+hints_of_first_token = {
     "That is where the first step shows. At which weights was its gradient taken?": 3,
     "That is the answer for segments of one token.": 2,
     "Token 9 opens the fourth segment. How many steps has it seen?": 9,
 }
-check("first_token", first_token, int(np.argmax(differs)), mistakes=hints)
+check("first_token", first_token, int(np.argmax(differs)), mistakes=hints_of_first_token)
 
 # %% [markdown]
 # ## Exercise: what stale gradients miss, with decay
@@ -369,7 +369,7 @@ def by_running_both(g, H, kappa):
 generator = np.random.default_rng(1)
 H = generator.standard_normal((6, 3, 3))
 case = (generator.standard_normal((6, 3)), H + np.swapaxes(H, 1, 2), 0.8)
-hints = {
+hints_of_missed = {
     "That is right without decay. Both learners fade what they carry.": lambda g, H, kappa: by_running_both(g, H, 1.0),
     "A minus from the gradient step, a minus from the expansion: how many are left?": lambda *a: -by_running_both(*a),
     "The newest term has not faded yet when it is first read.": lambda g, H, kappa: kappa * by_running_both(g, H, kappa),
@@ -377,4 +377,4 @@ hints = {
         kappa**2 * by_running_both(g, H, kappa)
     ),
 }
-check("missed", missed, by_running_both, [case], mistakes=hints)
+check("missed", missed, by_running_both, [case], mistakes=hints_of_missed)

@@ -307,9 +307,9 @@ def slope_W2(a, dz, lam):
 
 
 # %%
-lam, gap = 0.1, np.arange(T)[:, None] - np.arange(T)  # t - s
-_, faded = fast_block_fwd(*batch, still, np.asarray(lam), FastSettings(eps=0.0))
-expected = np.array([library_slope(row, faded)[2] for row in np.eye(T)])  # the library's backward pass, one token at a time
+rate, gap = 0.1, np.arange(T)[:, None] - np.arange(T)  # t - s
+read_res = fast_block_fwd(*batch, still, np.asarray(rate), FastSettings(eps=0.0))[1]
+expected = np.array([library_slope(row, read_res)[2] for row in np.eye(T)])  # the library's backward pass, one token at a time
 
 
 # %%
@@ -317,10 +317,10 @@ def inclusive(a, dz, lam):
     return -np.sum(np.where(gap >= 0, (1.0 - lam) ** np.maximum(gap, 0), 0) * kernel.W2, axis=1)
 
 
-hints = {
+hints_of_slope_W2 = {
     "If the past helps, what is the sign of the derivative?": lambda a, dz, lam: -expected,
     "The newest write has not faded yet when it is read.": lambda a, dz, lam: (1 - lam) * expected,
     "Does token t read its own write?": inclusive,
     "You left out the decay.": lambda a, dz, lam: rows[:, 2],
 }
-check("slope_W2", slope_W2, expected, [(a, dz, lam)], mistakes=hints)
+check("slope_W2", slope_W2, expected, [(a, dz, rate)], mistakes=hints_of_slope_W2)

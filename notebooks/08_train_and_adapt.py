@@ -325,12 +325,12 @@ state_W1 = None
 state_gain = None
 
 # %%
-hints = {
+hints_of_state_W1 = {
     "One matrix for each token is what we avoid.": (3, 1000, 48, 192),
     "Is the memory shared by the sequences of a batch?": (48, 192),
     "W1 goes from D to F.": (3, 192, 48),
 }
-check("state_W1", state_W1, (3, 48, 192), mistakes=hints)
+check("state_W1", state_W1, (3, 48, 192), mistakes=hints_of_state_W1)
 check("state_gain", state_gain, (3, 48), mistakes={"Is it per token?": (3, 1000, 48), "Is it shared by the sequences?": (48,)})
 
 # %% [markdown]
@@ -347,13 +347,13 @@ def my_bits_per_byte(losses):
 
 # %%
 rng = np.random.default_rng(0)
-case = ([rng.exponential(2.0, n) for n in (5, 50, 500)],)
-hints = {
+losses_of_three = ([rng.exponential(2.0, n) for n in (5, 50, 500)],)
+hints_of_my_bits_per_byte = {
     "A nat is not a bit: a bit is a factor of 2 in probability.": lambda losses: float(np.concatenate(losses).mean()),
     "Nats to bits: does the number get larger or smaller?": lambda losses: float(np.concatenate(losses).mean() * np.log(2)),
     "A short document counts as much as a long one here.": lambda losses: float(np.mean([x.mean() for x in losses]) / np.log(2)),
 }
-check("my_bits_per_byte", my_bits_per_byte, evaluate.bits_per_byte, [case], mistakes=hints)
+check("my_bits_per_byte", my_bits_per_byte, evaluate.bits_per_byte, [losses_of_three], mistakes=hints_of_my_bits_per_byte)
 
 # %% [markdown]
 # ## Exercise: read a text as it comes
@@ -384,8 +384,8 @@ slow = SlowParameters(*(0.5 * rng.standard_normal(shape) for shape in shapes))
 case = (rng.standard_normal((7, 6)), rng.integers(0, 9, 7), slow, FastParameters(*(np.asarray(0.1),) * 6), np.asarray(0.05), FastSettings())
 
 # %%
-hints = {
+hints_of_read_as_it_comes = {
     "Nothing is learned: is what reveal returns used for the next token?": lambda *a: in_one_pass(*a)[1],
     "Does the loop pass the decay on?": lambda x, y, p, e, _, o: in_one_pass(x, y, p, e, np.asarray(0.0), o)[0],
 }
-check("read_as_it_comes", read_as_it_comes, lambda *a: in_one_pass(*a)[0], [case], mistakes=hints)
+check("read_as_it_comes", read_as_it_comes, lambda *a: in_one_pass(*a)[0], [case], mistakes=hints_of_read_as_it_comes)

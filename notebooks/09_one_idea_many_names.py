@@ -364,13 +364,13 @@ assert "delta_gradient(" in source  # the update visibly is a step along the gra
 M_52 = None
 
 # %%
-hints = {
+hints_of_M_52 = {
     "That is its velocity. The weights have added velocities up.": 0.25,
     "How many updates lie between the write at 2 and the read at 5? Reads are strict.": 1.875,
     "Count again the updates from 2 up to the read at 5.": 1.5,
     "Without momentum it would be that.": 1.0,
 }
-check("M_52", M_52, float(mask(momentum(0.5), 6)[5, 2]), mistakes=hints)
+check("M_52", M_52, float(mask(momentum(0.5), 6)[5, 2]), mistakes=hints_of_M_52)
 
 # %% [markdown]
 # ## Exercise: draw a mask that is not in the dictionary
@@ -396,13 +396,15 @@ def by_running(n, lam, w):
 
 
 # %%
-hints = {
+hints_of_fading_window = {
     "Reads are strict: a token does not see its own gradient.": lambda n, lam, w: by_running(n + 1, lam, w)[1:, :-1],
     "The newest gradient has not faded when it is first read.": lambda n, lam, w: (1 - lam) * by_running(n, lam, w),
+    "The diagonal is 0: np.tril and np.tri have an argument k.": lambda n, lam, w: by_running(n, lam, w) + np.eye(n) / (1 - lam),
+    "After w tokens a gradient is gone.": lambda n, lam, w: by_running(n, lam, n),
     "Exactly w gradients count.": lambda n, lam, w: by_running(n, lam, w + 1),
     "Rows read, columns were written.": lambda n, lam, w: by_running(n, lam, w).T,
 }
-check("fading_window", fading_window, by_running, [(8, 0.25, 3), (5, 0.5, 1)], mistakes=hints)
+check("fading_window", fading_window, by_running, [(8, 0.25, 3), (5, 0.3, 1)], mistakes=hints_of_fading_window)
 
 # %% [markdown]
 # ## Exercise: one step of Gated DeltaNet
@@ -423,11 +425,11 @@ def by_the_library(S, k, v, alpha, beta):
     return state[0]
 
 
-hints = {
+hints_of_gated_delta_step = {
     "The error is that of the faded memory.": lambda S, k, v, a, b: a * S - b * np.outer(k, k @ S - v),
     "The step must not fade too: first fade, then step.": lambda S, k, v, a, b: a * by_the_library(S, k, v, 1.0, b),
     "Uphill: which sign has a descent?": lambda S, k, v, a, b: by_the_library(S, k, v, a, -b),
     "Is the old answer taken out before the new one is put in?": lambda S, k, v, a, b: a * S + b * np.outer(k, v),
 }
 case = (rng.standard_normal((4, 3)), rng.standard_normal(4), rng.standard_normal(3), 0.9, 0.3)
-check("gated_delta_step", gated_delta_step, by_the_library, [case], mistakes=hints)
+check("gated_delta_step", gated_delta_step, by_the_library, [case], mistakes=hints_of_gated_delta_step)

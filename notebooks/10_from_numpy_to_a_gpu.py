@@ -300,12 +300,12 @@ def expected_softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-hints = {
+hints_of_portable_softmax = {
     "Sum over the last axis, not over all.": lambda x: expected_softmax(to_numpy(x).reshape(-1)).reshape(x.shape),
     "Over which axis is it normalised?": lambda x: np.swapaxes(expected_softmax(np.swapaxes(to_numpy(x), 0, 1)), 0, 1),
 }
 case = (move(rng.standard_normal((3, 5))),)
-check("portable_softmax", portable_softmax, expected_softmax, [case], mistakes=hints)
+check("portable_softmax", portable_softmax, expected_softmax, [case], mistakes=hints_of_portable_softmax)
 
 # %% [markdown]
 # ## Exercise: an exclusive cumulative sum
@@ -328,9 +328,9 @@ def by_attention(v):
     return out
 
 
-hints = {
+hints_of_sum_of_the_past = {
     "Token t must not read its own value.": lambda v: np.cumsum(to_numpy(v), axis=1),
     "Along which axis do tokens lie?": lambda v: np.cumsum(to_numpy(v), axis=2) - to_numpy(v),
     "That is the future, not the past.": lambda v: np.flip(to_numpy(by_attention(move(np.flip(to_numpy(v), axis=1)))), axis=1),
 }
-check("sum_of_the_past", sum_of_the_past, by_attention, [(move(rng.standard_normal((2, 6, 3))),)], mistakes=hints)
+check("sum_of_the_past", sum_of_the_past, by_attention, [(move(rng.standard_normal((2, 6, 3))),)], mistakes=hints_of_sum_of_the_past)

@@ -122,6 +122,42 @@ def test_the_page_of_theorems_lists_their_tests_and_no_others():
     assert of_theorems <= {name for names in found.values() for name in names} and len(of_theorems) > 100
 
 
+def said_of_the_table(readme):
+    """What is said of the table in README: all (time, change) in brackets, the rows' own, the one
+    result of the first screen.
+    """
+    rows = re.findall(r"^\| (.*?) +\| +[\d.]+ \| +(-\d+\.\d %).*?\| +(\d+\.\d\dx) \|", readme, re.M)
+    table = {name: (time, change) for name, change, time in rows}
+    said = re.findall(r"\((\d+\.\d\dx),\s(-\d+\.\d %)\)", readme)
+    first = re.search(r"needs (\d+\.\d %) .*? (\d+\.\d\d) times as long", readme, re.S)
+    more = re.search(r"gain (\d\.\d) points more than\s+the block alone, for (0\.\d\d)x more time", readme)
+    return table, said, first.groups(), more.groups()
+
+
+def test_readme_says_of_its_table_what_the_table_says():
+    """Each row that adapts is spoken of once, with its figures; the first screen quotes the best;
+    the differences are those of the rows. N: another figure in the table is noticed.
+    """
+
+    def agrees(readme):
+        table, said, (bits, time), (points, longer) = said_of_the_table(readme)
+        best, alone = table["fast weights, carried through the document"], table["dynamic evaluation, block only"]
+        number = lambda text: float(text.strip("x% "))  # noqa: E731
+        return (
+            sorted(said) == sorted(table.values())
+            and len(table) == 6
+            and (f"{time}x", f"-{bits}") == best
+            and f"{number(alone[1]) - number(best[1]):.1f}" == points
+            and f"{number(best[0]) - number(alone[0]):.2f}" == longer
+            and alone == min(table.values(), key=lambda row: number(row[0]))
+        )
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert agrees(readme)
+    assert not agrees(readme.replace("|       -10.0 %", "|       -10.1 %"))
+    assert not agrees(readme.replace("1.41x |", "1.40x |"))
+
+
 def test_readme_and_demo_promise_the_same_minutes():
     """How long the demo takes, with and without QUICK=1."""
     number = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}

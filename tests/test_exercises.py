@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwl_ref.exercises import RTOL, adjoint_by_differences, agree, check, first_wrong, second_adjoint_by_differences, verdict
+from fwl_ref.exercises import RTOL, RTOL_FLOAT32, adjoint_by_differences, agree, check, first_wrong, second_adjoint_by_differences, verdict
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_fwd
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
@@ -68,6 +68,20 @@ def test_rounding_is_not_a_mistake_and_a_hundredth_of_a_percent_is(shape: tuple,
     assert verdict("f", expected + 1e4 * RTOL * largest, expected) != "f: correct"
 
 
+@given(shape=shapes, seed=seeds)
+def test_float32_is_judged_by_its_own_digits(shape: tuple, seed: int) -> None:
+    """A right answer in float32 is correct, whichever side has it; a part in ten thousand off is
+    not, and the digits of float16 tell nothing.
+    """
+    expected = generator(seed)(*shape)
+    short = expected.astype(np.float32)
+    assert verdict("f", short, expected) == verdict("f", expected, short) == "f: correct"
+    assert verdict("f", lambda x: (x.astype(np.float32), 2 * x), lambda x: Pair(x, 2 * x), [(expected,)]) == "f: correct"
+    off = (10 * RTOL_FLOAT32 * np.max(np.abs(expected))).astype(np.float32)
+    assert "first wrong entry" in verdict("f", short + off, expected)
+    assert "float16 has too few digits to tell" in verdict("f", np.float16(1 / 3), 1 / 3)
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
@@ -99,6 +113,10 @@ def test_what_wrong_entries_have_in_common_is_said() -> None:
     assert "as every sign is" in verdict("f", -x, x)
     assert "one wrong factor" in verdict("f", x / 3, x)
     assert "transpose" in verdict("f", x.T, x)
+    short = x.astype(np.float32)
+    assert "as every sign is" in verdict("f", -short, x)
+    assert "one wrong factor" in verdict("f", short / 3, x)
+    assert "transpose" in verdict("f", short.T, x)
     assert not any(words in verdict("f", x + np.eye(3), x) for words in ("every sign", "factor", "transpose"))
 
 
@@ -129,6 +147,18 @@ def test_right_answers_are_correct_whatever_holds_them() -> None:
     assert verdict("f", 2, np.asarray(2.0)) == "f: correct"
     assert verdict("f", lambda x: Pair(2 * x, 5), lambda x: Pair(2 * x, None), CASES) == "f: correct"
     assert verdict("f", np.ones((2, 2), dtype=bool), np.ones((2, 2), dtype=bool)) == "f: correct"
+    assert verdict("f", np.True_, True) == "f: correct"
+
+
+def test_results_stacked_into_one_array_are_read_one_by_one() -> None:
+    """np.stack([p, q]) for (p, q), if every shape fits; hints and places are those of the result."""
+    pair = lambda x: Pair(x, 2 * x)  # noqa: E731
+    assert verdict("f", lambda x: np.stack([x, 2 * x]), pair, CASES) == "f: correct"
+    line = verdict("f", lambda x: np.stack([x, 3 * x]), pair, CASES, {"about second": "second"})
+    assert "first wrong entry: second[0, 0]" in line
+    assert line.endswith(". Hint: about second")
+    assert verdict("f", lambda x: np.stack([x.T, x.T]), pair, CASES) == "f: returned 1 result, expected 2: first, second"
+    assert "returned 1 result" in verdict("f", lambda x: np.stack([x, x]), lambda x: (x, (x, x)), CASES)
 
 
 def test_shapes_texts_and_truth_values_are_answers_too() -> None:
@@ -136,6 +166,9 @@ def test_shapes_texts_and_truth_values_are_answers_too() -> None:
     assert verdict("s", (2, 9, 4), (2, 3, 4)) == "s: the shape (2, 9, 4) is wrong at axis 1"
     assert verdict("s", (2, 3), (2, 3, 4)) == "s: the shape (2, 3) has too few axes"
     assert verdict("s", [2, 3, 4, 1], (2, 3, 4)) == "s: the shape (2, 3, 4, 1) has too many axes"
+    assert verdict("s", (np.int64(2), np.int32(3)), (2, 3)) == "s: correct"
+    assert verdict("s", (np.int64(2), 4), (2, 3)) == "s: the shape (2, 4) is wrong at axis 1"
+    assert verdict("s", (True, 3), (1, 3)) == "s: (True, 3) is not a shape: a tuple of whole numbers"
     assert verdict("s", 7, (2, 3)) == "s: 7 is not a shape: a tuple of whole numbers"
     assert verdict("s", (), ()) == verdict("s", [2, 3], (2, 3)) == verdict("s", "up", "up") == verdict("s", True, True) == "s: correct"
     assert verdict("s", "down", "up") == "s: 'down' is not it"
@@ -214,6 +247,18 @@ def test_in_several_results_the_first_wrong_one_gets_the_hint() -> None:
     assert verdict("f", lambda x: Pair(2 * x, x.mean(axis=0)), both, CASES, hints).endswith(". Hint: mean?")
     assert verdict("f", lambda x: Pair(2 * x, x[0]), both, CASES, hints).endswith(". Hint: about second")
     assert "Hint" not in verdict("f", lambda x: Pair(3 * x, x[0]), both, CASES, hints)
+
+
+def test_a_wrong_shape_gets_no_hint_about_the_formula() -> None:
+    """Hints for a result or for anything are silent then, a version with just that shape is not."""
+    hints = {"summed?": lambda x: Pair(second=x.sum()), "about second": "second", "anything": None}
+    assert verdict("f", lambda x: Pair(2 * x, x), both, CASES, hints) == "f: second has shape (3, 4), expected (4,)"
+    assert verdict("f", lambda x: Pair(2 * x, "x"), both, CASES, hints) == "f: second is not an array of numbers"
+    assert "Hint" not in verdict("f", lambda x: x, both, CASES, hints)
+    assert verdict("f", lambda x: Pair(2 * x, x.sum()), both, CASES, hints).endswith(". Hint: summed?")
+    assert verdict("f", lambda x: Pair(2 * x, x[0]), both, CASES, hints).endswith(". Hint: about second")
+    nested = lambda x: (x, Pair(x, x))  # noqa: E731
+    assert "Hint" not in verdict("f", lambda x: (x, Pair(x, x.T)), nested, CASES, {"anything": None})
 
 
 def test_check_prints_the_verdict_and_nothing_else(capsys: pytest.CaptureFixture) -> None:

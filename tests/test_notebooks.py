@@ -12,6 +12,7 @@ import io
 import re
 import runpy
 import subprocess
+import symtable
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -66,6 +67,31 @@ def redefined(source: str) -> set[str]:
     return names & LIBRARY
 
 
+def names(source: str) -> tuple[set[str], set[str]]:
+    """The global names that a cell binds, and all that it binds or reads, its functions included."""
+    bound, used = set(), set()
+
+    def visit(table: symtable.SymbolTable, top: bool) -> None:
+        for symbol in table.get_symbols():
+            if top and (symbol.is_assigned() or symbol.is_imported()):
+                bound.add(symbol.get_name())
+            if top or symbol.is_global():
+                used.add(symbol.get_name())
+        for inner in table.get_children():
+            visit(inner, top=False)
+
+    visit(symtable.symtable(source, "a cell", "exec"), top=True)
+    return bound - {"_"}, used - {"_"}
+
+
+def bound_again(notebook: nbformat.NotebookNode) -> list[str]:
+    """Names that an exercise needs and that two cells bind: to run one of them again breaks it."""
+    bound = [name for cell in code(notebook) for name in names(cell.source)[0]]
+    exercises_ = [part for heading, part in sections(notebook).items() if heading.startswith("## Exercise")]
+    used = {name for part in exercises_ for cell in part if cell.cell_type == "code" for name in names(cell.source)[1]}
+    return sorted(name for name in used if bound.count(name) > 1)
+
+
 def rules_broken(notebook: nbformat.NotebookNode) -> list[str]:
     """What notebooks/README.md asks for and a notebook does not do."""
     cells, found = code(notebook), []
@@ -74,6 +100,7 @@ def rules_broken(notebook: nbformat.NotebookNode) -> list[str]:
         found.append("the first cell is a title that asks a **Question.**")
     found += [f"a cell of {n} lines: {c.source.splitlines()[0]}" for c in cells if (n := len(c.source.splitlines())) > 15]
     found += [f"defines {name} again" for name in sorted(redefined(everything))]
+    found += [f"an exercise needs {name}, which two cells bind" for name in bound_again(notebook)]
     found += [f"no {need}" for need in ("from fwl_ref", STYLE, SHOWS, "check(") if need not in everything]
     found += [] if any("exercise" in tags(cell) for cell in cells) else ["no exercise"]
     for heading, part in sections(notebook).items():
@@ -137,6 +164,8 @@ def test_the_rules_reject_what_breaks_them() -> None:
     assert "lines" in broken(1, lambda s: s + "\nx = 1" * 16)[0]
     assert "defines dense_bwd again" in broken(exercise, lambda s: s + "\ndef dense_bwd(dy): return dy")
     assert "defines dense_fwd again" in broken(exercise, lambda s: s + "\ndense_fwd = lambda x: x")
+    assert "an exercise needs ones, which two cells bind" in broken(1, lambda s: s + "\nones = 1")
+    assert "an exercise needs rng, which two cells bind" in broken(exercise, lambda s: s + "\nf = lambda: (lambda: rng)\nrng = 1")
     assert any("2 figures" in fault for fault in broken(figure + 1, lambda s: s + "\nplt.show()"))
     assert any("no label" in fault for fault in broken(figure, lambda s: s.replace("xlabel", "label")))
     assert any("assertion" in fault for fault in broken(figure + 1, lambda s: s.replace("assert ", "_ = ")))
@@ -357,6 +386,67 @@ def test_the_tool_writes_the_same_bytes_twice_and_check_compares(tiny: Path, mon
     assert "stale, run tools/notebooks.py: the output of cell 1 is not what the .py gives" in said
     assert target.read_bytes() == stale
     assert tool(monkeypatch, "02") == 1  # nothing has that name
+
+
+def typed_into(path: Path, cell: int, answer: str) -> bytes:
+    """As an editor does it: the content of a cell changes, its id stays; an empty cell comes last."""
+    notebook = nbformat.read(path, 4)
+    notebook.cells[cell].source = answer
+    notebook.cells.append(nbformat.v4.new_code_cell(""))
+    nbformat.write(notebook, path)
+    return path.read_bytes()
+
+
+def without_running(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    return notebook
+
+
+def test_an_answer_is_not_written_over(tiny: Path, monkeypatch, capsys) -> None:
+    """A notebook that the tool wrote is written again, outputs and an edited .py or not; one that
+    somebody typed into is refused by name and cell, and stays byte by byte; a new cell counts too.
+    """
+    monkeypatch.setattr(notebooks, "execute", without_running)
+    target = tiny.with_suffix(".ipynb")
+    assert tool(monkeypatch) == 0
+    tiny.write_text(TINY.replace("range(4)", "range(5)"), encoding="utf-8")
+    assert tool(monkeypatch) == 0
+    assert b"range(5)" in target.read_bytes()
+    clean = target.read_bytes()
+    before = typed_into(target, 2, "answer = 1")
+    capsys.readouterr()
+    assert tool(monkeypatch) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("01_tiny.ipynb: not written, for somebody has edited cell 2. To keep that, move the file")
+    assert target.read_bytes() == before
+    target.write_bytes(clean)
+    notebook = nbformat.read(target, 4)
+    notebook.cells.insert(1, nbformat.v4.new_code_cell("mine = 1"))
+    nbformat.write(notebook, target)
+    assert notebooks.answers(target) == [1]
+    target.unlink()
+    assert tool(monkeypatch) == 0
+
+
+@every_notebook
+def test_the_committed_notebook_has_no_answers(source: Path) -> None:
+    """Nothing that one clones is taken for somebody's answer, or no notebook could be written again."""
+    assert notebooks.answers(source.with_suffix(".ipynb")) == []
+
+
+def test_the_copies_for_answers_keep_them(tmp_path: Path, monkeypatch, capsys) -> None:
+    """--copy makes a folder with every notebook; again, it renews what has no answers, and only that."""
+    lab = tmp_path / "new" / "lab"
+    assert tool(monkeypatch, "--copy", str(lab)) == 0
+    first, second = (lab / path.with_suffix(".ipynb").name for path in SOURCES[:2])
+    assert [path.name for path in sorted(lab.iterdir())] == [path.with_suffix(".ipynb").name for path in SOURCES]
+    exercise = next(i for i, cell in enumerate(nbformat.read(first, 4).cells) if "exercise" in tags(cell))
+    kept = typed_into(first, exercise, "shape_of_g_dy = (7, 9)")
+    second.write_text(second.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert capsys.readouterr().out == ""
+    assert tool(monkeypatch, "--copy", str(lab)) == 0
+    assert capsys.readouterr().out == f"{first}: has answers, kept as it is\n"
+    assert first.read_bytes() == kept
+    assert second.read_bytes() == SOURCES[1].with_suffix(".ipynb").read_bytes()
 
 
 def test_check_sees_an_edit_of_a_source_or_an_output_and_not_of_pixels() -> None:

@@ -3,11 +3,15 @@
     python tools/notebooks.py              execute all and write the .ipynb files, with outputs
     python tools/notebooks.py 03 05        only these
     python tools/notebooks.py --check      execute all, write nothing, fail if a committed .ipynb is not what its .py gives
+    python tools/notebooks.py --copy lab   execute nothing, copy the .ipynb files into a folder for answers
 
 The .py file (percent format) is the only source. Cell ids come from the content and nothing comes
 from a clock, so a second run writes the same bytes. --check compares sources and text outputs, not
 pixels: another version of a plotting library draws differently. A notebook fails if a cell raises,
 writes to stderr, prints an address or a path of this machine, or if the whole takes over a minute.
+
+Nobody's answers are lost. An editor keeps the id of a cell whose content it changes, so an id that
+is not that of its content tells what somebody has typed. Such a notebook is not written over.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -28,6 +33,10 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 LIMIT = 60.0  # seconds a notebook may take
+KEEP = (
+    "To keep that, move the file out of notebooks/, for instance into lab/, where `make lab` opens it. To drop it, delete the file. "
+    "An edit of the notebook itself belongs into its .py."
+)
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
@@ -39,13 +48,37 @@ def read(source: Path) -> nbformat.NotebookNode:
     """
     notebook, seen = jupytext.read(source, fmt="py:percent"), {}
     for cell in notebook.cells:
-        digest = hashlib.sha1(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:8]
+        digest = content(cell)
         seen[digest] = seen.get(digest, 0) + 1
         cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
         cell.metadata = nbformat.from_dict({key: value for key, value in cell.metadata.items() if key == "tags"})
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
+
+
+def content(cell: nbformat.NotebookNode) -> str:
+    """What the id of a cell starts with."""
+    return hashlib.sha1(f"{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:8]
+
+
+def answers(path: Path) -> list[int]:
+    """The cells of an .ipynb that somebody has changed or added since it was written here."""
+    if not path.exists():
+        return []
+    cells = nbformat.read(path, 4).cells
+    return [i for i, cell in enumerate(cells) if cell.source.strip() and cell.get("id", "").split("-")[0] != content(cell)]
+
+
+def copy(folder: Path) -> None:
+    """Put a copy of every notebook into a folder, for answers; a copy that holds some stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sorted(FOLDER.glob("*.ipynb")):
+        target = folder / source.name
+        if answers(target):
+            print(f"{target}: has answers, kept as it is")
+        else:
+            shutil.copyfile(source, target)
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path = FOLDER) -> nbformat.NotebookNode:
@@ -103,7 +136,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="how the notebooks' names start; all if left out")
     parser.add_argument("--check", action="store_true", help="write nothing, fail if a committed notebook is stale")
+    parser.add_argument("--copy", type=Path, metavar="FOLDER", help="only copy the notebooks, for answers; those there are kept")
     options = parser.parse_args()
+    if options.copy:
+        copy(options.copy)
+        return 0
     chosen = tuple(options.names) or ("",)
     sources = [p for p in sorted(FOLDER.glob("*.py")) if p.name.startswith(chosen)]
     failed = not sources
@@ -112,6 +149,10 @@ def main() -> int:
         print(f"{orphan.name}: has no .py of the same name, which is the only source")
     for source in sources:
         start, target, notebook = time.perf_counter(), source.with_suffix(".ipynb"), read(source)
+        if not options.check and (typed := answers(target)):
+            failed = True
+            print(f"{target.name}: not written, for somebody has edited cell {', '.join(map(str, typed))}. {KEEP}", flush=True)
+            continue
         try:
             execute(notebook)
             seconds = time.perf_counter() - start

@@ -19,14 +19,14 @@ def gain_step_bwd(g_gain_fast, eta, sums):
 
 class Sweep5(NamedTuple):
     g_da: np.ndarray
-    g_h: np.ndarray
+    g_h5: np.ndarray
     g_dz: np.ndarray
-    g_W2: np.ndarray
+    g_W2_5: np.ndarray
     g_dn: np.ndarray
-    g_z: np.ndarray
-    g_gain: np.ndarray
+    g_z5: np.ndarray
+    g_gain5: np.ndarray
     g_dlogits: np.ndarray
-    g_U: np.ndarray
+    g_U5: np.ndarray
     g_logits: np.ndarray
 
 
@@ -42,20 +42,20 @@ def sweep_5(g, v, W2, gain, U):
 
     # dh = 2 relu(h) da
     g_da = 2 * np.maximum(v.h, 0) * g.dh
-    g_h = 2 * (v.h > 0) * v.da * g.dh
+    g_h5 = 2 * (v.h > 0) * v.da * g.dh
     # da = dz W2^T, and dz is a value in the memory too
     g_dz = g_da @ W2 + g.dz
-    g_W2 = g_da.T @ v.dz
+    g_W2_5 = g_da.T @ v.dz
     # dz = L(dn gain), dgain = dn zhat, dbias = dn
     Lu = L(g_dz)
     g_dn = Lu * gain + g.dgain * v.zhat + g.dbias
     curvature = v.zhat * mean(g_dz * v.dz) + v.dz * mean(v.zhat * g_dz) + Lu * mean(v.zhat * v.dn * gain)
-    g_z = L(g.dgain * v.dn) - v.rho * curvature
-    g_gain = Lu * v.dn
+    g_z5 = L(g.dgain * v.dn) - v.rho * curvature
+    g_gain5 = Lu * v.dn
     # dn = dlogits U^T
     g_dlogits = g_dn @ U
-    g_U = g_dn.T @ v.dlogits
+    g_U5 = g_dn.T @ v.dlogits
     # dlogits = scale (p - e)
     pulled = v.p * g_dlogits
     g_logits = v.scale * (pulled - v.p * pulled.sum(axis=-1, keepdims=True))
-    return Sweep5(g_da, g_h, g_dz, g_W2, g_dn, g_z, g_gain, g_dlogits, g_U, g_logits)
+    return Sweep5(g_da, g_h5, g_dz, g_W2_5, g_dn, g_z5, g_gain5, g_dlogits, g_U5, g_logits)
