@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fwl_ref"
 RESULTS = ROOT / "results" / "mutation.json"
 PAGE = ROOT / "docs" / "mutation.md"
+UNTRIED = ROOT / "tools" / "untried_mutants.txt"  # what the page counts as not tried, so that the next run knows
 EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"  # reasons, "# " before each, and under it the mutants as the report prints them
 SECONDS = 240  # of processor time: a mutant that loops for ever is killed, and counts as noticed
 
@@ -325,9 +326,9 @@ def save(results: dict) -> None:
 def run(modules: list[str], jobs: int, again: bool, since: str) -> None:
     """Try every mutant that has no result yet, or with ``again`` has survived without an
     explanation. A mutant of a statement that is the same ``since`` a revision keeps what was found
-    there: explained or noticed, for no page with open ones is ever committed.
+    there, unless it was not tried: explained or noticed, for no page with open ones is ever committed.
     """
-    results, explained = load(), explanations()
+    results, explained, untried = load(), explanations(), set(UNTRIED.read_text(encoding="utf-8").splitlines())
     for module in modules:
         entry = results.get(module)
         if entry is None or entry["digest"] != digest(module):
@@ -335,7 +336,7 @@ def run(modules: list[str], jobs: int, again: bool, since: str) -> None:
         todo, done = {m.key: m for m in mutants(module)}, entry["mutants"]
         same = same_since(since, module) if since else []
         for key, m in todo.items():
-            if key not in done and any(m.line in lines for lines in same):
+            if key not in done and key not in untried and any(m.line in lines for lines in same):
                 done[key] = {"line": m.line, "survived": key in explained, "since": since}
         todo = {k: m for k, m in todo.items() if k not in done or (again and done[k]["survived"] and k not in explained)}
         if todo and not survives(Mutant(module, 0, UNCHANGED)):
@@ -362,15 +363,16 @@ def explanations() -> dict[str, str]:
 
 
 def page() -> str:
-    """docs/mutation.md. Exits if a module has no results on the present source, or something is
+    """docs/mutation.md; writes untried_mutants.txt too. Exits if a module has no results on the present source, or something is
     explained that did not survive. Mutants that were not tried are counted as such.
     """
     results, why = load(), explanations()
     for module in CORE:
         if results.get(module, {"digest": ""})["digest"] != digest(module):
             sys.exit(f"{module}: no mutant has been tried on the present source: run {sys.argv[0]} {module}")
-    survivors = [key for module in CORE for key, m in results[module]["mutants"].items() if m["survived"]]
     untried = {m.key for module in CORE for m in mutants(module)} - {key for module in CORE for key in results[module]["mutants"]}
+    UNTRIED.write_text("".join(f"{key}\n" for key in sorted(untried)), encoding="utf-8")
+    survivors = [key for module in CORE for key, m in results[module]["mutants"].items() if m["survived"]]
     if stale := sorted(set(why) - set(survivors) - untried):
         sys.exit(f"{EQUIVALENT.name} explains what is noticed or not a mutant any more: {'; '.join(stale)}")
     lines = [
