@@ -141,7 +141,7 @@ def evaluate_block(
 
     Parameters
     ----------
-    x, labels, weights : (B,T,D), (B,T), (B,T)
+    x, labels, weights : (B,T,I), (B,T), (B,T)
     eta : six step sizes, arrays of shape ()
     segment : tokens per update, L
     decay : lambda, in [0, 1]: a number, or an array of shape ()
@@ -170,7 +170,7 @@ def evaluate_block(
     parts = chunk_slices(x.shape[1], segment)
 
     def score(theta: SlowParameters, part: tuple) -> tuple[Array, SlowParameters]:
-        x, labels, share = part  # (L,D), (L,), (L,)
+        x, labels, share = part  # (L,I), (L,), (L,)
         (_, logits), res = slow_block_fwd(x, labels, theta, eps)  # (L,V)
         if stale:
             _, res = slow_block_fwd(x, labels, slow, eps)

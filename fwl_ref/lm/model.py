@@ -115,7 +115,7 @@ def check_model(p: Parameters, config: Config) -> None:
     block, eta = SlowParameters(*BLOCK_AXES), FastParameters(*[""] * len(FastParameters._fields))
     d, v = config.width, config.vocabulary
     axes = Parameters("V,D", trunk, "D", "D", block, eta, "")
-    check_shapes(p, axes, {"D": d, "3D": 3 * d, "F": 4 * d, "V": v})
+    check_shapes(p, axes, {"I": d, "D": d, "3D": 3 * d, "F": 4 * d, "V": v})
     namespace(*leaves(p))
 
 
