@@ -42,8 +42,9 @@ class RmsScale(NamedTuple):
 def rms_scale(mean_square: Tree, eps: float = 0.1) -> RmsScale:
     """The RMS rule's statistics from MS, the mean of squared gradients.   (Y.3)
 
-    ``eps`` is in units of mean(sqrt(MS)), so that it means the same for any model. Raises
-    ValueError if no gradient was ever non-zero.
+    ``eps`` is in units of mean(sqrt(MS)), so that it means the same for any model. Epsilon and
+    lambda of the published program mean something else: (Y.5) converts them. Raises ValueError if
+    no gradient was ever non-zero.
     """
     root = tree_map(lambda m: namespace(m).sqrt(m), mean_square)
     mean = sum(float(to_numpy(namespace(r).sum(r))) for r in leaves(root)) / size(root)
