@@ -15,7 +15,7 @@ from .tree import named_leaves
 NORMALIZERS = ("constant", "sequence", "batch")
 
 # axes of the parameters of a block, in the order of SlowParameters; the first six are fast
-BLOCK_AXES = ("D,F", "F", "F,D", "D", "D", "D", "D,V", "V")
+BLOCK_AXES = ("I,F", "F", "F,D", "D", "D", "D", "D,V", "V")
 EDGE = 0.01  # a difference quotient at a decay of 0 needs decays just below it
 
 
@@ -84,14 +84,15 @@ def check_is_array(x: Any, what: str) -> None:
 
 
 def check_block_parameters(slow: Any) -> None:
-    """One library and dtype, and the shapes that W1 (D,F) and U (D,V) ask for."""
+    """One library and dtype, and the shapes that W1 (I,F), W2 (F,D) and U (D,V) ask for."""
     axes = type(slow)(*BLOCK_AXES)
-    for name in ("W1", "U"):
+    for name in ("W1", "W2", "U"):
         check_is_array(getattr(slow, name), name)
         if getattr(slow, name).ndim != 2:
             found = tuple(getattr(slow, name).shape)
             raise ValueError(f"{name} must have shape ({getattr(axes, name)}), got {found}")
-    sizes = {"D": slow.W1.shape[0], "F": slow.W1.shape[1], "V": slow.U.shape[1]}
+    i, f = slow.W1.shape
+    sizes = {"I": i, "F": f, "D": slow.W2.shape[1], "V": slow.U.shape[1]}
     check_shapes(slow, axes, sizes)
     namespace(*slow)
 
@@ -102,7 +103,7 @@ def check_slow_block(x: Array, labels: Array, p: Any) -> None:
     namespace(x, *p)
     if x.ndim < 1 or x.shape[-1] != p.W1.shape[0]:
         raise ValueError(
-            f"features {tuple(x.shape)} must end in the width D of W1, {tuple(p.W1.shape)}"
+            f"features {tuple(x.shape)} must end in the width I of W1, {tuple(p.W1.shape)}"
         )
     check_like(labels, x.shape[:-1], "labels", "(...)")
 
@@ -115,7 +116,7 @@ def check_block_data(x: Array, labels: Array, weights: Array, slow: Any) -> None
     namespace(x, weights, *slow)
     library(x, labels)
     if x.ndim != 3:
-        raise ValueError(f"features must have shape (B,T,D), got {tuple(x.shape)}")
+        raise ValueError(f"features must have shape (B,T,I), got {tuple(x.shape)}")
     check_like(labels, x.shape[:2], "labels", "(B,T)")
     check_like(weights, x.shape[:2], "weights", "(B,T)")
     _check_width(x, slow)
@@ -148,7 +149,7 @@ def check_fast_block(
     check_block_data(x, labels, weights, slow)
     namespace(x, decay, *eta)
     check_divisor(settings.optimizer, slow)
-    if settings.eps == 0 and x.shape[2] < 2:
+    if settings.eps == 0 and slow.W2.shape[1] < 2:
         raise ValueError(
             "LayerNorm without epsilon needs a width of at least 2, got 1: its variance is 0; "
             "set eps > 0"
@@ -167,7 +168,7 @@ def check_predict(state: Any, x: Array, slow: Any, eta: Any, settings: Any) -> N
     check_block_parameters(slow)
     namespace(x, *slow, *eta)
     if x.ndim != 2:
-        raise ValueError(f"features must have shape (B,D), got {tuple(x.shape)}")
+        raise ValueError(f"features must have shape (B,I), got {tuple(x.shape)}")
     _check_width(x, slow)
     check_state(state, x.shape[0], slow, settings.optimizer)
     namespace(x, *getattr(state, "slots", state))

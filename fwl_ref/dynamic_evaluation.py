@@ -42,8 +42,9 @@ class RmsScale(NamedTuple):
 def rms_scale(mean_square: Tree, eps: float = 0.1) -> RmsScale:
     """The RMS rule's statistics from MS, the mean of squared gradients.   (Y.3)
 
-    ``eps`` is in units of mean(sqrt(MS)), so that it means the same for any model. Raises
-    ValueError if no gradient was ever non-zero.
+    ``eps`` is in units of mean(sqrt(MS)), so that it means the same for any model. Epsilon and
+    lambda of the published program mean something else: (Y.5) converts them. Raises ValueError if
+    no gradient was ever non-zero.
     """
     root = tree_map(lambda m: namespace(m).sqrt(m), mean_square)
     mean = sum(float(to_numpy(namespace(r).sum(r))) for r in leaves(root)) / size(root)
@@ -141,7 +142,7 @@ def evaluate_block(
 
     Parameters
     ----------
-    x, labels, weights : (B,T,D), (B,T), (B,T)
+    x, labels, weights : (B,T,I), (B,T), (B,T)
     eta : six step sizes, arrays of shape ()
     segment : tokens per update, L
     decay : lambda, in [0, 1]: a number, or an array of shape ()
@@ -170,7 +171,7 @@ def evaluate_block(
     parts = chunk_slices(x.shape[1], segment)
 
     def score(theta: SlowParameters, part: tuple) -> tuple[Array, SlowParameters]:
-        x, labels, share = part  # (L,D), (L,), (L,)
+        x, labels, share = part  # (L,I), (L,), (L,)
         (_, logits), res = slow_block_fwd(x, labels, theta, eps)  # (L,V)
         if stale:
             _, res = slow_block_fwd(x, labels, slow, eps)

@@ -90,7 +90,7 @@ class Memory(NamedTuple):
     """What write leaves behind for read, per token: inputs as keys, gradients as values."""
 
     h: Array  # (B,T,F) slow hidden input: the fast pass starts from it, h' = h - ...
-    x: Array  # (B,T,D) keys of layer 1
+    x: Array  # (B,T,I) keys of layer 1
     dh: Array  # (B,T,F) values of layer 1
     a: Array  # (B,T,F) keys of layer 2
     dz: Array  # (B,T,D) values of layer 2
@@ -161,7 +161,7 @@ def normalizer(weights: Array, settings: FastSettings) -> Array:
 def write_fwd(
     x: Array, labels: Array, weights: Array, slow: SlowParameters, settings: FastSettings
 ) -> tuple[tuple[Memory, Array], WriteResidual]:
-    """(B,T,D),(B,T),(B,T)->Memory,(B,T,V)   sweeps 1 and 2   (F.1)"""
+    """(B,T,I),(B,T),(B,T)->Memory,(B,T,V)   sweeps 1 and 2   (F.1)"""
     xp = namespace(x, weights, *slow)
     # sweep 1, up: slow forward
     h, dense1 = dense_fwd(x, slow.W1, slow.b1)  # (B,T,F)
@@ -194,7 +194,7 @@ def read_fwd(
     state: FastParameters | OptimizerState | None,
     settings: FastSettings,
 ) -> tuple[tuple[Array, Any], ReadResidual]:
-    """Memory,(B,T,D)->(B,T,V),FastParameters   sweep 3: fast logits, accumulated gradients   (F.2)
+    """Memory,(B,T,I)->(B,T,V),FastParameters   sweep 3: fast logits, accumulated gradients   (F.2)
 
     With ``settings.optimizer`` the mask is its own and the state an OptimizerState.   (O.23)
     """
@@ -280,7 +280,7 @@ def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParamete
     xp = namespace(*g_memory)
     if res.first_order:
         g_h = g_memory.h + squared_relu_bwd(g_memory.a, res.act)  # (B,T,F)
-        g_x, g_W1, g_b1 = dense_bwd(g_h, res.dense1)  # (B,T,D)
+        g_x, g_W1, g_b1 = dense_bwd(g_h, res.dense1)  # (B,T,I)
         return g_x + g_memory.x, SlowParameters(g_W1, g_b1, *(None,) * 6)
     # sweep 5, up: backward of the slow backward
     five = sweep5(g_memory, res)
@@ -294,7 +294,7 @@ def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParamete
     # sweep 1: a = relu(h)^2
     g_h = squared_relu_bwd(g_memory.a + g_a, res.act)  # (B,T,F)
     # sweep 1: h = x W1 + b1
-    g_x, g_W1, g_b1 = dense_bwd(g_memory.h + five.h + g_h, res.dense1)  # (B,T,D)
+    g_x, g_W1, g_b1 = dense_bwd(g_memory.h + five.h + g_h, res.dense1)  # (B,T,I)
     g_gain, g_bias = xp.sum(g_gain + five.gain, axis=(0, 1)), xp.sum(g_bias, axis=(0, 1))  # (D,)
     g_slow = (g_W1, g_b1, g_W2 + five.W2, g_b2, g_gain, g_bias, g_U + five.U, g_c)
     return g_x + g_memory.x, SlowParameters(*g_slow)
@@ -310,12 +310,13 @@ def fast_block_fwd(
     settings: FastSettings,
     state: FastParameters | OptimizerState | None = None,
 ) -> tuple[tuple[Array, Array, Any], FastBlockResidual]:
-    """(B,T,D),(B,T),(B,T)->(B,T,V),(B,T,V),FastParameters   write, then read   (F.6)
+    """(B,T,I),(B,T),(B,T)->(B,T,V),(B,T,V),FastParameters   write, then read   (F.6)
 
     Parameters
     ----------
     x, labels, weights
-        Features; the next token at each position; its weight in the slow loss (0 = not written).
+        Features, of any width I; the next token at each position; its weight in the slow loss (0 =
+        not written).
     slow, eta, decay
         Slow parameters, six step sizes, the rate lambda at which updates fade.
     settings
@@ -351,7 +352,7 @@ def fast_block_score(
     settings: FastSettings,
     state: FastParameters | OptimizerState | None = None,
 ) -> tuple[Array, Any]:
-    """(B,T,D),(B,T),(B,T)->(B,T,V),FastParameters   fast_block_fwd for reading: fast logits and the
+    """(B,T,I),(B,T),(B,T)->(B,T,V),FastParameters   fast_block_fwd for reading: fast logits and the
     state, no residual is kept   (F.6)
 
     Raises as ``fast_block_fwd``.

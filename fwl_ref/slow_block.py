@@ -19,7 +19,7 @@ from .ops.squared_relu import SquaredReluResidual, squared_relu_bwd, squared_rel
 class SlowParameters(NamedTuple):
     """Parameters of the block, and (same type) their gradients."""
 
-    W1: Array  # (D,F)
+    W1: Array  # (I,F) I = D in a language model
     b1: Array  # (F,)
     W2: Array  # (F,D)
     b2: Array  # (D,)
@@ -52,7 +52,7 @@ class SlowBlockResidual(NamedTuple):
 def slow_block_fwd(
     x: Array, labels: Array, p: SlowParameters, eps: float
 ) -> tuple[tuple[Array, Array], SlowBlockResidual]:
-    """(...,D),(...)->(...),(...,V)   cross-entropy per token, and the logits   (B.1)
+    """(...,I),(...)->(...),(...,V)   cross-entropy per token, and the logits   (B.1)
 
     Raises ValueError or TypeError if shapes do not fit, or arrays are mixed.
     """
@@ -73,5 +73,5 @@ def slow_block_bwd(dnll: Array, res: SlowBlockResidual) -> tuple[Array, SlowPara
     dz, dgain, dbias = layernorm_bwd(dn, res.norm)  # (...,D)
     da, dW2, db2 = dense_bwd(dz, res.dense2)  # (...,F)
     dh = squared_relu_bwd(da, res.act)  # (...,F)
-    dx, dW1, db1 = dense_bwd(dh, res.dense1)  # (...,D)
+    dx, dW1, db1 = dense_bwd(dh, res.dense1)  # (...,I)
     return dx, SlowParameters(dW1, db1, dW2, db2, dgain, dbias, dU, dc)

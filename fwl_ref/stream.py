@@ -38,7 +38,7 @@ class Stream(NamedTuple):
     """What is carried from token to token, one entry per sequence."""
 
     state: Any  # FastParameters, sums of past gradients; with an optimizer OptimizerState
-    pending: Array | None  # (B,D) features predicted from, until reveal; then None
+    pending: Array | None  # (B,I) features predicted from, until reveal; then None
 
 
 def stream_start(batch: int, slow: SlowParameters, settings: FastSettings | None = None) -> Stream:
@@ -55,7 +55,7 @@ def stream_start(batch: int, slow: SlowParameters, settings: FastSettings | None
 def stream_predict(
     stream: Stream, x: Array, slow: SlowParameters, eta: FastParameters, settings: FastSettings
 ) -> tuple[Array, Stream]:
-    """(B,D)->(B,V)   logits for the next token from the features of this one   (F.8)
+    """(B,I)->(B,V)   logits for the next token from the features of this one   (F.8)
 
     Raises ValueError without the constant normalizer, if the previous token was never revealed, or
     for another number of sequences than the stream was started with.
@@ -104,7 +104,7 @@ def stream_reveal(
     xp = namespace(stream.pending, weights)
     token = stream.pending[:, None, :], labels[:, None], weights[:, None]  # T = 1
     (m, _), _ = write_fwd(*token, slow, settings)
-    outer1 = xp.matmul(xp.matrix_transpose(m.x), m.dh)  # (B,D,F)
+    outer1 = xp.matmul(xp.matrix_transpose(m.x), m.dh)  # (B,I,F)
     outer2 = xp.matmul(xp.matrix_transpose(m.a), m.dz)  # (B,F,D)
     vectors = (g[:, 0, :] for g in (m.dh, m.dz, m.dgain, m.dbias))
     db1, db2, dgain, dbias = vectors  # (B,F), (B,D), (B,D), (B,D)

@@ -91,7 +91,8 @@ def block_cases(
     )
     off = draw(st.sets(st.integers(0, 5), max_size=3)) if zero_steps else set()
     mask, decay, seed = draw(st.sampled_from(masks)), draw(st.sampled_from(decays)), draw(seeds)
-    return make_block_case(batch, length, width, hidden, vocabulary, settings, seed, mask, decay, frozenset(off), dtype)
+    features = draw(st.integers(1, 5))  # of any width; the block's own among them
+    return make_block_case(batch, length, width, hidden, vocabulary, settings, seed, mask, decay, frozenset(off), dtype, features)
 
 
 def off_the_kink(case: BlockCase, margin: float = 0.05, spread: float = 0.3) -> BlockCase:

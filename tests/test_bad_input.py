@@ -31,7 +31,7 @@ SLOW = SlowParameters(**{n: RNG.standard_normal(s) for n, s in SHAPES.items()})
 X, LABELS, WEIGHTS = RNG.standard_normal((B, T, D)), RNG.integers(0, V, (B, T)), np.ones((B, T))
 ETA, DECAY, SETTINGS = FastParameters(*(np.asarray(0.1),) * 6), np.asarray(0.01), FastSettings()
 CONFIG = Config(width=8, layers=1, heads=2)
-NARROW = SlowParameters(SLOW.W1[:1], SLOW.b1, SLOW.W2[:, :1], SLOW.b2[:1], SLOW.gain[:1], SLOW.bias[:1], SLOW.U[:1], SLOW.c)  # D = 1
+NARROW = SlowParameters(SLOW.W1, SLOW.b1, SLOW.W2[:, :1], SLOW.b2[:1], SLOW.gain[:1], SLOW.bias[:1], SLOW.U[:1], SLOW.c)  # D = 1
 
 
 def block(**changes):
@@ -123,11 +123,11 @@ def test_mixed_libraries_are_refused(what):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"x": X[0]}, ["(B,T,D)", "(5, 4)"]),
+        ({"x": X[0]}, ["(B,T,I)", "(5, 4)"]),
         ({"labels": LABELS[:, 1:]}, ["labels", "(2, 5)", "(2, 4)"]),
         ({"weights": WEIGHTS[:1]}, ["weights", "(2, 5)", "(1, 5)"]),
         ({"x": X[..., 1:]}, ["width 3", "W1", "(4, 6)"]),
-        ({"x": X[..., :1], "settings": SETTINGS._replace(eps=0.0), "slow": NARROW}, ["at least 2", "eps > 0"]),
+        ({"settings": SETTINGS._replace(eps=0.0), "slow": NARROW}, ["at least 2", "eps > 0"]),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(changes, words):
@@ -135,15 +135,21 @@ def test_shapes_that_do_not_fit_are_refused(changes, words):
     refused(ValueError, words, block, **changes)
 
 
+def test_features_of_width_1_need_no_epsilon():
+    """LayerNorm sees z (D), not x (I): the block's width decides."""
+    (logits, _, _), _ = block(x=X[..., :1], slow=SLOW._replace(W1=SLOW.W1[:1]), settings=SETTINGS._replace(eps=0.0))
+    assert np.all(np.isfinite(logits))
+
+
 # --- shapes of parameters: nothing is broadcast
 
 
 MISSHAPEN = {
-    "W1 without an axis": ("W1", SLOW.W1[0], ["W1", "(D,F)", "(6,)"]),
+    "W1 without an axis": ("W1", SLOW.W1[0], ["W1", "(I,F)", "(6,)"]),
     "b1 a row": ("b1", SLOW.b1[None], ["b1", "(F) = (6,)", "(1, 6)"]),
     "b1 of one entry": ("b1", SLOW.b1[:1], ["b1", "(F) = (6,)", "(1,)"]),
     "b1 a scalar": ("b1", SLOW.b1[0], ["b1", "(F) = (6,)", "()"]),
-    "W2 transposed": ("W2", SLOW.W2.T, ["W2", "(F,D) = (6, 4)", "(4, 6)"]),
+    "W2 transposed": ("W2", SLOW.W2.T, ["W2", "(F,D) = (6, 6)", "(4, 6)"]),
     "b2 per token": ("b2", np.ones((T, D)), ["b2", "(D) = (4,)", "(5, 4)"]),
     "gain of one entry": ("gain", SLOW.gain[:1], ["gain", "(D) = (4,)", "(1,)"]),
     "gain per token": ("gain", np.ones((T, D)), ["gain", "(D) = (4,)", "(5, 4)"]),
@@ -260,7 +266,7 @@ def test_features_and_labels_of_the_slow_block_fit():
     """Its boundary: width, and one label per token."""
     refused(ValueError, ["width", "(4, 6)"], slow_block_fwd, X[..., :3], LABELS, SLOW, 1e-6)
     refused(ValueError, ["labels", "(2, 5)", "(5,)"], slow_block_fwd, X, LABELS[0], SLOW, 1e-6)
-    refused(ValueError, ["(B,D)", "(2, 5, 4)"], predict, x=X)
+    refused(ValueError, ["(B,I)", "(2, 5, 4)"], predict, x=X)
     refused(ValueError, ["width 3", "(4, 6)"], predict, x=X[:, 0, :3])
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fwl_ref.dynamic_evaluation import Descent, RmsScale, dynamic_evaluation, evaluate_block, mean_square, rms_scale, update
 from fwl_ref.fwl import FastSettings
+from fwl_ref.lm.model import Config, initialize, loss_and_gradient
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, tree_map
 from tests.strategies import generator, make_block_case, seeds
@@ -69,6 +70,38 @@ def test_the_statistics_are_the_root_mean_square_over_batches(seed, count, eps):
     flat = np.sqrt(np.mean([np.concatenate([g.ravel() for g in t]) ** 2 for t in gradients], axis=0))
     assert_close(np.concatenate([d.ravel() for d in scale.divisor]), flat + eps * flat.mean())
     assert_close(np.concatenate([n.ravel() for n in scale.norm]), flat / flat.mean())
+
+
+def test_lambda_and_epsilon_of_the_published_program_are_converted():
+    """A small transformer: his divisor and his clipped pull written out, and ours with epsilon / m and lambda m / m_K, entry by
+    entry. m_K / m is 7.4: left as it is, lambda pulls that much harder where nothing is clipped   (Y.5)
+    """
+    config = Config(width=16, layers=1, heads=2, vocabulary=16, fast=False)
+    plain, rng = initialize(config, dtype="float64"), np.random.default_rng(0)
+
+    def gradient() -> tuple:
+        text = rng.integers(0, 16, (2, 17))
+        return loss_and_gradient(plain, text[:, :-1], text[:, 1:], None, config)[1][:-2]  # a plain model has no step sizes, no decay
+
+    square = mean_square(gradient() for _ in range(4))
+    roots = [np.sqrt(ms) for ms in leaves(square)]
+    m, m_K = np.mean(np.concatenate([r.ravel() for r in roots])), np.mean([r.mean() for r in roots])
+    assert round(m_K / m, 1) == 7.4
+    his_eps, his_decay, theta0 = 0.002, 0.3, plain[:-2]
+    g, theta = gradient(), tree_map(lambda p: p + 0.1 * rng.standard_normal(p.shape), theta0)
+    scale = rms_scale(square, his_eps / m)
+    ours = update(theta, g, theta0, Descent(0.01, his_decay * m / m_K, scale))
+    parts = zip(leaves(theta), leaves(g), leaves(theta0), roots, leaves(ours), strict=True)
+    clipped = 0
+    for p, slope, start, root, found in parts:
+        pull = np.minimum(1.0, his_decay * root / m_K)
+        clipped += int(np.sum(pull == 1))
+        assert_close(found, p - 0.01 * slope / (root + his_eps) + pull * (start - p))
+    assert 0 < clipped < sum(r.size for r in roots)
+    still = tree_map(np.zeros_like, g)
+    soft = [update(theta, still, theta0, Descent(0.0, 1e-3 * factor, scale)) for factor in (1.0, m / m_K)]
+    moved = [np.concatenate([(a - b).ravel() for a, b in zip(leaves(s), leaves(theta), strict=True)]) for s in soft]
+    assert_close(moved[0], moved[1] * m_K / m)
 
 
 def test_a_subset_moves_and_the_rest_is_the_same_arrays():

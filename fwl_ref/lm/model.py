@@ -115,7 +115,7 @@ def check_model(p: Parameters, config: Config) -> None:
     block, eta = SlowParameters(*BLOCK_AXES), FastParameters(*[""] * len(FastParameters._fields))
     d, v = config.width, config.vocabulary
     axes = Parameters("V,D", trunk, "D", "D", block, eta, "")
-    check_shapes(p, axes, {"D": d, "3D": 3 * d, "F": 4 * d, "V": v})
+    check_shapes(p, axes, {"I": d, "D": d, "3D": 3 * d, "F": 4 * d, "V": v})
     namespace(*leaves(p))
 
 
@@ -135,7 +135,10 @@ def initialize(
     """Random host parameters: normal with deviation 0.02, output projections scaled by 1 / sqrt(2
     layers), gains 1, biases 0.
 
-    The step sizes start at 0.01 as in both published programs. A plain model has the same
+    The step sizes start at 0.01. That is the number of both published programs but not their step:
+    they divide by the weights of the batch, the default N = 1 does not, so a token steps as many
+    times further here as a batch has weighted tokens. ``normalizer="batch"``, or ``constant`` that
+    number, takes the published step (docs/questions.md has the choice). A plain model has the same
     parameters; its step sizes are zero.
     """
     check_config(config)

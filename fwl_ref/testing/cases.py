@@ -86,8 +86,9 @@ def draw(subject: Subject, plan: Plan, options: Options) -> Arrays:
     rng = host.random.default_rng([plan.seed, 0x6B6974])
     sizes = {"B": plan.B, "T": plan.tokens, "K": plan.K, "E": plan.E, "N": 2, "D": plan.K}
     sizes |= {"F": plan.E + 2, "V": 4, "H": plan.H * options.grouped_values} | {
-        letter: n for letter, n in options.sizes.items() if letter in "NFDV"
+        letter: n for letter, n in options.sizes.items() if letter in "NFDVI"
     }
+    sizes = {"I": sizes["D"]} | sizes  # features of the block's width unless told otherwise
     case: Arrays = {}
     names = (*subject.inputs, *(f"cot_{name}" for name in subject.cotangents))
     for name in names:

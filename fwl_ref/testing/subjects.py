@@ -2,7 +2,8 @@
 its arrays in the order of a kernel's arguments and the exact answers to a case.
 
 Arrays here are of one head. Letters of shapes: B sequences, T tokens, K key channels, E value
-channels; N steps of a DeltaProduct, F the hidden width, D features and V classes of the block.
+channels; N steps of a DeltaProduct; I features, F the hidden width, D the width and V classes of
+the block.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def _attention(arrays: Arrays, settings: Settings) -> Arrays:
 # --- the fast weight block
 
 _SLOW = {
-    **{"W1": "DF", "b1": "F", "W2": "FD", "b2": "D", "gain": "D", "bias": "D"},
+    **{"W1": "IF", "b1": "F", "W2": "FD", "b2": "D", "gain": "D", "bias": "D"},
     **{"U": "DV", "c": "V"},
 }
 _STATE = {f"state_{n}": f"B{letters}" for n, letters in _SLOW.items() if n not in "Uc"}
@@ -152,7 +153,7 @@ SUBJECTS = {name: _rule(name) for name in golden_rules.RULES} | {
         {"out": "BTK"}, _attention, read="inclusive",
     ),
     "fast_block": Subject(
-        "fast_block", {"x": "BTD", "labels": "BT", "weights": "BT"},
+        "fast_block", {"x": "BTI", "labels": "BT", "weights": "BT"},
         _SLOW | dict.fromkeys((*_ETA, "decay"), ""), _STATE,
         ("x", "labels", "weights", (SlowParameters, tuple(_SLOW)), (FastParameters, _ETA), "decay"),
         FastParameters, {"logits": "BTV", "logits_slow": "BTV"}, _block,

@@ -21,7 +21,7 @@ B, T, D, F, V = 2, 9, 6, 24, 7
 class BlockCase(NamedTuple):
     """Everything ``fast_block_fwd`` takes, in its order: ``fast_block_fwd(*case)``."""
 
-    x: Array  # (B,T,D)
+    x: Array  # (B,T,I)
     labels: Array  # (B,T)
     weights: Array  # (B,T)
     slow: SlowParameters
@@ -72,14 +72,17 @@ def make_block_case(
     decay: float = 0.0,
     zero_steps: frozenset[int] = frozenset(),
     dtype: str = "float64",
+    features: int | None = None,
 ) -> BlockCase:
-    """The host arrays of a case from its structure.
+    """The host arrays of a case from its structure; ``features`` is the width of x, None = that of
+    the block.
 
     ``mask`` is a kind of ``weight_mask``; ``zero_steps`` numbers the step sizes that are 0.
     """
     normal, rng = generator(seed), host.random.default_rng([seed, 1])
+    features = width if features is None else features
     slow = SlowParameters(
-        W1=normal(width, hidden, scale=width**-0.5),
+        W1=normal(features, hidden, scale=features**-0.5),
         b1=normal(hidden, scale=0.3),
         W2=normal(hidden, width, scale=hidden**-0.5),
         b2=normal(width),
@@ -88,7 +91,7 @@ def make_block_case(
         U=normal(width, vocabulary),
         c=normal(vocabulary, scale=0.3),
     )
-    x, labels = normal(batch, length, width), rng.integers(0, vocabulary, (batch, length))
+    x, labels = normal(batch, length, features), rng.integers(0, vocabulary, (batch, length))
     weights = weight_mask(mask, (batch, length), seed + 2)
     eta = [0.0 if i in zero_steps else rng.uniform(0.02, 0.1) for i in range(6)]
 

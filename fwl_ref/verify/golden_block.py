@@ -7,7 +7,7 @@ Inputs: features ``x``, ``labels`` and ``weights``; the slow parameters ``W1 ...
 
 Answers of ``fwl``: ``logits_slow``, ``logits`` (B,T,V); ``dh`` (B,T,F), ``dz``, ``dn`` (B,T,D);
 ``loss`` (), the weighted mean; ``g_NAME``, its gradient, shaped like the input NAME.
-Answers of ``dynamic_evaluation``: ``logits`` (B,T,V), and the final ``W1`` (B,D,F) ... ``bias``
+Answers of ``dynamic_evaluation``: ``logits`` (B,T,V), and the final ``W1`` (B,I,F) ... ``bias``
 (B,D). These have the names of the parameters it started from: next to answers, the ones of the
 start are called ``slow_W1 ... slow_bias``. A case without answers simply says ``W1 ... bias``.
 """
@@ -28,8 +28,8 @@ from .golden_fields import Arrays, Sizes, choice, count, labels, number, real, r
 FAST, SLOW = FastParameters._fields, SlowParameters._fields
 
 REAL = {  # arrays of float64, with the letters of their shapes
-    **{"x": "BTD", "weights": "BT"},
-    **{"W1": "DF", "b1": "F", "W2": "FD", "b2": "D", "gain": "D", "bias": "D", "U": "DV", "c": "V"},
+    **{"x": "BTI", "weights": "BT"},
+    **{"W1": "IF", "b1": "F", "W2": "FD", "b2": "D", "gain": "D", "bias": "D", "U": "DV", "c": "V"},
 }
 NUMBERS = (*(f"eta_{name}" for name in FAST), "eps", "constant", "decay")  # scalars
 COUNTS = {"first_order": 0, "chunk": 0}  # integers and the least value of each
@@ -81,11 +81,11 @@ def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
 
 def _check_ranges(case: dict[str, Any]) -> None:
     """What shapes and types do not say."""
-    eps, alone = case["eps"], case["x"].shape[-1] < 2
+    eps, alone = case["eps"], len(case["b2"]) < 2
     if case["first_order"] > 1:
         refuse("first_order", "0 or 1", case["first_order"])
     if eps < 0 or (eps == 0 and alone):
-        why = "> 0, for a row of x has width D = 1 and its variance is 0" if alone else ">= 0"
+        why = "> 0, for a row of z has width D = 1 and its variance is 0" if alone else ">= 0"
         refuse("eps", f"a number {why}", eps)
     if not 0 <= case["decay"] <= 1:
         refuse("decay", "a number in [0, 1]", case["decay"])
@@ -191,16 +191,16 @@ PLANS = (
 
 def draw_case(plan: Plan, rng: Any, given: Sizes) -> dict[str, Any]:
     """The inputs of a case: sizes that are not given and numbers from ``rng``, the rest from
-    ``plan``.
+    ``plan``; features of the block's width unless I is given.
     """
     limits = {"B": (1, 4), "D": (3, 7), "F": (5, 13), "V": (3, 10)}
     sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()} | given
-    sizes["T"] = plan.length
+    sizes = {"I": sizes["D"]} | sizes | {"T": plan.length}
     case: dict[str, Any] = {
         name: rng.standard_normal([sizes[letter] for letter in letters])
         for name, letters in REAL.items()
     }
-    case["W1"] /= sizes["D"] ** 0.5
+    case["W1"] /= sizes["I"] ** 0.5
     case["W2"] /= sizes["F"] ** 0.5
     case["gain"] = 1 + 0.2 * case["gain"]
     case |= {name: 0.2 * case[name] for name in ("b1", "b2", "bias", "c")}
@@ -228,6 +228,7 @@ def describe(plan: Plan, case: Arrays) -> str:
     form = f"chunk{plan.chunk}" if plan.kind == "fwl" else f"segment{plan.segment}"
     order = "_first_order" if plan.first_order else ""
     still = "".join(f"_{name}_still" for name in plan.still)
-    (b, t, d), f, v = case["x"].shape, len(case["b1"]), len(case["c"])
+    (b, t, i), (f, d), v = case["x"].shape, case["W2"].shape, len(case["c"])
+    wide = f"I{i}" if i != d else ""
     settings = f"{plan.normalizer}_{form}_decay{plan.decay:g}_eps{plan.eps:g}_{plan.weights}"
-    return f"{plan.kind}_{settings}{order}{still}_B{b}T{t}D{d}F{f}V{v}"
+    return f"{plan.kind}_{settings}{order}{still}_B{b}T{t}{wide}D{d}F{f}V{v}"

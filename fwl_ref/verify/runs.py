@@ -31,13 +31,13 @@ class Evaluation(NamedTuple):
     """What dynamic evaluation says, and where its parameters end."""
 
     logits: Array  # (B,T,V)
-    parameters: FastParameters  # one of each per sequence: (B,D,F) ... (B,D)
+    parameters: FastParameters  # one of each per sequence: (B,I,F) ... (B,D)
 
 
 class Gradients(NamedTuple):
     """The gradients of everything that the block differentiates, in the order of its arguments."""
 
-    x: Array  # (B,T,D)
+    x: Array  # (B,T,I)
     slow: SlowParameters
     eta: FastParameters
     decay: Array  # ()

@@ -210,7 +210,7 @@ def test_parameters_start_as_the_docstring_says():
 
 @host_made
 def test_step_sizes_start_at_a_hundredth_and_at_zero_in_a_plain_model():
-    """eta = 0.01 as in both published programs, lambda = 0.005, both as told; a plain model has the
+    """eta = 0.01, the number (not the step) of both published programs, lambda = 0.005, both as told; a plain model has the
     same parameters and neither   (M.3)
     """
     for config, eta, decay in ((CONFIG, 0.01, 0.005), (CONFIG._replace(fast=False), 0, 0)):

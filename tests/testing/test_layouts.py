@@ -181,6 +181,19 @@ def test_the_fast_weight_block_is_accepted() -> None:
     assert {"logits", "logits_slow", "state_out_W1", "g_x", "g_W1", "g_U", "g_eta_bias", "g_decay"} <= set(report.arrays)
 
 
+def test_features_of_another_width_than_the_block_are_drawn_when_asked_for() -> None:
+    """I is the block's width D unless ``sizes`` says otherwise."""
+    for sizes, widths in (({}, None), ({"I": 6}, 6), ({"D": 4, "I": 3}, 3)):
+        seen = []
+
+        def watched(x: Any, *rest: Any, seen: list = seen) -> Any:
+            seen.append((x.shape[-1], rest[2].W2.shape[1]))
+            return block(x, *rest)
+
+        check_kernel("fast_block", watched, backward=block_bwd, chunk=3, examples=5, sizes=sizes)
+        assert all(i == (widths or d) for i, d in seen) and (not widths or any(i != d for i, d in seen))
+
+
 # Tolerances
 # ----------------------------------------------------------------------------------------
 

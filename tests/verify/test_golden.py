@@ -431,6 +431,18 @@ def test_rtol_replaces_what_is_allowed(tmp_path, capsys):
         assert "expected rtol above 0 and below 1" in capsys.readouterr().err
 
 
+def test_features_have_the_width_of_the_block_unless_a_size_is_given(tmp_path, capsys):
+    """I = D as drawn before; with I given, both kinds are answered and checked, and the file's name says it."""
+    plain = [golden.draw_case(p, np.random.default_rng(1)) for p in golden_block.PLANS]
+    assert all(case["x"].shape[-1] == len(case["b2"]) for case in plain)
+    assert command("make", tmp_path, "--kind", "fwl", "--kind", "dynamic_evaluation", "--size", "I=9,D=4") == 0
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) == len(golden_block.PLANS) and all("I9D4F" in path.name for path in paths)
+    for case in map(load_arrays, paths):
+        assert case["x"].shape[-1] == 9 and case["U"].shape[0] == 4
+    assert command("check", tmp_path) == 0
+
+
 def test_kinds_and_sizes_are_chosen(tmp_path, capsys):
     """Only these kinds are written and checked, in these sizes; what is not given is drawn as before."""
     assert command("make", tmp_path, "--kind", "gla", "--kind", "dynamic_evaluation", "--size", "K=5,B=2,T=13,D=6") == 0
@@ -578,13 +590,14 @@ BAD = {  # what is wrong -> (which case, the change, the array, words of the mes
     "segment in fwl": (0, swap("segment", 1), "segment", "leave it out"),
     "unknown array": (0, swap("extra", 1.0), "extra", "leave it out"),
     "answer of the other kind": (2, swap("dh", 1.0), "dh", "leave it out"),
-    "x of two axes": (0, swap("x", lambda a: a[0]), "x", "(B,T,D)"),
+    "x of two axes": (0, swap("x", lambda a: a[0]), "x", "(B,T,I)"),
     "no sequences": (0, swap("x", lambda a: a[:0]), "x", "B >= 1"),
     **{
         f"ill-shaped {n}": (0, swap(n, lambda a: a[..., 1:]), n, "expected shape")
-        for n in ("labels", "weights", "b1", "W2", "b2", "gain", "bias", "c")
+        for n in ("labels", "weights", "b1", "b2", "gain", "bias", "c")
     },
-    "W1 of another width": (0, swap("W1", lambda a: a[1:]), "W1", "expected shape (D,F)"),
+    "W2 of another hidden width": (0, swap("W2", lambda a: a[1:]), "W2", "expected shape (F,D)"),
+    "W1 of another width": (0, swap("W1", lambda a: a[1:]), "W1", "expected shape (I,F)"),
     "U of another width": (0, swap("U", lambda a: a.T), "U", "expected shape (D,V)"),
     **{f"{n} as a vector": (0, swap(n, lambda a: a[None]), n, "scalar") for n in ("eta_W1", "decay", "chunk", "kind", "normalizer")},
     "float labels": (0, swap("labels", lambda a: 1.0 * a), "labels", "expected integers, found float64"),
@@ -633,7 +646,7 @@ def test_a_width_of_one_needs_an_epsilon():
     case = draw(0) | {n: rng.standard_normal(s) for n, s in {"x": (3, 8, 1), "W1": (1, 9), "W2": (9, 1), "U": (1, 4)}.items()}
     case |= {n: np.ones(1) for n in ("b2", "gain", "bias")}
     assert np.isfinite(golden.run_case(case)["loss"])
-    with pytest.raises(ValueError, match="eps: expected a number > 0, for a row of x has width D = 1"):
+    with pytest.raises(ValueError, match="eps: expected a number > 0, for a row of z has width D = 1"):
         golden.run_case(case | {"eps": np.array(0.0)})
 
 

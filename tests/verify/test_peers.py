@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fwl_ref.dynamic_evaluation import Descent, RmsScale, update
+from fwl_ref.dynamic_evaluation import Descent, RmsScale, mean_square, rms_scale, update
 from fwl_ref.rules.dplr import dplr_recurrent_fwd
 from fwl_ref.verify.golden import check_folder
 from tools import peers
@@ -47,25 +47,50 @@ def test_every_peer_agrees_on_every_answer() -> None:
 
 def test_krauses_program_moves_parameters_as_the_rms_rule_does() -> None:
     """(Y.2) on a recurrent network of his: the gradients are the program's, the walk of the parameters is ours."""
+    case = krauses_case()
+    roots = mean_square(tuple(g[i] for g in case["train_gradient"]) for i in range(len(case["train_gradient"][0])))
+    for found, expected in zip(roots, case["MS_root"], strict=True):
+        np.testing.assert_allclose(np.sqrt(found), expected, rtol=RTOL)
+    scale = RmsScale(tuple(root + case["eps"] for root in case["MS_root"]), case["RMSnorm"])
+    clipped = sum(int(np.sum(norm * case["decay"] > 1)) for norm in scale.norm)
+    assert clipped == 25  # entries whose pull towards theta_0 is clipped: the rule's other branch is walked as well
+    assert off_his_walk(case, Descent(case["rate"], case["decay"], scale)) <= RTOL
+
+
+def test_krauses_settings_converted_walk_as_his_program_does() -> None:
+    """epsilon / m and lambda m / m_K, with statistics from ``rms_scale``; m_K / m is 1.49 here   (Y.5)
+    N: either left as it is walks elsewhere.
+    """
+    case = krauses_case()
+    square, roots = tuple(root**2 for root in case["MS_root"]), case["MS_root"]
+    m = np.mean(np.concatenate([root.ravel() for root in roots]))
+    m_K = np.mean([root.mean() for root in roots])
+    assert round(m_K / m, 2) == 1.49
+
+    def off(eps: float, decay: float) -> float:
+        return off_his_walk(case, Descent(case["rate"], decay, rms_scale(square, eps)))
+
+    assert off(case["eps"] / m, case["decay"] * m / m_K) <= RTOL
+    assert off(case["eps"], case["decay"] * m / m_K) > 0.01 and off(case["eps"] / m, case["decay"]) > 0.01
+
+
+def krauses_case() -> dict:
+    """What his program was given and where its parameters went: trees by the names of their arrays, and numbers."""
     names = ("embedding_weight", "dense_weight", "dense_bias", "output_weight", "output_bias")
     with np.load(FOLDER / "plain" / "61_dyneval_rms_lambda0.9_segments8.npz") as data:
+        trees = {name.partition("__")[0] for name in data if "__" in name}
+        numbers = {name: float(data[name]) for name in ("eps", "rate", "decay")}
+        return numbers | {what: tuple(data[f"{what}__{name}"] for name in names) for what in trees}
 
-        def tree(what: str) -> tuple:
-            return tuple(data[f"{what}__{name}"] for name in names)
 
-        roots = tuple(np.sqrt(np.mean(g**2, axis=0)) for g in tree("train_gradient"))
-        for found, expected in zip(roots, tree("MS_root"), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=RTOL)
-        scale = RmsScale(tuple(root + float(data["eps"]) for root in tree("MS_root")), tree("RMSnorm"))
-        descent = Descent(float(data["rate"]), float(data["decay"]), scale)
-        theta0 = theta = tree("theta0")
-        gradients, after = tree("gradient"), tree("theta")
-        clipped = sum(int(np.sum(norm * descent.decay > 1)) for norm in scale.norm)
-        assert clipped == 25  # entries whose pull towards theta_0 is clipped: the rule's other branch is walked as well
-        for segment in range(len(gradients[0])):
-            theta = update(theta, tuple(g[segment] for g in gradients), theta0, descent)
-            for found, expected in zip(theta, after, strict=True):
-                np.testing.assert_allclose(found, expected[segment], rtol=0, atol=RTOL * np.abs(expected).max())
+def off_his_walk(case: dict, descent: Descent) -> float:
+    """How far ``update`` on his gradients gets from his parameters, over each array's largest magnitude."""
+    theta, worst = case["theta0"], 0.0
+    for segment in range(len(case["gradient"][0])):
+        theta = update(theta, tuple(g[segment] for g in case["gradient"]), case["theta0"], descent)
+        errors = [np.abs(a - b[segment]).max() / np.abs(b).max() for a, b in zip(theta, case["theta"], strict=True)]
+        worst = max(worst, *errors)
+    return worst
 
 
 def test_two_combas_are_dplr_and_differ_in_what_they_recall() -> None:
