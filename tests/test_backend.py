@@ -703,7 +703,7 @@ def test_a_run_without_a_required_backend_fails(settings: dict, code: int, words
     """
     if code and "torch" not in settings.values() and not backends.missing("cupy"):
         pytest.skip("CuPy is here")
-    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "FWL_REF_REQUIRE", "FWL_REF_BACKEND")}
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "FWL_REF_REQUIRE", "FWL_REF_BACKEND", "FWL_REF_PART")}
     command = [sys.executable, "-m", "pytest", "tests/test_tree.py", "-k", "have_names"]
     run = subprocess.run(command, cwd=ROOT, env=kept | settings, capture_output=True, text=True)
     assert run.returncode == code and words in run.stdout + run.stderr, run.stdout + run.stderr
