@@ -15,7 +15,8 @@ import numpy as np
 
 from fwl_ref.exercises import adjoint_by_differences, agree, check
 from fwl_ref.gradcheck import check_adjoint
-from fwl_ref.lm.transformer import EPS, LayerParameters, layer_bwd, layer_fwd, stack_bwd, stack_fwd
+from fwl_ref.lm.stack import stack_bwd, stack_fwd
+from fwl_ref.lm.transformer import EPS, LayerParameters, layer_bwd, layer_fwd
 from fwl_ref.ops.attention import attention_bwd, attention_fwd
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_fwd
@@ -233,9 +234,9 @@ T, window = 12, 3
 x = rng.standard_normal((1, T, D))
 reach = []
 for depth in (1, 3):
-    (_, _), res = stack_fwd(x, (par,) * depth, H, window)
+    (_, _), res = stack_fwd(layer_fwd, x, (par,) * depth, (H, window))
     starts = np.eye(T)[:, None, :, None] * rng.standard_normal((T, 1, 1, D))  # row t: a gradient at token t only
-    reach.append(np.array([np.abs(stack_bwd(start, res)[0]).sum(axis=-1)[0] for start in starts]) > 0)
+    reach.append(np.array([np.abs(stack_bwd(layer_bwd, start, res)[0]).sum(axis=-1)[0] for start in starts]) > 0)
 fig, axes = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True)
 for ax, pattern, depth in zip(axes, reach, (1, 3), strict=True):
     ax.imshow(pattern, cmap="cividis")

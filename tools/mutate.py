@@ -65,7 +65,7 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "slow_block": ["tests/lm/test_model.py", *THEOREMS],
     "lm.transformer": ["tests/lm/test_model.py", *THEOREMS],
     "lm.model": ["tests/lm/test_model.py", "tests/lm/test_checkpoint.py", "tests/lm/test_train.py", *THEOREMS, "tests/test_bad_input.py"],
-    **dict.fromkeys(("lm.llama", "lm.gpt2", "lm.unembed", "lm.heads"), ["tests/lm/test_families.py"]),
+    **dict.fromkeys(("lm.llama", "lm.gpt2", "lm.unembed", "lm.heads", "lm.stack"), ["tests/lm/test_families.py"]),
     "fast_layer": ["tests/test_fast_layer.py", *THEOREMS, MASKS],
     "fwl": [*THEOREMS, MASKS],
     "stream": ["tests/theorems/test_07_to_09_forms.py", MASKS, "tests/test_bad_input.py"],

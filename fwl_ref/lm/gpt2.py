@@ -22,7 +22,8 @@ from ..ops.gelu import GeluResidual, gelu_bwd, gelu_fwd
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
 from ..tree import leaves
 from .heads import merge_heads, split_heads, split_qkv
-from .transformer import KeyValues
+from .stack import stack, stack_bwd, stack_fwd
+from .transformer import LAYER_AXES, KeyValues, LayerParameters
 from .unembed import unembed_bwd, unembed_fwd
 
 
@@ -39,29 +40,12 @@ class Gpt2Config(NamedTuple):
     tied: bool = True  # the embedding is the unembedding
 
 
-class Gpt2Layer(NamedTuple):
-    """Parameters of one layer, and (same type) their gradients."""
-
-    gain1: Array  # (D,)
-    bias1: Array  # (D,)
-    W_qkv: Array  # (D,3D) queries, keys, values of all heads
-    b_qkv: Array  # (3D,)
-    W_o: Array  # (D,D)
-    b_o: Array  # (D,)
-    gain2: Array  # (D,)
-    bias2: Array  # (D,)
-    W_in: Array  # (D,F)
-    b_in: Array  # (F,)
-    W_out: Array  # (F,D)
-    b_out: Array  # (D,)
-
-
 class Gpt2Parameters(NamedTuple):
     """All parameters of a model, and (same type) their gradients."""
 
     embedding: Array  # (V,D)
     positions: Array  # (C,D)
-    trunk: tuple  # of Gpt2Layer
+    trunk: tuple  # of LayerParameters
     gain: Array  # (D,) final normalisation
     bias: Array  # (D,)
     unembedding: Array | None  # (V,D); None = tied, the embedding serves
@@ -113,7 +97,7 @@ def check_config(config: Gpt2Config) -> None:
 
 def parameter_axes(config: Gpt2Config) -> Gpt2Parameters:
     """Which sizes the axes of each parameter have, as words: "D,3D" for W_qkv."""
-    layer = Gpt2Layer("D", "D", "D,3D", "3D", "D,D", "D", "D", "D", "D,F", "F", "F,D", "D")
+    layer = LayerParameters(*LAYER_AXES)
     table = None if config.tied else "V,D"
     return Gpt2Parameters("V,D", "C,D", (layer,) * config.layers, "D", "D", table)
 
@@ -134,7 +118,7 @@ def check_parameters(p: Gpt2Parameters, config: Gpt2Config) -> None:
 
 
 def layer_fwd(
-    x: Array, p: Gpt2Layer, config: Gpt2Config, cache: KeyValues | None = None
+    x: Array, p: LayerParameters, config: Gpt2Config, cache: KeyValues | None = None
 ) -> tuple[tuple[Array, KeyValues], Gpt2LayerResidual]:
     """(B,T,D)->(B,T,D),KeyValues   one layer   (T.7)"""
     xp = namespace(x, *p)
@@ -154,7 +138,7 @@ def layer_fwd(
     return (x + y, KeyValues(k, v)), res
 
 
-def layer_bwd(dx: Array, res: Gpt2LayerResidual) -> tuple[Array, Gpt2Layer]:
+def layer_bwd(dx: Array, res: Gpt2LayerResidual) -> tuple[Array, LayerParameters]:
     """Adjoint of layer_fwd with respect to x and the parameters; the cache is constant.   (T.8)"""
     xp = namespace(dx)
     # forward: x = x + gelu(LN(x) W_in + b_in) W_out + b_out
@@ -173,32 +157,11 @@ def layer_bwd(dx: Array, res: Gpt2LayerResidual) -> tuple[Array, Gpt2Layer]:
     dy = xp.concat([merge_heads(part) for part in parts], axis=-1)  # (B,T,3D)
     dy, dW_qkv, db_qkv = dense_bwd(dy, res.w_qkv)  # (B,T,D)
     dy, dgain1, dbias1 = layernorm_bwd(dy, res.norm1)  # (B,T,D)
-    grads = Gpt2Layer(
+    grads = LayerParameters(
         dgain1, dbias1, dW_qkv, db_qkv, dW_o, db_o,
         dgain2, dbias2, dW_in, db_in, dW_out, db_out,
     )  # fmt: skip
     return dx + dy, grads
-
-
-def stack_fwd(
-    x: Array, trunk: tuple, config: Gpt2Config, caches: tuple | None = None
-) -> tuple[tuple[Array, tuple[KeyValues, ...]], tuple[Gpt2LayerResidual, ...]]:
-    """(B,T,D)->(B,T,D),(KeyValues,...)   all layers in turn   (T.3)"""
-    residuals, kept = [], []
-    for i, p in enumerate(trunk):
-        (x, cache), res = layer_fwd(x, p, config, None if caches is None else caches[i])
-        residuals.append(res)
-        kept.append(cache)
-    return (x, tuple(kept)), tuple(residuals)
-
-
-def stack_bwd(dx: Array, res: tuple) -> tuple[Array, tuple]:
-    """Adjoint of stack_fwd.   (T.4)"""
-    grads = []
-    for layer in reversed(res):
-        dx, grad = layer_bwd(dx, layer)
-        grads.append(grad)
-    return dx, tuple(reversed(grads))
 
 
 def features_fwd(
@@ -210,7 +173,7 @@ def features_fwd(
     out of range, or there are more tokens than positions.
     """
     x, embed, start = _embed(p, tokens, config, caches)  # (B,T,D)
-    (x, caches), stack = stack_fwd(x, p.trunk, config, caches)  # (B,T,D)
+    (x, caches), stack = stack_fwd(layer_fwd, x, p.trunk, (config,), caches)  # (B,T,D)
     x, norm = layernorm_fwd(x, p.gain, p.bias, config.eps)  # (B,T,D)
     return (x, caches), FeaturesResidual(embed, start, config.context, stack, norm)
 
@@ -220,7 +183,7 @@ def features_bwd(dx: Array, res: FeaturesResidual) -> Gpt2Parameters:
     xp = namespace(dx)
     # forward: x = LN(stack(x))
     dx, dgain, dbias = layernorm_bwd(dx, res.norm)  # (B,T,D)
-    dx, dtrunk = stack_bwd(dx, res.stack)  # (B,T,D)
+    dx, dtrunk = stack_bwd(layer_bwd, dx, res.stack)  # (B,T,D)
     # forward: x = embedding[token] + positions[start + t]
     rows = xp.sum(dx, axis=0)  # (T,D)
     end = res.context - res.start - rows.shape[0]
@@ -239,11 +202,8 @@ def features(
     Raises as ``features_fwd``.   (M.11)
     """
     x, _, _ = _embed(p, tokens, config, caches)  # (B,T,D)
-    kept = []
-    for i, layer in enumerate(p.trunk):
-        (x, cache), _ = layer_fwd(x, layer, config, None if caches is None else caches[i])
-        kept.append(cache)
-    return layernorm_fwd(x, p.gain, p.bias, config.eps)[0], tuple(kept)
+    x, caches = stack(layer_fwd, x, p.trunk, (config,), caches)  # (B,T,D)
+    return layernorm_fwd(x, p.gain, p.bias, config.eps)[0], caches
 
 
 def model_fwd(

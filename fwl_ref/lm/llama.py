@@ -27,6 +27,7 @@ from ..ops.rotary import PAIRS, RotaryResidual, rotary_bwd, rotary_fwd
 from ..ops.swiglu import SwigluResidual, swiglu_bwd, swiglu_fwd
 from ..tree import leaves
 from .heads import merge_heads, split_heads
+from .stack import stack, stack_bwd, stack_fwd
 from .transformer import KeyValues
 from .unembed import unembed_bwd, unembed_fwd
 
@@ -214,27 +215,6 @@ def layer_bwd(dx: Array, res: LlamaLayerResidual) -> tuple[Array, LlamaLayer]:
     return dx + dy, grads
 
 
-def stack_fwd(
-    x: Array, trunk: tuple, config: LlamaConfig, caches: tuple | None = None
-) -> tuple[tuple[Array, tuple[KeyValues, ...]], tuple[LlamaLayerResidual, ...]]:
-    """(B,T,D)->(B,T,D),(KeyValues,...)   all layers in turn   (T.3)"""
-    residuals, kept = [], []
-    for i, p in enumerate(trunk):
-        (x, cache), res = layer_fwd(x, p, config, None if caches is None else caches[i])
-        residuals.append(res)
-        kept.append(cache)
-    return (x, tuple(kept)), tuple(residuals)
-
-
-def stack_bwd(dx: Array, res: tuple) -> tuple[Array, tuple]:
-    """Adjoint of stack_fwd.   (T.4)"""
-    grads = []
-    for layer in reversed(res):
-        dx, grad = layer_bwd(dx, layer)
-        grads.append(grad)
-    return dx, tuple(reversed(grads))
-
-
 def features_fwd(
     p: LlamaParameters, tokens: Array, config: LlamaConfig, caches: tuple | None = None
 ) -> tuple[tuple[Array, tuple[KeyValues, ...]], FeaturesResidual]:
@@ -246,7 +226,7 @@ def features_fwd(
     check_parameters(p, config)
     check_labels(tokens, config.vocabulary, "tokens")
     x, embed = embedding_fwd(p.embedding, tokens)  # (B,T,D)
-    (x, caches), stack = stack_fwd(x, p.trunk, config, caches)  # (B,T,D)
+    (x, caches), stack = stack_fwd(layer_fwd, x, p.trunk, (config,), caches)  # (B,T,D)
     x, norm = rmsnorm_fwd(x, p.gain, config.eps)  # (B,T,D)
     return (x, caches), FeaturesResidual(embed, stack, norm)
 
@@ -255,7 +235,7 @@ def features_bwd(dx: Array, res: FeaturesResidual) -> LlamaParameters:
     """Adjoint of features_fwd: gradients of all that it uses, None for an unembedding.   (M.7)"""
     # forward: x = RMS(stack(embedding(tokens)))
     dx, dgain = rmsnorm_bwd(dx, res.norm)  # (B,T,D)
-    dx, dtrunk = stack_bwd(dx, res.stack)  # (B,T,D)
+    dx, dtrunk = stack_bwd(layer_bwd, dx, res.stack)  # (B,T,D)
     return LlamaParameters(embedding_bwd(dx, res.embed), dtrunk, dgain, None)
 
 
@@ -269,11 +249,8 @@ def features(
     check_parameters(p, config)
     check_labels(tokens, config.vocabulary, "tokens")
     x, _ = embedding_fwd(p.embedding, tokens)  # (B,T,D)
-    kept = []
-    for i, layer in enumerate(p.trunk):
-        (x, cache), _ = layer_fwd(x, layer, config, None if caches is None else caches[i])
-        kept.append(cache)
-    return rmsnorm_fwd(x, p.gain, config.eps)[0], tuple(kept)
+    x, caches = stack(layer_fwd, x, p.trunk, (config,), caches)  # (B,T,D)
+    return rmsnorm_fwd(x, p.gain, config.eps)[0], caches
 
 
 def model_fwd(

@@ -33,7 +33,8 @@ from ..slow_block import (
 )
 from ..tree import add, leaves
 from .shards import joined, of_each, part_of, shards
-from .transformer import EPS, LayerParameters, stack, stack_bwd, stack_fwd
+from .stack import stack, stack_bwd, stack_fwd
+from .transformer import EPS, LAYER_AXES, LayerParameters, layer_bwd, layer_fwd
 
 DIALECTS = {"tf": 0.0, "jax": 1e-6}  # name -> LayerNorm epsilon of the published program
 
@@ -111,7 +112,7 @@ def check_model(p: Parameters, config: Config) -> None:
     """Raise ValueError or TypeError unless every parameter has the shape that ``config`` says."""
     if len(p.trunk) != config.layers:
         raise ValueError(f"the model must have {config.layers} layers, got {len(p.trunk)}")
-    trunk = (LayerParameters(*TRUNK_AXES),) * config.layers
+    trunk = (LayerParameters(*LAYER_AXES),) * config.layers
     block, eta = SlowParameters(*BLOCK_AXES), FastParameters(*[""] * len(FastParameters._fields))
     d, v = config.width, config.vocabulary
     axes = Parameters("V,D", trunk, "D", "D", block, eta, "")
@@ -230,7 +231,7 @@ def features_fwd(
     """(B,T)->(B,T,D),(KeyValues,...)   embedding, stack, final LayerNorm   (M.1)"""
     check_labels(tokens, config.vocabulary, "tokens")
     x, embed = embedding_fwd(p.embedding, tokens)  # (B,T,D)
-    (x, caches), stack = stack_fwd(x, p.trunk, config.heads, config.attention_window, caches)
+    (x, caches), stack = stack_fwd(layer_fwd, x, p.trunk, _layer_settings(config), caches)
     x, norm = layernorm_fwd(x, p.gain, p.bias, EPS)  # (B,T,D)
     return (x, caches), (embed, stack, norm)
 
@@ -240,7 +241,7 @@ def features_bwd(
 ) -> tuple:
     """Adjoint of features_fwd: gradients of embedding, trunk, gain, bias.   (M.2)"""
     dx, dgain, dbias = layernorm_bwd(dx, norm)  # (B,T,D)
-    dx, dtrunk = stack_bwd(dx, stack)  # (B,T,D)
+    dx, dtrunk = stack_bwd(layer_bwd, dx, stack)  # (B,T,D)
     return embedding_bwd(dx, embed), dtrunk, dgain, dbias
 
 
@@ -250,7 +251,7 @@ def features(
     """(B,T)->(B,T,D),(KeyValues,...)   features_fwd for reading: no residual is kept   (M.1)"""
     check_labels(tokens, config.vocabulary, "tokens")
     x, _ = embedding_fwd(p.embedding, tokens)  # (B,T,D)
-    x, caches = stack(x, p.trunk, config.heads, config.attention_window, caches)
+    x, caches = stack(layer_fwd, x, p.trunk, _layer_settings(config), caches)
     x, _ = layernorm_fwd(x, p.gain, p.bias, EPS)  # (B,T,D)
     return x, caches
 
@@ -386,6 +387,11 @@ def _checked(
     check_labels(tokens, config.vocabulary, "tokens")
     check_labels(labels, config.vocabulary)
     return weights
+
+
+def _layer_settings(config: Config) -> tuple:
+    """What all layers of the trunk share."""
+    return config.heads, config.attention_window
 
 
 def _parts(tokens: Array, config: Config) -> list[slice]:

@@ -21,6 +21,8 @@ from ..ops.rotary import RotaryResidual, rotary_bwd, rotary_fwd
 from .heads import merge_heads, split_heads, split_qkv
 
 EPS = 1e-5  # of the trunk's LayerNorms
+# axes of the parameters of a layer, in their order
+LAYER_AXES = ("D", "D", "D,3D", "3D", "D,D", "D", "D", "D", "D,F", "F", "F,D", "D")
 
 
 class LayerParameters(NamedTuple):
@@ -130,35 +132,3 @@ def layer_bwd(dx: Array, res: LayerResidual) -> tuple[Array, LayerParameters]:
         db_out,
     )
     return dx + dy, LayerParameters(*grads)
-
-
-def stack_fwd(
-    x: Array, layers: tuple, heads: int, window: int | None = None, caches: tuple | None = None
-) -> tuple[tuple[Array, tuple[KeyValues, ...]], tuple[LayerResidual, ...]]:
-    """(B,T,D)->(B,T,D),(KeyValues,...)   all layers in turn   (T.3)"""
-    residuals, kept = [], []
-    for i, p in enumerate(layers):
-        (x, cache), res = layer_fwd(x, p, heads, window, None if caches is None else caches[i])
-        residuals.append(res)
-        kept.append(cache)
-    return (x, tuple(kept)), tuple(residuals)
-
-
-def stack(
-    x: Array, layers: tuple, heads: int, window: int | None = None, caches: tuple | None = None
-) -> tuple[Array, tuple[KeyValues, ...]]:
-    """(B,T,D)->(B,T,D),(KeyValues,...)   stack_fwd for reading: no residual is kept   (T.3)"""
-    kept = []
-    for i, p in enumerate(layers):
-        (x, cache), _ = layer_fwd(x, p, heads, window, None if caches is None else caches[i])
-        kept.append(cache)
-    return x, tuple(kept)
-
-
-def stack_bwd(dx: Array, res: tuple) -> tuple[Array, tuple]:
-    """Adjoint of stack_fwd.   (T.4)"""
-    grads = []
-    for layer in reversed(res):
-        dx, grad = layer_bwd(dx, layer)
-        grads.append(grad)
-    return dx, tuple(reversed(grads))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..backend import Tree
-from ..lm.gpt2 import Gpt2Config, Gpt2Layer, Gpt2Parameters
+from ..lm.gpt2 import Gpt2Config, Gpt2Parameters
 from ..lm.llama import LlamaConfig, LlamaLayer, LlamaParameters
+from ..lm.transformer import LayerParameters
 
 
 def gguf_llama(config: LlamaConfig) -> Tree:
@@ -22,7 +23,7 @@ def gguf_llama(config: LlamaConfig) -> Tree:
 def gguf_gpt2(config: Gpt2Config) -> Tree:
     """Names of llama.cpp."""
     parts = ("attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down")
-    trunk = tuple(Gpt2Layer(*_both(f"blk.{i}.", parts)) for i in range(config.layers))
+    trunk = tuple(LayerParameters(*_both(f"blk.{i}.", parts)) for i in range(config.layers))
     gain, bias = _both("", ("output_norm",))
     table = None if config.tied else "output.weight"
     return Gpt2Parameters("token_embd.weight", "position_embd.weight", trunk, gain, bias, table)
@@ -44,7 +45,7 @@ def safetensors_llama(config: LlamaConfig) -> Tree:
 def safetensors_gpt2(config: Gpt2Config, prefix: str) -> Tree:
     """Names of transformers, of which some files lack the ``prefix`` "transformer."."""
     parts = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
-    trunk = tuple(Gpt2Layer(*_both(f"{prefix}h.{i}.", parts)) for i in range(config.layers))
+    trunk = tuple(LayerParameters(*_both(f"{prefix}h.{i}.", parts)) for i in range(config.layers))
     gain, bias = _both(prefix, ("ln_f",))
     table = None if config.tied else "lm_head.weight"
     tokens, positions = f"{prefix}wte.weight", f"{prefix}wpe.weight"

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fwl_ref.lm.gpt2 import Gpt2Config, Gpt2Layer, Gpt2Parameters
+from fwl_ref.lm.gpt2 import Gpt2Config, Gpt2Parameters
 from fwl_ref.lm.llama import LlamaConfig, LlamaLayer, LlamaParameters
+from fwl_ref.lm.transformer import LayerParameters
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 LLAMAS = ("llama_tied_grouped", "llama_untied", "llama_scaled")
@@ -107,9 +108,9 @@ def _gpt2_config(given: dict[str, Any]) -> Gpt2Config:
 
 
 def _gpt2(a: dict[str, np.ndarray], config: Gpt2Config) -> Gpt2Parameters:
-    def layer(i: int) -> Gpt2Layer:
+    def layer(i: int) -> LayerParameters:
         parts = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
-        return Gpt2Layer(*(a[f"transformer.h.{i}.{part}.{kind}"] for part in parts for kind in ("weight", "bias")))
+        return LayerParameters(*(a[f"transformer.h.{i}.{part}.{kind}"] for part in parts for kind in ("weight", "bias")))
 
     trunk = tuple(layer(i) for i in range(config.layers))
     tables = (a["transformer.wte.weight"], a["transformer.wpe.weight"])

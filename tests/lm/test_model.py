@@ -10,7 +10,8 @@ from hypothesis import given
 
 from fwl_ref.fwl import write_fwd
 from fwl_ref.lm.model import Config, effective_step_sizes, features_fwd, initialize, loss_and_gradient, model_bwd, model_fwd
-from fwl_ref.lm.transformer import KeyValues, layer_fwd, stack_fwd
+from fwl_ref.lm.stack import stack_fwd
+from fwl_ref.lm.transformer import KeyValues, layer_fwd
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, named_leaves
 from tests.strategies import block_cases, generator, make_model_case
@@ -104,7 +105,7 @@ def test_the_stack_is_one_layer_after_the_other_and_the_features_its_normalised_
         for layer in p.trunk:
             x = literal_layer(x, layer, CONFIG.heads, None)
         expected.append(x)
-    (stacked, _), _ = stack_fwd(p.embedding[case.tokens], p.trunk, CONFIG.heads)
+    (stacked, _), _ = stack_fwd(layer_fwd, p.embedding[case.tokens], p.trunk, (CONFIG.heads, None))
     assert_close(stacked, np.stack(expected))
     (features, _), _ = features_fwd(p, case.tokens, CONFIG)
     assert_close(features, np.stack([[norm(v, p.gain, p.bias, 1e-5) for v in x] for x in expected]))

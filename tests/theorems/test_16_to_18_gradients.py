@@ -27,7 +27,8 @@ from fwl_ref.lm.model import (
     model_bwd,
     model_fwd,
 )
-from fwl_ref.lm.transformer import KeyValues, LayerParameters, layer_bwd, layer_fwd, stack_bwd, stack_fwd
+from fwl_ref.lm.stack import stack_bwd, stack_fwd
+from fwl_ref.lm.transformer import KeyValues, LayerParameters, layer_bwd, layer_fwd
 from fwl_ref.ops.linear_attention import linear_attention_recurrent_bwd, linear_attention_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.tree import add, named_leaves, tree_map
@@ -185,11 +186,11 @@ def test_the_backward_pass_of_the_stack_is_the_adjoint_of_its_forward_pass(windo
     layers = tuple(transformer_parameters(4, normal) for _ in range(2))
 
     def fwd(x, p):
-        (y, _), res = stack_fwd(x, p, 2, window)
+        (y, _), res = stack_fwd(layer_fwd, x, p, (2, window))
         return y, res
 
     def bwd(dy, res):
-        return stack_bwd(dy, res)
+        return stack_bwd(layer_bwd, dy, res)
 
     assert check_adjoint(fwd, bwd, (normal(2, 4, 4), layers), step=STEP).checked == 1 + 2 * 12
 
