@@ -281,6 +281,19 @@ def model_fwd(
     labels are out of range, weights are negative, or a state cannot be carried.
     """
     weights = _checked(p, tokens, labels, weights, config)
+    return _model_fwd(p, tokens, labels, weights, config, state, caches)
+
+
+def _model_fwd(
+    p: Parameters,
+    tokens: Array,
+    labels: Array,
+    weights: Array,
+    config: Config,
+    state: FastParameters | None = None,
+    caches: tuple | None = None,
+) -> tuple[Output, ModelResidual]:
+    """model_fwd of what was checked, once for all parts of a batch"""
     (x, caches), trunk = features_fwd(p, tokens, config, caches)
     block: Any  # the residual of either block
     if config.fast:
@@ -362,7 +375,7 @@ def loss_and_gradient(
 
     def one(part: slice) -> tuple[Array, Parameters]:
         text, target, w = tokens[part, :], labels[part, :], weights[part, :]
-        output, res = model_fwd(p, text, target, w, config)
+        output, res = _model_fwd(p, text, target, w, config)
         return xp.sum(share[part, :] * output.nll), model_bwd(share[part, :], res)
 
     found = of_each(one, _parts(tokens, config))
