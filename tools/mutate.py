@@ -7,10 +7,13 @@ notices.
 
 A mutant is one changed operator, comparison, number, branch or statement, or two exchanged
 neighbours in a call or a returned tuple. Each runs in a forked process, against the tests named in
-``CORE``, until one fails. Results are kept in ``results/mutation.json``, so a run can be
-interrupted and resumed; a module whose source has changed starts again, and ``--again`` tries
-survivors without an explanation once more, after tests have been added. Those that no test can
-notice are explained in ``equivalent_mutants.txt``.
+``CORE``, until one fails: the tests are collected once, a fork changes the code of the functions that
+are imported already and runs those that call the changed one, and what noticed earlier mutants comes
+first. For a mutant outside of a function the module is imported anew. Results are kept in
+``results/mutation.json``, so a run can be interrupted and resumed; a module whose source has changed
+starts again, and ``--again`` tries survivors without an explanation once more, after tests have been
+added, each with the module imported anew. Those that no test can notice are explained in
+``equivalent_mutants.txt``.
 """
 
 from __future__ import annotations
@@ -24,8 +27,12 @@ import importlib.util
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +87,7 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     **{name: [f"tests/{name.replace('.', '/test_')}.py", *LAWS] for name in ("ops.l2norm", "ops.short_conv")},
     **{f"rules.{p.stem}": RULES for p in sorted((PACKAGE / "rules").glob("*.py")) if p.stem != "__init__"},
     **{f"rules.{name}": [f"tests/rules/test_{name}.py", *RULES] for name in ("gates", "heads", "documents")},
+    "rules.mesa": [*RULES, "tests/rules/test_heads.py"],  # a ridge per head
 }
 
 
@@ -170,15 +178,15 @@ def path_of(module: str) -> Path:
     return PACKAGE / (module.replace(".", "/") + ".py")
 
 
-def mutated(module: str) -> Iterator[tuple[int, str, ast.AST]]:
-    """(line, what, tree) of every mutant of a module; the tree is changed in place and only as it
-    should be until the next step.
+def nodes(module: str) -> Iterator[tuple[int, str, ast.AST, ast.AST]]:
+    """(line, what, tree, changed node) of every mutant of a module; the tree is changed in place and
+    only as it should be until the next step.
     """
     source = path_of(module).read_text(encoding="utf-8")
     lines, tree = source.splitlines(), ast.parse(source)
     seen: Counter[str] = Counter()  # the same change to the same line, further down or to its right, gets a number
 
-    def walk(parent: ast.AST) -> Iterator[tuple[int, str, ast.AST]]:
+    def walk(parent: ast.AST) -> Iterator[tuple[int, str, ast.AST, ast.AST]]:
         for field, value in ast.iter_fields(parent):
             if field in ("annotation", "returns", "decorator_list"):
                 continue
@@ -189,7 +197,7 @@ def mutated(module: str) -> Iterator[tuple[int, str, ast.AST]]:
                     place(parent, field, i if isinstance(value, list) else None, new)
                     what = describe(child, new, lines)
                     seen[what] += 1
-                    yield child.lineno, what + (f", {seen[what]}" if seen[what] > 1 else ""), tree
+                    yield child.lineno, what + (f", {seen[what]}" if seen[what] > 1 else ""), tree, new
                     place(parent, field, i if isinstance(value, list) else None, child)
                 yield from walk(child)
 
@@ -198,14 +206,14 @@ def mutated(module: str) -> Iterator[tuple[int, str, ast.AST]]:
 
 def mutants(module: str) -> list[Mutant]:
     """All mutants of a module, in the order of its lines."""
-    return [Mutant(module, line, what) for line, what, _ in mutated(module)]
+    return [Mutant(module, line, what) for line, what, _, _ in nodes(module)]
 
 
 def source_of(mutant: Mutant) -> str:
     """The module with this one change."""
     if mutant.what == UNCHANGED:
         return path_of(mutant.module).read_text(encoding="utf-8")
-    return next(ast.unparse(ast.fix_missing_locations(tree)) for _, what, tree in mutated(mutant.module) if what == mutant.what)
+    return next(ast.unparse(ast.fix_missing_locations(tree)) for _, what, tree, _ in nodes(mutant.module) if what == mutant.what)
 
 
 def place(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
@@ -248,26 +256,202 @@ class NearestFirst:
         items.sort(key=lambda item: self.name not in item.nodeid)
 
 
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
+NOTICED, SURVIVED, NOT_CHANGED = 1, 0, 3  # exit status of the process that tries a mutant
+
+
 def survives(mutant: Mutant) -> bool:
-    """Run the module's tests with the mutant in place, in a process of its own; True if all of them
-    pass.
+    """Import the module with the mutant in place and run its tests, in a process of its own; True if
+    all of them pass.
     """
-    child = os.fork()
-    if child == 0:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
+
+    def child() -> int:
         sys.meta_path.insert(0, Replaced(mutant))
         import pytest
 
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))  # of processor time: the machine may be busy
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
+        limit()
         for tests in CORE[mutant.module]:  # one after the other: most mutants do not live to see the second be collected
-            if pytest.main([tests, *options], [NearestFirst(mutant.module)]) != 0:
-                os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) == 0
+            if pytest.main([tests, *OPTIONS], [NearestFirst(mutant.module)]) != 0:
+                return NOTICED
+        return SURVIVED
+
+    return ended(forked(child)) == SURVIVED
+
+
+class Calls:
+    """Runs a file of tests on the package as it is and notes for each which functions it calls:
+    {test: {module: lines where they begin}}.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def pytest_runtestloop(self, session) -> bool:
+        found: dict[str, set[int]] = {}
+
+        def called(frame, event, _) -> None:
+            path = frame.f_code.co_filename
+            if path.startswith(str(PACKAGE)):
+                found.setdefault(path, set()).add(frame.f_code.co_firstlineno)
+
+        threading.settrace(called)
+        sys.settrace(called)
+        calls = {}
+        for item in session.items:
+            found.clear()
+            tested(item, None)
+            calls[item.nodeid] = {path: sorted(lines) for path, lines in found.items()}
+        self.out.write_text(json.dumps(calls))
+        return True
+
+
+def calls_of(module: str, jobs: int) -> dict[str, list[int]]:
+    """test -> the lines where the functions of the module begin that it calls. Kept in results/, for as long as no source changes."""
+    sources = b"".join(p.read_bytes() for top in ("fwl_ref", "tests") for p in sorted((ROOT / top).rglob("*.py")))
+    folder = RESULTS.parent / "calls" / hashlib.sha256(sources).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def recorded(tests: str) -> dict:
+        out = folder / f"{hashlib.sha256(tests.encode()).hexdigest()[:16]}.json"
+        if not out.exists():
+
+            def child() -> int:
+                import pytest
+
+                return pytest.main([tests, *OPTIONS, "-s"], [Calls(out)])
+
+            if ended(forked(child)) != 0:
+                out.unlink(missing_ok=True)
+                sys.exit(f"{module}: its tests fail without a mutant, so they would seem to notice every one: run {tests}")
+        return json.loads(out.read_text())
+
+    with ThreadPoolExecutor(jobs) as pool:
+        every = list(pool.map(recorded, CORE[module]))
+    return {test: paths.get(str(path_of(module)), []) for calls in every for test, paths in calls.items()}
+
+
+class Tries(NearestFirst):
+    """Collects a module's tests once and forks for every mutant: the child changes the functions that
+    are there already and runs the tests that call the one with the mutant, until one fails. Results
+    go to ``out``, a line each.
+    """
+
+    def __init__(self, module: str, todo: list[Mutant], jobs: int, calls: dict[str, list[int]], out: int) -> None:
+        super().__init__(module)
+        self.todo, self.jobs, self.calls, self.out = todo, jobs, calls, out
+        self.words = Path(tempfile.mkdtemp())  # a file per process: the test that failed
+
+    def pytest_runtestloop(self, session) -> bool:
+        running: dict[int, Mutant] = {}
+        for mutant in (*self.todo, None):
+            while running and (mutant is None or len(running) == self.jobs):
+                pid, status = os.wait()
+                self.ended(session, running.pop(pid), os.waitstatus_to_exitcode(status), self.words / str(pid))
+            if mutant is not None:
+                running[forked(lambda mutant=mutant: self.child(session, mutant))] = mutant
+        shutil.rmtree(self.words)
+        return True
+
+    def child(self, session, mutant: Mutant) -> int:
+        function = changed(mutant)
+        if function is None:
+            return NOT_CHANGED
+        limit()
+        items = [item for item in session.items if any(line in function for line in self.calls[item.nodeid])]
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            tested(item, following)
+            if session.testsfailed:
+                (self.words / str(os.getpid())).write_text(item.nodeid)
+                return NOTICED
+        return SURVIVED
+
+    def ended(self, session, mutant: Mutant, status: int, word: Path) -> None:
+        """Says what became of a mutant. The test that noticed it comes first from now on."""
+        if word.exists():
+            first = word.read_text()
+            session.items.sort(key=lambda item: item.nodeid != first)
+        os.write(self.out, f"{json.dumps([mutant.key, status])}\n".encode())
+
+
+def tested(item, following) -> None:
+    item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+
+def tries(module: str, todo: list[Mutant], jobs: int) -> Iterator[tuple[str, int]]:
+    """(mutant's key, exit status) as they end, from one process that has collected the module's tests."""
+    calls = calls_of(module, jobs)
+    read, write = os.pipe()
+
+    def child() -> int:
+        import pytest
+
+        os.close(read)
+        return pytest.main([*CORE[module], *OPTIONS, "-s"], [Tries(module, todo, jobs, calls, write)])
+
+    pid = forked(child)
+    os.close(write)
+    with os.fdopen(read) as lines:
+        for line in lines:
+            yield tuple(json.loads(line))
+    if ended(pid) != 0:
+        sys.exit(f"{module}: its tests could not be collected: run {' '.join(CORE[module])}")
+
+
+def changed(mutant: Mutant) -> range | None:
+    """Put the mutant's code into the functions of the module as imported; the lines of the function at
+    the top level that it stands in, or None if it stands outside of them.
+    """
+    node, tree = next((node, tree) for _, what, tree, node in nodes(mutant.module) if what == mutant.what)
+    around = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and any(n is node for n in ast.walk(f))]
+    if not around:
+        return None
+    name, source = f"fwl_ref.{mutant.module}", ast.unparse(ast.fix_missing_locations(tree))
+    module = importlib.import_module(name)
+    made = {"__name__": name, "__package__": name.rpartition(".")[0], "__file__": module.__file__}
+    exec(compile(source, module.__file__, "exec"), made)
+    if not transplanted(made, vars(module), name):
+        return None
+    first = min(line.lineno for line in (around[0], *around[0].decorator_list))
+    return range(first, around[0].end_lineno + 1)
+
+
+def transplanted(new: dict, old: dict, name: str) -> bool:
+    """Give every function and method of a module the code of its namesake; True if one differs."""
+    differs = False
+    for key, value in list(new.items()):
+        if isinstance(value, type) and value.__module__ == name and key in old:
+            differs |= transplanted(dict(vars(value)), dict(vars(old[key])), name)
+        if isinstance(value, types.FunctionType) and value.__module__ == name and isinstance(old.get(key), types.FunctionType):
+            if value.__code__.co_freevars != old[key].__code__.co_freevars:
+                return False
+            function = old[key]
+            for part in ("__code__", "__defaults__", "__kwdefaults__"):
+                differs |= getattr(value, part) != getattr(function, part)
+                setattr(function, part, getattr(value, part))
+    return differs
+
+
+def forked(work: Callable[[], int]) -> int:
+    """The process that does ``work`` in silence and ends with its result as its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        status = NOT_CHANGED
+        try:
+            status = work()
+        finally:
+            os._exit(status)
+    return pid
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def limit() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))  # of processor time: the machine may be busy
 
 
 def digest(module: str) -> str:
@@ -339,16 +523,26 @@ def run(modules: list[str], jobs: int, again: bool, since: str) -> None:
             if key not in done and key not in untried and any(m.line in lines for lines in same):
                 done[key] = {"line": m.line, "survived": key in explained, "since": since}
         todo = {k: m for k, m in todo.items() if k not in done or (again and done[k]["survived"] and k not in explained)}
-        if todo and not survives(Mutant(module, 0, UNCHANGED)):
-            sys.exit(f"{module}: its tests fail without a mutant, so they would seem to notice every one: run {' '.join(CORE[module])}")
-        with ThreadPoolExecutor(jobs) as pool:
-            for mutant, alive in zip(todo.values(), pool.map(survives, todo.values()), strict=True):
-                done[mutant.key] = {"line": mutant.line, "survived": alive}
-                if alive and mutant.key not in explained:
-                    print(f"SURVIVED {mutant.module}.py:{mutant.line} {mutant.what}", flush=True)
-                save(results)
+        for key, alive in results_of(module, todo, jobs, again) if todo else ():
+            done[key] = {"line": todo[key].line, "survived": alive}
+            if alive and key not in explained:
+                print(f"SURVIVED {module}.py:{todo[key].line} {todo[key].what}", flush=True)
+            save(results)
         alive = sum(m["survived"] for m in done.values())
         print(f"{module}: {len(done)} mutants, {len(done) - alive} noticed, {alive} survived", flush=True)
+
+
+def results_of(module: str, todo: dict[str, Mutant], jobs: int, anew: bool) -> Iterator[tuple[str, bool]]:
+    """(mutant's key, True if it survived). With ``anew`` the module is imported anew for all of them."""
+    rest = dict(todo)
+    if not anew:
+        for key, status in tries(module, list(todo.values()), jobs):
+            if status != NOT_CHANGED:
+                yield rest.pop(key).key, status == SURVIVED
+    if rest and not survives(Mutant(module, 0, UNCHANGED)):
+        sys.exit(f"{module}: its tests fail without a mutant, so they would seem to notice every one: run {' '.join(CORE[module])}")
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from zip(rest, pool.map(survives, rest.values()), strict=True)
 
 
 def explanations() -> dict[str, str]:

@@ -54,9 +54,8 @@ def documents_fwd(
     outs, states, parts = [], [], []
     for length, documents in groups:
         places = _places(lengths, length, documents, tokens[0])  # (nL,)
-        own = None if state is None else _rows(state, documents)
         pieces = (_cut(a, places, len(documents), length) for a in tokens)  # (n,L,...)
-        (out, after), res = fwd(*pieces, own)
+        (out, after), res = fwd(*pieces, _rows(state, documents))
         outs.append(out)
         states.append(after)
         parts.append(res)
@@ -81,13 +80,13 @@ def documents_bwd(
     for part, (length, documents) in zip(parts, groups, strict=True):
         # forward: out back to its places
         places = _places(lengths, length, documents, dout)  # (nL,)
-        own = None if dstate_out is None else _rows(dstate_out, documents)
-        gradients.append(bwd(_cut(dout, places, len(documents), length), own, part))
+        dout_part = _cut(dout, places, len(documents), length)  # (n,L,...)
+        gradients.append(bwd(dout_part, _rows(dstate_out, documents), part))
     *each, dstates = zip(*gradients, strict=True)
     # forward: tokens cut out of their rows
     dtokens = (_back(list(pieces), groups, lengths, shape) for pieces in each[:count])  # (B,T,...)
     # forward: every document takes the same shared parameters
-    dshared = (None if pieces[0] is None else sum(pieces[1:], pieces[0]) for pieces in each[count:])
+    dshared = (sum(pieces[1:], pieces[0]) for pieces in each[count:])
     # forward: states picked out
     dstate = tree_map(lambda *rows: xp.concat(list(rows), axis=0), *dstates)
     return *dtokens, *dshared, _rows(dstate, _inverse(groups))
@@ -143,7 +142,7 @@ def _back(pieces: list[Array], groups: tuple, lengths: Lengths, shape: tuple) ->
 
 
 def _rows(state: Tree, which: tuple[int, ...]) -> Tree:
-    """The states of some documents."""
+    """The states of some documents; no state has none."""
 
     def pick(a: Array) -> Array:
         xp = namespace(a)

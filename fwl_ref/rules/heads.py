@@ -40,7 +40,7 @@ def unfold(a: Array, heads: int, axis: int = 2) -> Array:
     xp = namespace(a)
     a = xp.reshape(a, (a.shape[0] // heads, heads, *a.shape[1:]))  # (B,H,T,...)
     _check_axis(a, axis)
-    rest = [i for i in range(1, a.ndim) if i != 1]
+    rest = range(2, a.ndim)
     return xp.permute_dims(a, (0, *rest[: axis - 1], 1, *rest[axis - 1 :]))
 
 
