@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,49 @@ from .lm.commands import evaluate as evaluation
 from .lm.commands import generate as generation
 from .lm.commands import train as training
 from .lm.commands.common import DEFAULT, add_backend, add_data, say
+from .lm.ranks import ALONE, end_all, first_one_first, started, workers
 from .testing import command as kernel
 from .verify import golden
 
 RESULTS = Path("results")
 MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, BackendError)
+SPREAD = ("train", "evaluate", "demo")  # what several ranks do together
 GOING_ON = "; every finished step is saved, and training goes on from there when run again"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 on success, 1 if a check failed, 2 on bad input (one line says what, and
     how to mend it), 128 + N if signal N ended it.
+
+    Where ``mpiexec`` has started several ranks, one that does not succeed ends all.
     """
     args = parser().parse_args(argv)
+    args.ranks = ALONE
+    try:
+        status = _status(args)
+    except BaseException:
+        if args.ranks.size > 1:
+            traceback.print_exc()
+        end_all(args.ranks, 1)
+        raise
+    if status:
+        end_all(args.ranks, status)
+    return status
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Run the command, with words for what goes wrong."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what an encoding lacks is no reason to lose the text
             stream.reconfigure(errors="backslashreplace")
     going_on = GOING_ON if args.command in ("train", "demo") else ""
     try:
-        with _signals_as_exceptions():
+        with _signals_as_exceptions(), ExitStack() as kept:
+            if args.command in SPREAD:
+                args.ranks = started()
+                kept.enter_context(first_one_first(args.ranks))
+            if not args.ranks.first:
+                kept.enter_context(redirect_stdout(None))
             status = args.run(args) or 0
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -47,13 +72,16 @@ def main(argv: list[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, which Windows does not have
     except MISTAKES as error:
-        say(f"fwl_ref: {' '.join(str(error).split()) or type(error).__name__}")
+        place = "" if args.ranks.first else f"rank {args.ranks.number} of {args.ranks.size}: "
+        say(f"fwl_ref: {place}{' '.join(str(error).split()) or type(error).__name__}")
         return 2
     except KeyboardInterrupt:
-        say(f"\nfwl_ref: interrupted{going_on}")
+        if args.ranks.first:
+            say(f"\nfwl_ref: interrupted{going_on}")
         return 128 + signal.SIGINT
     except Ended as ended:
-        say(f"\nfwl_ref: ended by {signal.Signals(ended.number).name}{going_on}")
+        if args.ranks.first:
+            say(f"\nfwl_ref: ended by {signal.Signals(ended.number).name}{going_on}")
         return 128 + ended.number
 
 
@@ -161,7 +189,9 @@ def _add_out(parser: argparse.ArgumentParser, default: Path, what: str) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from .demo.run import run_demo
 
-    run_demo(args.out, args.data, args.quick, backend=args.backend)
+    with workers(args.ranks, args.backend) as pool:
+        if args.ranks.first:
+            run_demo(args.out, args.data, args.quick, backend=args.backend, pool=pool)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -21,8 +21,8 @@ Tree: TypeAlias = Any
 
 __all__ = [
     "Array", "Tree", "host", "namespace", "library", "is_host", "to_numpy", "like", "as_dtype",
-    "BACKENDS", "BackendError", "backend_target", "backend_versions", "wait", "waiting_refused",
-    "peak_bytes",
+    "BACKENDS", "BackendError", "backend_target", "backend_versions", "use_device", "wait",
+    "waiting_refused", "peak_bytes",
 ]  # fmt: skip
 
 # by name, where a command asks for one; functions go by the arrays they are given
@@ -137,6 +137,18 @@ def backend_target(backend: str) -> Array:
     if backend not in BACKENDS:
         raise ValueError(f"the backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     return host.zeros(0) if backend == "numpy" else _cupy().zeros(0)
+
+
+def use_device(backend: str, number: int) -> None:
+    """Compute on GPU ``number`` from here on, counted round where there are fewer; on the host
+    there is nothing to choose.
+
+    Raises as ``backend_target``.
+    """
+    backend_target(backend)
+    if backend == "cupy":
+        cuda = _cupy().cuda
+        cuda.Device(number % cuda.runtime.getDeviceCount()).use()
 
 
 def backend_versions(backend: str = "numpy") -> dict[str, str]:

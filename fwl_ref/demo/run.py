@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,11 +92,13 @@ def run_demo(
     quick: bool = False,
     settings: DemoSettings | None = None,
     backend: str = "numpy",
+    pool: Executor | None = None,
 ) -> dict[str, Any]:
     """Train, choose, read, time, write the report; returns what ``demo.json`` holds.
 
     An interrupted demo goes on from the checkpoints in ``out``, trained or half trained. One that
-    ended with a report starts anew.
+    ended with a report starts anew. Its jobs go to ``pool``; without one, to two processes on this
+    machine, or one after the other to its GPU.
 
     Raises
     ------
@@ -113,10 +116,12 @@ def run_demo(
     check_segment(s.segment)
     backend_target(backend)
     with reserved(out / "plain.npz"), reserved(out / "fast.npz"):
-        return _demo(out, source, quick, s, backend)
+        return _demo(out, source, quick, s, backend, pool)
 
 
-def _demo(out: Path, source: str, quick: bool, s: DemoSettings, backend: str) -> dict[str, Any]:
+def _demo(
+    out: Path, source: str, quick: bool, s: DemoSettings, backend: str, given: Executor | None
+) -> dict[str, Any]:
     """The demo, once it is known that its outcome can be written."""
     clock, numpy = time.perf_counter(), backend == "numpy"
     minutes = (
@@ -135,7 +140,12 @@ def _demo(out: Path, source: str, quick: bool, s: DemoSettings, backend: str) ->
     test = pick(corpus.test, *s.test)
     print(summary(corpus), flush=True)
     print(f"reading {len(test)} test documents, up to {s.test[1]:,} bytes of each", flush=True)
-    with worker_pool(min(2, os.cpu_count() or 1)) if numpy else InTurn() as pool:
+    pools: AbstractContextManager[Executor]
+    if given is not None:
+        pools = nullcontext(given)
+    else:
+        pools = worker_pool(min(2, os.cpu_count() or 1)) if numpy else InTurn()
+    with pools as pool:
         plain, fast = train_both(pool, s, corpus, out, backend)
         ways, tried = choose_ways(pool, s, plain.params, fast.params, corpus, validation)
         rows = read_all(pool, list(ways.values()), test, "test documents")

@@ -362,16 +362,22 @@ def loss_and_gradient(
     labels: Array,
     weights: Array | None,
     config: Config,
+    total: float | None = None,
 ) -> tuple[Array, Parameters]:
     """Mean next-token loss over weighted tokens in nats, and its gradient   (M.5)
 
-    A few sequences at a time on the host (``lm/shards.py``). Raises as ``model_fwd``.
+    ``total`` is the sum of the weights, and has to be given if these are some sequences of a larger
+    batch: that of all of it. The losses and gradients of its parts then sum up to those of the
+    whole, the normalizer "batch" included.
+
+    A few sequences at a time on the host (``lm/shards.py``). Raises as ``model_fwd``, and
+    ValueError for a ``total`` that is not above 0.
     """
     xp = namespace(p.embedding)
     weights = _checked(p, tokens, labels, weights, config)
-    config = _with_whole_normalizer(config, weights)
-    total = xp.sum(weights)
-    share = weights / xp.where(total > 0, total, xp.ones_like(total))  # (B,T)
+    config = _with_whole_normalizer(config, weights, total)
+    whole = xp.sum(weights) if total is None else xp.full_like(xp.sum(weights), total)  # ()
+    share = weights / xp.where(whole > 0, whole, xp.ones_like(whole))  # (B,T)
 
     def one(part: slice) -> tuple[Array, Parameters]:
         text, target, w = tokens[part, :], labels[part, :], weights[part, :]
@@ -411,8 +417,12 @@ def _parts(tokens: Array, config: Config) -> list[slice]:
     return shards(tokens.shape[0], tokens.shape[1] * config.width, tokens)
 
 
-def _with_whole_normalizer(config: Config, weights: Array) -> Config:
+def _with_whole_normalizer(config: Config, weights: Array, total: float | None = None) -> Config:
     """The configuration for a part of a batch: N is that of the whole batch."""
+    if total is not None and not total > 0:
+        raise ValueError(f"the weights of a whole batch must have a sum above 0, got {total}")
+    if config.normalizer == "batch" and total is not None:
+        return config._replace(normalizer="constant", constant=total)
     if config.normalizer != "batch" or not is_host(weights):  # a device takes it whole anyway
         return config
     n = float(normalizer(weights, fast_settings(config)))

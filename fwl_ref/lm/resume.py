@@ -22,6 +22,7 @@ from .checkpoint import (
 from .corpus import Corpus, Document, split
 from .evaluate import with_step_size
 from .model import Config, check_model
+from .ranks import ALONE, Ranks, rows
 from .reading import shown
 from .train import Progress, TrainSettings, begin, on_backend, train
 
@@ -150,11 +151,13 @@ def train_towards(
     writer: str = "train",
     backend: str = "numpy",
     origin: Origin = SCRATCH,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> Progress:
     """Train from ``start`` (None: from scratch) on the device that ``backend`` names, with
     checkpoints at ``path`` that remember the ``origin``; ``options`` are those of ``train``: label
-    and position of the progress bar, how often to save.
+    and position of the progress bar, how often to save. All ``ranks`` call it, and the
+    first one writes.
 
     Raises as ``train``; MemoryError says which size to lower.
     """
@@ -164,14 +167,16 @@ def train_towards(
         made = Checkpoint(config, settings, text, progress, writer, origin.fingerprint)
         save_checkpoint(path, made)
 
-    together = None if backend == "numpy" else settings.batch
-    need = footprint.training(config, settings.batch, settings.window, together=together)
-    with footprint.explained("a training step", need, config, settings.window, settings.batch):
+    batch = len(range(settings.batch)[rows(ranks, settings.batch)])
+    together = None if backend == "numpy" else batch
+    need = footprint.training(config, batch, settings.window, together=together)
+    with footprint.explained("a training step", need, config, settings.window, batch):
         if start is None:
             start = begin(config, settings, backend)
         else:
             start = on_backend(start, backend)
-        return train(corpus, config, settings, start=start, save=save, **options)
+        kept = save if ranks.first else None
+        return train(corpus, config, settings, start=start, save=kept, ranks=ranks, **options)
 
 
 def known(text: Text, corpus: Corpus) -> str:

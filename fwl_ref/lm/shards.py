@@ -78,6 +78,11 @@ def blas_threads() -> int:
     return min(counts, default=1)
 
 
+def one_thread() -> None:
+    """From here on this process' products take one thread, for there are others beside it."""
+    _blas().limit(limits=1, user_api="blas")
+
+
 @cache
 def _blas() -> Any:
     """The linear algebra libraries of this process; finding them takes some milliseconds."""

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,13 +38,15 @@ def print_table(
     *,
     words: Sequence[str] = (),
     state: FastParameters | None = None,
+    pool: Executor | None = None,
 ) -> tuple[list[Row], FastParameters | None]:
     """Read every document in every way; print bits per byte of each document as it is done, and of
     all bytes together.
 
     ``note`` stands behind the heading of the columns, ``words`` are what ``seen`` says of each
     document; if they differ, each has a sum of its own. A way whose function is ``carry`` starts
-    from ``state`` and goes on from one document to the next; its last state is returned.
+    from ``state`` and goes on from one document to the next; its last state is returned. All other
+    readings are spread over the ``pool``, if there is one.
 
     Raises ValueError if no document has at least 2 bytes, and FloatingPointError, when the table
     is complete, if a loss is not finite.
@@ -58,6 +61,9 @@ def print_table(
         )
     rows: list[Row] = []
     print(_heading(list(ways), bool(words), note))
+    free = [way for way in ways.values() if way.function is not carry]
+    spread: Any = pool.map if pool else map  # the same order; without a pool, one when it is asked
+    readings = spread(read, free * len(pairs), [document for document, _ in pairs for _ in free])
     for document, word in Bar(pairs, desc="reading", unit="document", leave=False):
         losses = {}
         for name, way in ways.items():
@@ -65,7 +71,7 @@ def print_table(
                 options = way.options | {"state": state}
                 losses[name], state = carry(way.params, way.config, document, **options)
             else:
-                losses[name] = read(way, document)
+                losses[name] = next(readings)
         rows.append(Row(document.name, word, losses))
         Bar.write(_line(rows[-1:], document.name, count=True))
     for total in totals(rows):

@@ -8,6 +8,9 @@ start, and they are kept in the range where the update they stand for is a desce
 A step leaves everything on the device that the parameters are on. What is recorded of a step is one
 short row, fetched at once on the host and ``LOG_EVERY`` rows at a time from a device, so that a GPU
 is not made to wait between steps.
+
+Where ``mpiexec`` has started several processes, each takes its rows of every batch; what comes out
+of ``summed`` is the same on all of them, and so is all that follows (``lm/ranks.py``).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..backend import Array, Tree, is_host, namespace, to_numpy
+from ..backend import Array, Tree, host, is_host, namespace, to_numpy
 from ..slow_block import FastParameters
 from ..tree import leaves, named_leaves, tree_map
 from .adamw import (
@@ -35,6 +38,8 @@ from .bar import Bar
 from .data import Corpus, training_batch
 from .device import batch_like, to_backend
 from .model import Config, Parameters, initialize, loss_and_gradient
+from .ranks import ALONE, RankError, Ranks, check_same, rows, summed
+from .shards import part_of
 
 LN2 = math.log(2)
 SAVE_EVERY = 200  # steps
@@ -131,16 +136,23 @@ def train_step(progress: Progress, corpus: Corpus, config: Config, s: TrainSetti
 
 
 def advance(
-    params: Parameters, adam: AdamState, corpus: Corpus, config: Config, s: TrainSettings
+    params: Parameters,
+    adam: AdamState,
+    corpus: Corpus,
+    config: Config,
+    s: TrainSettings,
+    ranks: Ranks = ALONE,
 ) -> tuple[Parameters, AdamState, Array]:
     """One step without looking at its outcome: parameters, moments, and the row that ``records``
-    reads. Nothing leaves the device.
+    reads. Nothing leaves the device, but for a sum over ``ranks`` whose MPI cannot read from it.
+
+    Every rank draws the whole batch, so all know the sum of its weights without asking.
     """
     xp, step = namespace(params.embedding), adam.step
-    tokens, labels, weights = batch_like(
-        training_batch(corpus.train, s.batch, s.window, s.seed, step), params.embedding
-    )
-    loss, grads = loss_and_gradient(params, tokens, labels, weights, config)
+    batch = training_batch(corpus.train, s.batch, s.window, s.seed, step)
+    total = float(host.sum(batch.weights, dtype="float64"))
+    mine = batch_like(part_of(batch, rows(ranks, s.batch)), params.embedding)
+    loss, grads = summed(ranks, loss_and_gradient(params, *mine, config, total))
     leaf_squares = squares(grads)  # (L,)
     norm = global_norm(leaf_squares)  # ()
     rates, decays = learning_rates(params, config, s, cosine(step, s.steps, s.warmup))
@@ -176,6 +188,7 @@ def train(
     label: str = "training",
     position: int = 0,
     quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Progress:
     """Train from ``start`` (or from scratch, on the host) to ``settings.steps``.
 
@@ -185,45 +198,53 @@ def train(
     The arrays of ``start`` decide on library, device and precision: see ``begin`` and
     ``on_backend``.
 
+    Every one of the ``ranks`` calls this with the same arguments, but for ``save``, which the first
+    has alone.
+
     Raises NonFiniteError, naming step and parameter, if the loss, a gradient or a parameter stops
-    being finite; nothing of that step is saved.
+    being finite; nothing of that step is saved. ValueError if there are more ranks than sequences
+    in a batch, RankError if ranks have come to hold different parameters.
     """
     check_train_settings(settings)
+    rows(ranks, settings.batch)
     progress = begin(config, settings) if start is None else start
-    clock, first, rows = time.perf_counter(), progress.adam.step, []
+    clock, first, done = time.perf_counter(), progress.adam.step, []
     together = 1 if is_host(progress.params.embedding) else LOG_EVERY
     params, adam, _ = progress
+    check_same(ranks, params, first)
     kept = first  # the step up to which all is saved
     bar = Bar(
         total=settings.steps,
         initial=first,
         desc=label,
         position=position,
-        disable=quiet,
+        disable=quiet or not ranks.first,
         mininterval=1,
         unit="step",
     )
     with bar:
         try:
             for step in range(first + 1, settings.steps + 1):
-                params, adam, row = advance(params, adam, corpus, config, settings)
-                rows.append(row)
+                params, adam, row = advance(params, adam, corpus, config, settings, ranks)
+                done.append(row)
                 saving = step % save_every == 0 or step == settings.steps
-                if len(rows) < together and not saving:
+                if len(done) < together and not saving:
                     continue
-                progress, rows = _recorded(progress, params, adam, rows), []
+                progress, done = _recorded(progress, params, adam, done), []
                 seconds = time.perf_counter() - clock
                 speed = (step - first) * settings.batch * settings.window / seconds
                 bar.set_postfix_str(_so_far(progress.history, speed), refresh=False)
                 bar.update(step - bar.n)
+                if saving:
+                    check_same(ranks, params, step)
                 if saving and save:
                     save(progress)
                     kept = step
-        except NonFiniteError:
+        except (NonFiniteError, RankError):
             raise
         except BaseException:
-            if rows and len(rows) == adam.step - progress.adam.step:  # each step left its row
-                progress = _recorded(progress, params, adam, rows)
+            if done and len(done) == adam.step - progress.adam.step:  # each step left its row
+                progress = _recorded(progress, params, adam, done)
             if save and progress.adam.step > kept:
                 save(progress)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import Executor
 from pathlib import Path
 
 from ...backend import backend_target
@@ -16,6 +17,7 @@ from ..data import Document
 from ..device import to_backend
 from ..evaluate import Way, carry, fast_weights, static
 from ..generate import Reader
+from ..ranks import workers
 from ..reading import read, shown
 from ..resume import known, known_all
 from ..seen import seen, warning
@@ -54,14 +56,20 @@ def main(args: argparse.Namespace) -> None:
 
     Raises ValueError, OSError or FloatingPointError, in words.
     """
+    with workers(args.ranks, args.backend) as pool:
+        if args.ranks.first:
+            _read(args, pool)
+
+
+def _read(args: argparse.Namespace, pool: Executor | None) -> None:
     files = args.csv, args.json, args.plot, args.state
     backend_target(args.backend)
     found = load_checkpoint(args.checkpoint)
     with outputs(*files, beside=[args.checkpoint, args.plain]):
-        _evaluate(args, found)
+        _evaluate(args, found, pool)
 
 
-def _evaluate(args: argparse.Namespace, found: Checkpoint) -> None:
+def _evaluate(args: argparse.Namespace, found: Checkpoint, pool: Executor | None) -> None:
     memory = _memory(args, found)
     ways = _ways(args, found)
     documents, line, note = _text(args, found)
@@ -77,7 +85,7 @@ def _evaluate(args: argparse.Namespace, found: Checkpoint) -> None:
     with footprint.explained("reading a window", need, config, window):
         start = None if memory is None else to_backend(memory.reader.stream.state, args.backend)
         about = f"({_gain(ways)}memory about {footprint.sentence(need)}; {note})"
-        rows, state = table.print_table(documents, ways, about, words=words, state=start)
+        rows, state = table.print_table(documents, ways, about, words=words, state=start, pool=pool)
     if args.csv:
         table.save_text(args.csv, table.as_csv(rows))
     if args.json:

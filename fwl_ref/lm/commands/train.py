@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from ...backend import backend_target
+from ...backend import use_device
 from ...checks import NORMALIZERS
 from ...files import reserved
 from .. import footprint
 from ..adamw import cosine
 from ..checkpoint import load_checkpoint
-from ..corpus import load_corpus, summary
+from ..corpus import Corpus, load_corpus, summary
 from ..model import DIALECTS, Config, check_config
-from ..resume import CONFIG, SCRATCH, TRAINING, begin_from, origin_of, resume, train_towards
-from ..train import SAVE_EVERY, TrainSettings, check_train_settings
+from ..ranks import Ranks, from_first, rows
+from ..resume import (
+    CONFIG,
+    SCRATCH,
+    TRAINING,
+    Origin,
+    begin_from,
+    origin_of,
+    resume,
+    train_towards,
+)
+from ..train import SAVE_EVERY, Progress, TrainSettings, check_train_settings
 from .common import add_backend, add_data
 
 MODEL = Path("results") / "model.npz"
@@ -81,35 +92,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend(parser)
 
 
+class Plan(NamedTuple):
+    """What is to be trained; the same on every rank."""
+
+    config: Config
+    settings: TrainSettings
+    corpus: Corpus
+    start: Progress | None  # None: from scratch
+    origin: Origin
+
+
 def main(args: argparse.Namespace) -> None:
     """Train to the number of steps asked for.
 
+    Where there are several ranks, the first one reads all files, tells the others what is in them,
+    and writes.
+
     Raises ValueError, TypeError, OSError, FloatingPointError or MemoryError, in words.
     """
-    found = load_checkpoint(args.origin) if args.origin else None
-    config = (found.config if found else CONFIG)._replace(**_given(args, Config))
-    settings = (found.settings if found else TRAINING)._replace(**_given(args, TrainSettings))
-    check_config(config)
-    check_train_settings(settings)
-    if args.save_every < 1:
-        raise ValueError(f"--save-every must be at least 1 step, got {args.save_every}")
-    backend_target(args.backend)
-    origin = origin_of(found) if found else SCRATCH
-    with reserved(args.out):
-        corpus = load_corpus(args.data)
-        start = resume(args.out, config, settings, corpus, extend=True, origin=origin)
-        if start is not None and start.adam.step >= settings.steps:
-            print(f"{args.out} is trained already, all {settings.steps} steps")
+    ranks: Ranks = args.ranks
+    use_device(args.backend, ranks.local)
+    with reserved(args.out) if ranks.first else nullcontext():
+        plan = from_first(ranks, _plan(args, ranks) if ranks.first else None)
+        if plan is None:
             return
-        if start is not None:
-            print(_going_on(args.out, settings))
-        elif found:
-            start = begin_from(found, config, settings)
-            print(f"starting from {args.origin}, trained for {found.progress.adam.step} steps")
-        print(summary(corpus))
-        together = None if args.backend == "numpy" else settings.batch
-        need = footprint.training(config, settings.batch, settings.window, together=together)
-        print(f"memory at the peak of a step, about {footprint.sentence(need)}", flush=True)
+        config, settings, corpus, start, origin = plan
         train_towards(
             args.out,
             config,
@@ -118,9 +125,39 @@ def main(args: argparse.Namespace) -> None:
             start,
             backend=args.backend,
             origin=origin,
+            ranks=ranks,
             save_every=args.save_every,
         )
     print(f"written: {args.out}")
+
+
+def _plan(args: argparse.Namespace, ranks: Ranks) -> Plan | None:
+    """What the arguments and the files say; None if it is trained already."""
+    found = load_checkpoint(args.origin) if args.origin else None
+    config = (found.config if found else CONFIG)._replace(**_given(args, Config))
+    settings = (found.settings if found else TRAINING)._replace(**_given(args, TrainSettings))
+    check_config(config)
+    check_train_settings(settings)
+    if args.save_every < 1:
+        raise ValueError(f"--save-every must be at least 1 step, got {args.save_every}")
+    batch = len(range(settings.batch)[rows(ranks, settings.batch)])  # of the first rank
+    origin = origin_of(found) if found else SCRATCH
+    corpus = load_corpus(args.data)
+    start = resume(args.out, config, settings, corpus, extend=True, origin=origin)
+    if start is not None and start.adam.step >= settings.steps:
+        print(f"{args.out} is trained already, all {settings.steps} steps")
+        return None
+    if start is not None:
+        print(_going_on(args.out, settings))
+    elif found:
+        start = begin_from(found, config, settings)
+        print(f"starting from {args.origin}, trained for {found.progress.adam.step} steps")
+    print(summary(corpus))
+    together = None if args.backend == "numpy" else batch
+    need = footprint.training(config, batch, settings.window, together=together)
+    each = "" if ranks.size == 1 else f" of each of {ranks.size} ranks"
+    print(f"memory at the peak of a step{each}, about {footprint.sentence(need)}", flush=True)
+    return Plan(config, settings, corpus, start, origin)
 
 
 def _going_on(path: Path, s: TrainSettings) -> str:
