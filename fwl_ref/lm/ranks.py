@@ -163,8 +163,10 @@ def workers(ranks: Ranks, backend: str = "numpy") -> Iterator[Executor | None]:
         return
     from mpi4py.futures import MPICommExecutor
 
-    begin = {"initializer": _begin, "initargs": (backend,)}
-    pool = MPICommExecutor(ranks.comm, root=0, **begin)
+    use_device(backend, ranks.local)
+    if not ranks.first and blas_threads() > 1:
+        one_thread()
+    pool = MPICommExecutor(ranks.comm, root=0)
     yield pool.__enter__()  # type: ignore[misc]
     pool.__exit__(None, None, None)  # after an error nobody is waited for: all ranks end
 
@@ -186,13 +188,6 @@ def end_all(ranks: Ranks, status: int) -> None:
     """End every rank with exit status ``status``, this one too; nothing if it is alone."""
     if ranks.size > 1:
         ranks.comm.Abort(status)
-
-
-def _begin(backend: str) -> None:
-    """Make a rank a worker."""
-    use_device(backend, started().local)
-    if blas_threads() > 1:
-        one_thread()
 
 
 def _takes_device_arrays(mpi: Any) -> bool:
