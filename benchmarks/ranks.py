@@ -14,6 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,17 +29,22 @@ from fwl_ref.verify.device import toy_corpus
 
 FIGURE = Path(__file__).resolve().parent.parent / "fwl_ref" / "figures" / "ranks.svg"
 SIZES = {"small": (128, 256), "large": (512, 1024)}  # width, window; three layers, as the demo's models
-BATCHES = (1, 2, 4, 8)  # sequences of a rank
 RANKS = tuple(2**i for i in range(11))  # 1 to 1,024
 STRONG = 1024  # sequences in a batch that is divided
 
 
 class Step(NamedTuple):
-    """A step of one rank with b sequences takes ``fixed`` + b * ``each`` seconds; drawing a sequence of the batch takes ``draw``."""
+    """What was measured of one rank."""
 
-    fixed: float
-    each: float
-    draw: float
+    seconds: dict[int, float]  # of a step, by the number of sequences
+    draw: float  # seconds to draw a sequence of a batch, which every rank does for all of them
+
+    def of(self, batch: float) -> float:
+        """Seconds of a step with ``batch`` sequences: between what was measured on a straight line, and beyond it too."""
+        known = sorted(self.seconds)
+        low, high = next(((a, b) for a, b in pairwise(known) if batch <= b), (known[-2], known[-1]))
+        slope = (self.seconds[high] - self.seconds[low]) / (high - low)
+        return self.seconds[low] + (batch - low) * slope
 
 
 class Network(NamedTuple):
@@ -89,7 +95,7 @@ def step(n: int, batch: float, key: tuple[str, str], net: Network) -> float:
     """Seconds of a step of n ranks with ``batch`` sequences each. Nothing overlaps: the sum begins when the backward pass has ended."""
     one, bytes_ = MEASURED[key], gradient_bytes(key[1])
     copies = 2 * bytes_ / COPY if key[0] == "cupy" and n > 1 else 0.0
-    return one.fixed + batch * one.each + n * batch * one.draw + copies + summing(n, bytes_, net)
+    return one.of(batch) + (n - 1) * batch * one.draw + copies + summing(n, bytes_, net)
 
 
 def weak(n: int, key: tuple[str, str], net: Network, batch: int = 4) -> float:
@@ -151,15 +157,15 @@ def draw(path: Path = FIGURE) -> None:
         plt.close(figure)
 
 
-def measure(backend: str, rounds: int) -> None:
+def measure(backend: str, rounds: int, sizes: list[str], batches: list[int]) -> None:
     """Print the seconds of a step for every size, and of drawing; on ranks, those of the slowest."""
     ranks, corpus = started(), toy_corpus()
     use_device(backend, ranks.local)
     if ranks.first:
         print(f"{ranks.size} ranks, three layers; {machine(backend)}\n", flush=True)
-    for size, (_, window) in SIZES.items():
-        config = config_of(size)
-        for batch in BATCHES:
+    for size in sizes:
+        config, window = config_of(size), SIZES[size][1]
+        for batch in batches:
             settings = TrainSettings(batch=batch * ranks.size, window=window)
             params, adam, _ = begin(config, settings, backend)
             seconds = []
@@ -185,9 +191,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--measure", action="store_true", help="time steps here instead")
     parser.add_argument("--backend", choices=BACKENDS, default="numpy")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8], help="sequences of a rank")
     args = parser.parse_args(arguments)
     if args.measure:
-        measure(args.backend, args.rounds)
+        measure(args.backend, args.rounds, args.sizes, args.batches)
         return
     print("\n".join(tables()))
     draw()

@@ -194,7 +194,8 @@ def test_demo_is_called_with_what_was_asked(monkeypatch, tmp_path, capsys):
     words_of(capsys, "demo")
     words_of(capsys, "demo", "--quick", "--data", "topics", "--out", tmp_path)
     calls = [(str(out), *rest) for out, *rest in calls]
-    assert calls == [("results", "stdlib", False, {"backend": "numpy"}), (str(tmp_path), "topics", True, {"backend": "numpy"})]
+    here = {"backend": "numpy", "pool": None}
+    assert calls == [("results", "stdlib", False, here), (str(tmp_path), "topics", True, here)]
 
 
 def test_help_and_version(capsys):

@@ -285,7 +285,7 @@ SMALL += ["--steps", "8"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "status", "words"), [("fails", 2, "fwl_ref: rank 1 of 2: no room"), ("breaks", 1, "a defect"), ("dies", 137, "")]
+    ("what", "status", "words"), [("fails", 2, "fwl_ref: rank 1 of 2: no such batch"), ("breaks", 1, "a defect"), ("dies", 137, "")]
 )
 def test_one_rank_that_fails_ends_all(mpiexec: str, tmp_path: Path, what: str, status: int, words: str) -> None:
     """In words, with an exit status, with no checkpoint of half a step; by the same command it goes on."""

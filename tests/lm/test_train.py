@@ -281,9 +281,9 @@ def test_plain_and_fast_models_see_the_same_batches(corpus, monkeypatch):
     seen = {True: [], False: []}
     original = training.loss_and_gradient
 
-    def watched(params, tokens, labels, weights, config):
+    def watched(params, tokens, labels, weights, config, total):
         seen[config.fast].append((tokens, labels, weights))
-        return original(params, tokens, labels, weights, config)
+        return original(params, tokens, labels, weights, config, total)
 
     monkeypatch.setattr(training, "loss_and_gradient", watched)
     for fast in (True, False):
