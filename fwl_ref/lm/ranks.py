@@ -78,6 +78,15 @@ def started() -> Ranks:
     return Ranks(comm.Get_rank(), count, local, _takes_device_arrays(MPI), comm)
 
 
+def own_device(ranks: Ranks, backend: str) -> None:
+    """Compute on this rank's GPU from here on, where ``backend`` has any; nothing if it is alone.
+
+    Raises BackendError if there is none.
+    """
+    if ranks.size > 1:
+        use_device(backend, ranks.local)
+
+
 def rows(ranks: Ranks, batch: int) -> slice:
     """Which sequences of a batch are this rank's: neighbours, and no rank has two more than
     another.
@@ -163,7 +172,7 @@ def workers(ranks: Ranks, backend: str = "numpy") -> Iterator[Executor | None]:
         return
     from mpi4py.futures import MPICommExecutor
 
-    use_device(backend, ranks.local)
+    own_device(ranks, backend)
     if not ranks.first and blas_threads() > 1:
         one_thread()
     pool = MPICommExecutor(ranks.comm, root=0)

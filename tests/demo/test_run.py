@@ -77,9 +77,9 @@ def inline(monkeypatch):
 
     steps, original = [], training.loss_and_gradient
 
-    def counted(params, tokens, labels, weights, config):
+    def counted(params, tokens, labels, weights, config, total):
         steps.append(config.fast)
-        return original(params, tokens, labels, weights, config)
+        return original(params, tokens, labels, weights, config, total)
 
     monkeypatch.setattr(demo, "worker_pool", pool)
     monkeypatch.setattr(plots, "draw", lambda *_: Figure(figsize=(1, 1)))

@@ -65,7 +65,7 @@ def test_shares_with_the_total_of_the_batch_sum_up_to_the_batch(tmp_path: Path, 
     """
     config = CONFIG._replace(fast=fast, normalizer=normalizer)
     p = initialize(config, 1, "float64", step_size=0.1, decay=0.1)
-    drawn = training_batch(write_text(tmp_path / "text").train, 5, 32, 3, 0)
+    drawn = training_batch(write_text(tmp_path / "text").train, 5, 32, 3, 1)
     padded = drawn._replace(weights=drawn.weights.astype("float64"))
     assert len(set(padded.weights.sum(axis=1))) > 1, "all windows are full: this would show nothing"
     for batch in (padded, padded._replace(weights=np.random.default_rng(0).uniform(0, 2, (5, 32)))):

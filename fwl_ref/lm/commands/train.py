@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from ...backend import use_device
+from ...backend import backend_target
 from ...checks import NORMALIZERS
 from ...files import reserved
 from .. import footprint
@@ -15,7 +15,7 @@ from ..adamw import cosine
 from ..checkpoint import load_checkpoint
 from ..corpus import Corpus, load_corpus, summary
 from ..model import DIALECTS, Config, check_config
-from ..ranks import Ranks, from_first, rows
+from ..ranks import Ranks, from_first, own_device, rows
 from ..resume import (
     CONFIG,
     SCRATCH,
@@ -111,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
     Raises ValueError, TypeError, OSError, FloatingPointError or MemoryError, in words.
     """
     ranks: Ranks = args.ranks
-    use_device(args.backend, ranks.local)
+    own_device(ranks, args.backend)
     with reserved(args.out) if ranks.first else nullcontext():
         plan = from_first(ranks, _plan(args, ranks) if ranks.first else None)
         if plan is None:
@@ -140,6 +140,7 @@ def _plan(args: argparse.Namespace, ranks: Ranks) -> Plan | None:
     check_train_settings(settings)
     if args.save_every < 1:
         raise ValueError(f"--save-every must be at least 1 step, got {args.save_every}")
+    backend_target(args.backend)
     batch = len(range(settings.batch)[rows(ranks, settings.batch)])  # of the first rank
     origin = origin_of(found) if found else SCRATCH
     corpus = load_corpus(args.data)
