@@ -160,7 +160,7 @@ def draw(path: Path = FIGURE) -> None:
             axis.set_xscale("log", base=2)
             axis.grid(alpha=0.3)
         axes[0].legend(fontsize=7)
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
+        figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import agreement, bench, processes, ratios, results, rules, scaling
+from benchmarks import agreement, bench, processes, ranks, ratios, results, rules, scaling
 from benchmarks.agreement import Checked, agree, error
 from benchmarks.interleave import compared, in_turn, interleaved
 from benchmarks.problem import SIZES, WORKS, Size, counted, problem
@@ -320,3 +320,50 @@ def test_the_full_scaling_table_covers_what_it_says() -> None:
     assert len(sizes) == len(set(sizes)) == 48
     for values, low, high in zip(zip(*sizes, strict=True), (1024, 128, 1), (65536, 1024, 64), strict=True):
         assert (min(values), max(values)) == (low, high)
+
+
+# Ranks
+# ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 1024])
+def test_sums_take_what_their_messages_take_one_after_the_other(n: int) -> None:
+    """Each algorithm walked through: who sends how much in which round. N: a network without latency has another ring."""
+    net, size, rounds = ranks.Network(3e-6, 7e9), 10_000_000.0, n.bit_length() - 1
+
+    def messages(sizes: list[float]) -> float:
+        return sum(net.latency + one / net.bandwidth for one in sizes)
+
+    halves = [size / 2**i for i in range(1, rounds + 1)]
+    assert ranks.ring(n, size, net) == pytest.approx(messages([size / n] * (n - 1) * 2))
+    assert ranks.halving(n, size, net) == pytest.approx(messages(halves + halves[::-1]))
+    assert ranks.tree(n, size, net) == pytest.approx(messages([size] * rounds))
+    assert ranks.summing(n, size, net) <= ranks.halving(n, size, net)
+    assert ranks.ring(n, size, net._replace(latency=0.0)) < ranks.ring(n, size, net)
+
+
+def test_one_rank_costs_what_was_measured() -> None:
+    """No sum, no copy, nothing drawn for others; between two measurements on a line."""
+    for key, one in ranks.MEASURED.items():
+        for net in ranks.NETWORKS.values():
+            assert all(ranks.step(1, batch, key, net) == seconds for batch, seconds in one.seconds.items())
+            assert ranks.weak(1, key, net) == ranks.strong(1, key, net) == 1
+            assert all(ranks.weak(n, key, net) < 1 and ranks.strong(n, key, net) < n + 1e-9 for n in (8, 64, 1024))
+    assert ranks.Step({1: 1.0, 3: 2.0, 4: 4.0}, 0.0).of(2) == 1.5 and ranks.Step({1: 1.0, 3: 2.0, 4: 4.0}, 0.0).of(7) == 7
+
+
+def test_the_page_of_ranks_has_what_its_command_prints(tmp_path: Path) -> None:
+    """Every line of both tables and every measured second; the figure can be drawn."""
+    page = (Path(__file__).parent.parent / "docs" / "ranks.md").read_text(encoding="utf-8")
+    assert "\n".join(ranks.tables()).split("\n\n")[0] in page and all(line in page for line in ranks.tables())
+    for one in ranks.MEASURED.values():
+        assert ", ".join(f"{batch}: {seconds:.4f}" for batch, seconds in one.seconds.items()) in page
+    ranks.draw(tmp_path / "ranks.svg")
+    assert "1,024 sequences divided (computed)" in (tmp_path / "ranks.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_step_is_timed(capsys: pytest.CaptureFixture) -> None:
+    """One line a size and batch."""
+    ranks.main(["--measure", "--sizes", "small", "--batches", "1", "--rounds", "1"])
+    assert "numpy small: 1 a rank: 0." in capsys.readouterr().out
