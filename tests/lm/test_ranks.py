@@ -25,7 +25,7 @@ from fwl_ref.lm.checkpoint import load_checkpoint
 from fwl_ref.lm.data import training_batch
 from fwl_ref.lm.evaluate import Way, fast_weights, static
 from fwl_ref.lm.model import initialize, loss_and_gradient
-from fwl_ref.lm.ranks import ALONE, RankError, Ranks, check_same, end_all, from_first, rows, started, summed, workers
+from fwl_ref.lm.ranks import ALONE, RankError, Ranks, check_same, end_all, first_one_first, from_first, rows, started, summed, workers
 from fwl_ref.lm.shards import part_of
 from fwl_ref.lm.table import print_table
 from fwl_ref.tree import add, named_leaves
@@ -167,6 +167,18 @@ def test_one_process_needs_no_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(module.COUNTS[0], "2")
     with pytest.raises(RankError, match=r"one of 2 ranks, and importing mpi4py failed .*pip install 'fwl_ref\[mpi\]'"):
         started()
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, []), (1, [module.PATIENCE])])
+def test_the_first_rank_speaks_first(monkeypatch: pytest.MonkeyPatch, number: int, expected: list[float]) -> None:
+    """What all have met, a loss that is not finite, say, is said once: the others wait before they end all."""
+    waited: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", waited.append)
+    with pytest.raises(FloatingPointError), first_one_first(Ranks(number, 2)):
+        raise FloatingPointError
+    with first_one_first(Ranks(number, 2)):
+        pass
+    assert waited == expected
 
 
 @pytest.mark.parametrize("name", module.COUNTS)
