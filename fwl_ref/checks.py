@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from .backend import Array, Tree, host, is_host, library, namespace
-from .tree import named_leaves
+from .tree import leaves, named_leaves
 
 NORMALIZERS = ("constant", "sequence", "batch")
+NORMS = ("layer", "rms")
 
 # axes of the parameters of a block, in the order of SlowParameters; the first six are fast
 BLOCK_AXES = ("I,F", "F", "F,D", "D", "D", "D", "D,V", "V")
@@ -160,6 +161,49 @@ def check_fast_block(
         namespace(x, *getattr(state, "slots", state))
 
 
+def check_fast_matrix(
+    x: Array,
+    labels: Array,
+    weights: Array,
+    slow: Any,
+    eta: Any,
+    decay: Array,
+    settings: Any,
+    state: Any,
+) -> None:
+    """Everything fast_matrix_fwd relies on."""
+    check_settings(settings)
+    if settings.block is not None and settings.block < 1:
+        raise ValueError(
+            f"the head needs a block of at least 1 token (or None for all), got {settings.block}"
+        )
+    check_decay(decay, settings)
+    names = getattr(eta, "_fields", None)
+    if names != ("W", "b"):
+        raise TypeError(f"step sizes must be FastMatrix of two arrays, got {eta!r}")
+    _check_steps(eta)
+    for name, array in (("key.A", slow.key.A), ("U", slow.U)):
+        check_is_array(array, name)
+        if array.ndim != 2:
+            raise ValueError(f"{name} must be a matrix, got shape {tuple(array.shape)}")
+    d, k = slow.key.A.shape
+    axes = type(slow)(type(slow.key)("D", "D,K"), "K,D", "D", "D", "D", "D,V", "V")
+    axes = axes._replace(c=None) if slow.c is None else axes
+    check_shapes(slow, axes, {"D": d, "K": k, "V": slow.U.shape[1]})
+    namespace(x, weights, decay, *eta, *leaves(slow))
+    library(x, labels)
+    if x.ndim != 3 or x.shape[-1] != d:
+        raise ValueError(f"features must have shape (B,T,D) with D = {d}, got {tuple(x.shape)}")
+    check_like(labels, x.shape[:2], "labels", "(B,T)")
+    check_like(weights, x.shape[:2], "weights", "(B,T)")
+    check_labels(labels, slow.U.shape[1])
+    check_weights(weights)
+    if state is not None:
+        check_streamable(settings)
+        check_state(state, x.shape[0], slow)
+        namespace(x, *state)
+
+
 def check_predict(state: Any, x: Array, slow: Any, eta: Any, settings: Any) -> None:
     """Everything stream_predict relies on, but the order of calls."""
     check_settings(settings)
@@ -194,7 +238,11 @@ def check_step_sizes(eta: Any) -> None:
     names = getattr(eta, "_fields", None)
     if names is None or len(names) != 6:
         raise TypeError(f"step sizes must be FastParameters of six arrays, got {eta!r}")
-    for name, step in zip(names, eta, strict=True):
+    _check_steps(eta)
+
+
+def _check_steps(eta: Any) -> None:
+    for name, step in zip(eta._fields, eta, strict=True):
         what = f"the step size of {name}"
         check_is_array(step, what)
         if tuple(step.shape):
@@ -223,7 +271,7 @@ def check_decay(decay: Array, settings: Any) -> None:
             f"the decay must lie in [0, 1], got {decay}: 0 keeps all updates, "
             "1 forgets each after one token"
         )
-    if settings.optimizer is not None and decay != 0:
+    if getattr(settings, "optimizer", None) is not None and decay != 0:
         raise ValueError(
             f"with an optimizer ({settings.optimizer.name}) the learned decay must be 0, "
             f"got {decay}: give the decay to the optimizer, as in optimizers.decay "
@@ -259,7 +307,7 @@ def check_state(state: Any, batch: int, slow: Any, optimizer: Any = None) -> Non
 
 
 def check_settings(settings: Any) -> None:
-    """Normalizer, constant, epsilon, chunk, optimizer."""
+    """Normalizer, constant, epsilon, chunk, norm, optimizer."""
     if settings.normalizer not in NORMALIZERS:
         known = ", ".join(NORMALIZERS)
         raise ValueError(f"the normalizer must be one of {known}, got {settings.normalizer!r}")
@@ -270,7 +318,9 @@ def check_settings(settings: Any) -> None:
         raise ValueError(
             f"the chunk size must be at least 1 token (or None for one chunk), got {settings.chunk}"
         )
-    if settings.optimizer is not None:
+    if settings.norm not in NORMS:
+        raise ValueError(f"the norm must be one of {', '.join(NORMS)}, got {settings.norm!r}")
+    if getattr(settings, "optimizer", None) is not None:
         check_optimizer(settings.optimizer)
 
 

@@ -84,6 +84,7 @@ class FastSettings(NamedTuple):
     chunk: int | None = 64  # tokens per chunk of the linear attention; None = parallel form
     first_order: bool = False  # stop the outer gradient at the memory's values
     optimizer: Optimizer | None = None  # of past gradients; None = SGD with the learned decay
+    norm: str = "layer"  # "layer" or "rms"
 
 
 class Memory(NamedTuple):

@@ -16,7 +16,9 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from fwl_ref.fast_matrix import FastMatrix, MatrixParameters, MatrixSettings
 from fwl_ref.fwl import FastSettings
+from fwl_ref.key_map import KeyMap
 from fwl_ref.lm.model import Config, Parameters, effective_step_sizes, fast_settings, features_fwd, initialize
 from fwl_ref.ops.linear_attention import linear_attention_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, slow_block_fwd
@@ -180,6 +182,75 @@ def attention_cases(
     state = normal(batch, width, values) if (draw(st.booleans()) if carried is None else carried) else None
     case = (normal(batch, length, width, scale=scale), normal(batch, length, width), normal(batch, length, values), keep, state)
     return AttentionCase(*(None if a is None else np.asarray(a, dtype=dtype) for a in case))
+
+
+class MatrixCase(NamedTuple):
+    """Everything ``fast_matrix_fwd`` takes, in its order."""
+
+    x: np.ndarray  # (B,T,D)
+    labels: np.ndarray  # (B,T)
+    weights: np.ndarray  # (B,T)
+    slow: MatrixParameters
+    eta: FastMatrix
+    decay: np.ndarray  # ()
+    settings: MatrixSettings
+
+
+@st.composite
+def matrix_cases(
+    draw: Callable,
+    normalizers: tuple[str, ...] = ("constant",),
+    masks: tuple[str, ...] = MASKS,
+    min_length: int = 1,
+    max_length: int = 8,
+    max_batch: int = 3,
+) -> MatrixCase:
+    """A small fast matrix on top of features, of every kind of norm, key and head."""
+    batch, length = draw(st.integers(1, max_batch)), draw(st.integers(min_length, max_length))
+    width, keys, vocabulary = draw(st.integers(3, 5)), draw(st.integers(1, 5)), draw(st.integers(2, 6))
+    settings = MatrixSettings(
+        normalizer=draw(st.sampled_from(normalizers)),
+        constant=draw(st.sampled_from([1.0, 0.5, 3.0])),
+        eps=draw(st.sampled_from([1e-6, 1e-2])),
+        chunk=draw(chunks(length)),
+        norm=draw(st.sampled_from(["layer", "rms"])),
+        unit=draw(st.booleans()),
+        frozen=draw(st.booleans()),
+        block=draw(st.none() | st.integers(1, 8)),
+    )
+    mask, decay, seed = draw(st.sampled_from(masks)), draw(st.sampled_from([0.0, 0.1, 0.4])), draw(seeds)
+    return make_matrix_case(batch, length, width, keys, vocabulary, settings, seed, mask, decay, draw(st.booleans()))
+
+
+def make_matrix_case(
+    batch: int,
+    length: int,
+    width: int,
+    keys: int,
+    vocabulary: int,
+    settings: MatrixSettings,
+    seed: int,
+    mask: str = "ones",
+    decay: float = 0.0,
+    bias: bool = True,
+) -> MatrixCase:
+    """The arrays of a MatrixCase from its structure. Features spread around a mean that is far from
+    constant, so that no normalisation comes near its singularity.
+    """
+    normal, rng = generator(seed), np.random.default_rng([seed, 1])
+    slow = MatrixParameters(
+        KeyMap(normal(width), normal(width, keys, scale=width**-0.5)),
+        normal(keys, width, scale=0.2 * keys**-0.5),
+        normal(width, scale=0.2),
+        1 + normal(width, scale=0.2),
+        normal(width, scale=0.2),
+        normal(width, vocabulary, scale=0.5),
+        normal(vocabulary, scale=0.3) if bias else None,
+    )
+    x = normal(batch, length, width, scale=0.4) + 2 * np.arange(width) % 5
+    labels = rng.integers(0, vocabulary, (batch, length))
+    eta = FastMatrix(*(np.asarray(rng.uniform(0.02, 0.1)) for _ in range(2)))
+    return MatrixCase(x, labels, weight_mask(mask, (batch, length), seed + 2), slow, eta, np.asarray(decay), settings)
 
 
 class ModelCase(NamedTuple):
