@@ -1,4 +1,4 @@
-"""The smallest fast weight layer on top of a model: one fast matrix and one fast bias, with residual.
+"""The smallest fast weight layer on top of a model: a fast matrix and a fast bias, with residual.
 
     k = key(x)      z = x + k W + b      n = norm(z)      l = cross-entropy of n U + c
 
@@ -19,7 +19,7 @@ never all there. What comes out is a loss per token.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .backend import Array, namespace
 from .checks import check_fast_matrix
@@ -129,14 +129,14 @@ def _moved(
     decay: Array,
     state: FastMatrix | None,
     settings: MatrixSettings,
-) -> tuple[Array, FastMatrix | None, FastLayerResidual, NormResidual]:
+) -> tuple[Array, Any, FastLayerResidual, NormResidual]:
     """The fast pass up to the head: n' (B,T,D), the state, and residuals"""
     z, k, dz = memory
     past = Past(1 - decay, settings.chunk)
     # z'_t = z_t - sum_{s<t} M_ts (eta_W k_t . k_s + eta_b) dz_s   (B,T,D)
     (o, left), layer = fast_layer_fwd(k, k, dz, eta.W, eta.b, past, state)
     n, norm = norm_fwd(z - o, slow.gain, slow.bias, settings.eps, settings.norm)  # (B,T,D)
-    return n, FastMatrix(*left), layer, norm
+    return n, _named(left), layer, norm
 
 
 def read_fwd(
@@ -174,10 +174,10 @@ def read_bwd(
     layer = fast_layer_bwd(-g_z, g_state, res.layer)
     # sweep 3: k is query and key
     g_memory = MatrixMemory(g_z, layer.query + layer.key, layer.value)
-    g_slow = MatrixParameters(None, None, None, g_gain, g_bias, g_U, g_c)
-    g_state = None if layer.state is None else FastMatrix(*layer.state)
+    none: Any = None
+    g_slow = MatrixParameters(none, none, none, g_gain, g_bias, g_U, g_c)
     # sweep 3: keep = 1 - decay
-    return g_memory, g_slow, FastMatrix(*layer.eta), -layer.keep, g_state
+    return g_memory, g_slow, FastMatrix(*layer.eta), -layer.keep, _named(layer.state)
 
 
 def write_bwd(g_memory: MatrixMemory, res: MatrixWriteResidual) -> tuple[Array, MatrixParameters]:
@@ -279,3 +279,8 @@ def fast_matrix_bwd(
     pairs = zip(read, write, strict=True)
     g_slow = MatrixParameters(*(r if w is None else w if r is None else r + w for r, w in pairs))
     return g_x, g_slow, g_eta, g_decay, g_state_in
+
+
+def _named(pair: tuple[Array, Array] | None) -> Any:
+    """What belongs to W and b, as FastMatrix; None stays None."""
+    return None if pair is None else FastMatrix(*pair)

@@ -147,7 +147,7 @@ class FastBlockResidual(NamedTuple):
     read: ReadResidual
 
 
-def normalizer(weights: Array, settings: FastSettings) -> Array:
+def normalizer(weights: Array, settings: Any) -> Array:
     """(B,T)->() or (B,1)   N, what the slow losses are divided by   (F.3)"""
     xp = namespace(weights)
     if settings.normalizer == "constant":

@@ -11,7 +11,7 @@ makes such a map from features, as a start; mean and A are slow parameters after
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .backend import Array, namespace
 from .ops.dense import DenseResidual, dense_bwd, dense_fwd
@@ -63,9 +63,10 @@ def whitening(features: Iterable[Array], width: int | None = None, ridge: float 
     """
     if not ridge > 0:
         raise ValueError(f"the ridge must be above 0, got {ridge}: some variances may be 0")
-    count, first, total, square, like = 0, None, 0, 0, None
+    count, total, square = 0, 0, 0
+    first: Any = None
     for x in features:
-        xp, like = namespace(x), x
+        xp, dtype = namespace(x), x.dtype
         flat = xp.astype(xp.reshape(x, (-1, x.shape[-1])), xp.float64)  # (N,D)
         if not flat.shape[0]:
             continue
@@ -76,23 +77,19 @@ def whitening(features: Iterable[Array], width: int | None = None, ridge: float 
         square = square + xp.matmul(xp.matrix_transpose(flat), flat)  # (D,D)
     if first is None:
         raise ValueError("whitening needs the features of at least one token, got none")
-    xp = namespace(first)
-    if not bool(xp.all(xp.isfinite(square))):
-        raise ValueError("whitening needs finite features, got some that are not")
     shift = total / count  # (D,)
-    variance, directions = xp.linalg.eigh(
-        square / count - shift[:, None] * shift[None, :]
-    )  # (D,), (D,D), smallest first
+    covariance = square / count - shift[:, None] * shift  # (D,D)
+    if not bool(xp.all(xp.isfinite(covariance))):
+        raise ValueError("whitening needs finite features, got some that are not")
+    variance, directions = xp.linalg.eigh(covariance)  # (D,), (D,D), smallest first
     size = variance.shape[0]
     width = size if width is None else width
     if not 1 <= width <= size:
-        raise ValueError(
-            f"keys must have a width of 1 to {size}, that of the features; got {width}"
-        )
+        raise ValueError(f"keys must have a width of 1 to {size}, as the features, got {width}")
     floor = ridge * xp.mean(variance)  # ()
     if not bool(floor > 0):
         raise ValueError("whitening needs features that vary, got the same for every token")
     kept = xp.flip(variance, axis=0)[:width]  # (K,)
-    scale = 1 / xp.sqrt(xp.where(kept > 0, kept, xp.zeros_like(kept)) + floor)  # (K,)
-    A = xp.flip(directions, axis=1)[:, :width] * scale  # (D,K)
-    return KeyMap(xp.astype(first + shift, like.dtype), xp.astype(A, like.dtype))
+    kept = xp.where(kept > 0, kept, xp.zeros_like(kept)) + floor  # (K,) rounding may be below 0
+    A = xp.flip(directions, axis=1)[:, :width] / xp.sqrt(kept)  # (D,K)
+    return KeyMap(xp.astype(first + shift, dtype), xp.astype(A, dtype))

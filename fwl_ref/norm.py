@@ -1,4 +1,4 @@
-"""The normalisation before an unembedding, of either kind: with a bias, so that both are used alike.
+"""The normalisation before an unembedding, of either kind, and with a bias in both.
 
     layer    y = (z - mean z) rstd gain + bias           LayerNorm, as GPT-2 has it
     rms      y = z rrms gain + bias                      RMSNorm, as the llama family has it
