@@ -98,9 +98,10 @@ def check_block_parameters(slow: Any) -> None:
     namespace(*slow)
 
 
-def check_slow_block(x: Array, labels: Array, p: Any) -> None:
+def check_slow_block(x: Array, labels: Array, p: Any, norm: str, residual: bool) -> None:
     """Shapes of features, labels and parameters that fit."""
     check_block_parameters(p)
+    check_kind(p, norm, residual)
     namespace(x, *p)
     if x.ndim < 1 or x.shape[-1] != p.W1.shape[0]:
         raise ValueError(
@@ -150,7 +151,8 @@ def check_fast_block(
     check_block_data(x, labels, weights, slow)
     namespace(x, decay, *eta)
     check_divisor(settings.optimizer, slow)
-    if settings.eps == 0 and slow.W2.shape[1] < 2:
+    check_kind(slow, settings.norm, settings.residual)
+    if settings.eps == 0 and settings.norm == "layer" and slow.W2.shape[1] < 2:
         raise ValueError(
             "LayerNorm without epsilon needs a width of at least 2, got 1: its variance is 0; "
             "set eps > 0"
@@ -214,6 +216,7 @@ def check_predict(state: Any, x: Array, slow: Any, eta: Any, settings: Any) -> N
     if x.ndim != 2:
         raise ValueError(f"features must have shape (B,I), got {tuple(x.shape)}")
     _check_width(x, slow)
+    check_kind(slow, settings.norm, settings.residual)
     check_state(state, x.shape[0], slow, settings.optimizer)
     namespace(x, *getattr(state, "slots", state))
     check_divisor(settings.optimizer, slow)
@@ -318,10 +321,26 @@ def check_settings(settings: Any) -> None:
         raise ValueError(
             f"the chunk size must be at least 1 token (or None for one chunk), got {settings.chunk}"
         )
-    if settings.norm not in NORMS:
-        raise ValueError(f"the norm must be one of {', '.join(NORMS)}, got {settings.norm!r}")
+    check_norm(settings.norm)
     if getattr(settings, "optimizer", None) is not None:
         check_optimizer(settings.optimizer)
+
+
+def check_norm(norm: str) -> None:
+    """The normalisation before the unembedding."""
+    if norm not in NORMS:
+        raise ValueError(f"the norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+def check_kind(slow: Any, norm: str, residual: bool) -> None:
+    """A norm that exists, and features that a residual can be added to."""
+    check_norm(norm)
+    i, d = slow.W1.shape[0], slow.W2.shape[1]
+    if residual and i != d:
+        raise ValueError(
+            f"a residual adds features to the block's output: their width I must be D, got {i} "
+            f"and {d}"
+        )
 
 
 def check_eps(eps: float) -> None:

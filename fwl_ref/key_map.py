@@ -63,7 +63,9 @@ def whitening(features: Iterable[Array], width: int | None = None, ridge: float 
     """
     if not ridge > 0:
         raise ValueError(f"the ridge must be above 0, got {ridge}: some variances may be 0")
-    count, total, square = 0, 0, 0
+    count = 0
+    total: Any = 0
+    square: Any = 0
     first: Any = None
     for x in features:
         xp, dtype = namespace(x), x.dtype

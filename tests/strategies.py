@@ -78,6 +78,7 @@ def block_cases(
     decays: tuple[float, ...] = (0.0, 0.1, 0.4),
     zero_steps: bool = True,
     first_order: bool = False,
+    residuals: tuple[bool, ...] = (False, True),
 ) -> BlockCase:
     """A small fast weight block and a batch for it. ``zero_steps`` lets some step sizes be exactly
     0.
@@ -90,10 +91,12 @@ def block_cases(
         eps=draw(st.sampled_from([1e-6, 0.0])),
         chunk=draw(chunks(length)),
         first_order=first_order,
+        norm=draw(st.sampled_from(["layer", "rms"])),
+        residual=draw(st.sampled_from(residuals)),
     )
     off = draw(st.sets(st.integers(0, 5), max_size=3)) if zero_steps else set()
     mask, decay, seed = draw(st.sampled_from(masks)), draw(st.sampled_from(decays)), draw(seeds)
-    features = draw(st.integers(1, 5))  # of any width; the block's own among them
+    features = width if settings.residual else draw(st.integers(1, 5))  # of any width; the block's own among them
     return make_block_case(batch, length, width, hidden, vocabulary, settings, seed, mask, decay, frozenset(off), dtype, features)
 
 
@@ -141,8 +144,9 @@ def distances(case: BlockCase) -> tuple[float, float]:
 
     h = memory.h - moved(case.x, memory.x, memory.dh, eta.W1, eta.b1)  # (B,T,F)
     a = np.maximum(h, 0) ** 2  # (B,T,F)
-    z = a @ slow.W2 + slow.b2 - moved(a, memory.a, memory.dz, eta.W2, eta.b2)  # (B,T,D)
-    z_slow = memory.a @ slow.W2 + slow.b2
+    skip = case.x if case.settings.residual else 0.0
+    z = skip + a @ slow.W2 + slow.b2 - moved(a, memory.a, memory.dz, eta.W2, eta.b2)  # (B,T,D)
+    z_slow = skip + memory.a @ slow.W2 + slow.b2
     kink = min(np.min(np.abs(memory.h)), np.min(np.abs(h)))
     return float(kink), float(min(np.min(np.std(z, axis=-1)), np.min(np.std(z_slow, axis=-1))))
 
@@ -311,6 +315,6 @@ def unsaturated(case: BlockCase) -> BlockCase:
     """U and c shrunk until no logit exceeds 2: where a softmax saturates, losses, gradients and
     Hessians vanish into rounding.
     """
-    (_, logits), _ = slow_block_fwd(case.x, case.labels, case.slow, case.settings.eps)
+    (_, logits), _ = slow_block_fwd(case.x, case.labels, case.slow, *case.settings.plain)
     shrink = min(1.0, 2 / float(np.max(np.abs(logits))))
     return case._replace(slow=case.slow._replace(U=case.slow.U * shrink, c=case.slow.c * shrink))
