@@ -169,7 +169,7 @@ def normalizer(weights: Array, settings: Any) -> Array:
 def write_fwd(
     x: Array, labels: Array, weights: Array, slow: SlowParameters, settings: FastSettings
 ) -> tuple[tuple[Memory, Array], WriteResidual]:
-    """(B,T,I),(B,T),(B,T)->Memory,(B,T,V)   sweeps 1 and 2   (F.1)"""
+    """(B,T,I),(B,T),(B,T)->Memory,(B,T,V)   sweeps 1 and 2   (F.1), (X.12)"""
     xp = namespace(x, weights, *slow)
     # sweep 1, up: slow forward
     h, dense1 = dense_fwd(x, slow.W1, slow.b1)  # (B,T,F)
@@ -233,7 +233,7 @@ def read_fwd(
 def read_bwd(
     g_logits: Array, g_state: FastParameters | None, res: ReadResidual
 ) -> tuple[Memory, Array, SlowParameters, FastParameters, Array, FastParameters | None]:
-    """Adjoint of read_fwd: sweep 4.   (F.4), (F.12), (F.13)
+    """Adjoint of read_fwd: sweep 4.   (F.4), (F.12), (F.13), (X.14)
 
     Returns g_memory, g_x, g_slow (None for W1 and b1, which enter through memory.h alone), g_eta,
     g_decay, g_state_in. With an optimizer the gradients of a state are those of its slots, and
@@ -285,7 +285,7 @@ def sweep5(g_memory: Memory, res: WriteResidual) -> HandedOn:
 
 
 def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParameters]:
-    """Adjoint of write_fwd with respect to x and the slow parameters: sweeps 5 and 6.   (F.5)
+    """Adjoint of write_fwd with respect to x and the slow parameters: sweeps 5 and 6.   (F.5), (X.14)
 
     With ``first_order`` the memory's values count as constants. Sweep 5 hands nothing on, and
     sweep 6 begins with the keys, at a; what lies above gets None.

@@ -612,8 +612,9 @@ def narrowed(case):
     case.update(W1=case["W1"][1:], x=case["x"][..., 1:], residual=np.array(1))
 
 
+REQUIRED = [n for n in golden.INPUTS["fwl"] if n not in golden_block.OPTIONAL]
 BAD = {  # what is wrong -> (which case, the change, the array, words of the message)
-    **{f"missing {n}": (0, lambda case, n=n: case.pop(n), n, "found nothing") for n in golden.INPUTS["fwl"] if n not in golden_block.OPTIONAL},
+    **{f"missing {n}": (0, lambda case, n=n: case.pop(n), n, "found nothing") for n in REQUIRED},
     "missing segment": (2, lambda case: case.pop("segment"), "segment", "found nothing"),
     "segment in fwl": (0, swap("segment", 1), "segment", "leave it out"),
     "unknown array": (0, swap("extra", 1.0), "extra", "leave it out"),
