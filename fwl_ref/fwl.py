@@ -285,7 +285,7 @@ def sweep5(g_memory: Memory, res: WriteResidual) -> HandedOn:
 
 
 def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParameters]:
-    """Adjoint of write_fwd with respect to x and the slow parameters: sweeps 5 and 6.   (F.5), (X.14)
+    """Adjoint of write_fwd with respect to x and the slow parameters: sweeps 5 and 6.   (F.5)
 
     With ``first_order`` the memory's values count as constants. Sweep 5 hands nothing on, and
     sweep 6 begins with the keys, at a; what lies above gets None.
