@@ -119,7 +119,8 @@ class WriteResidual(NamedTuple):
     dn: Array  # (B,T,D)
     dz: Array  # (B,T,D)
     da: Array  # (B,T,F)
-    settings: FastSettings
+    first_order: bool
+    residual: bool
 
 
 class ReadResidual(NamedTuple):
@@ -189,8 +190,9 @@ def write_fwd(
     da = dense_dx(dz, dense2)  # (B,T,F)
     dh = squared_relu_bwd(da, act)  # (B,T,F)
     res = WriteResidual(
-        dense1, act, dense2, norm, unembed, loss, dnll, dlogits, dn, dz, da, settings
-    )
+        dense1, act, dense2, norm, unembed, loss, dnll, dlogits, dn, dz, da,
+        settings.first_order, settings.residual,
+    )  # fmt: skip
     return (Memory(h, x, dh, a, dz, dgain, dbias), logits), res
 
 
@@ -291,7 +293,7 @@ def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParamete
     sweep 6 begins with the keys, at a; what lies above gets None.
     """
     xp = namespace(*g_memory)
-    if res.settings.first_order:
+    if res.first_order:
         g_h = g_memory.h + squared_relu_bwd(g_memory.a, res.act)  # (B,T,F)
         g_x, g_W1, g_b1 = dense_bwd(g_h, res.dense1)  # (B,T,I)
         return g_x + g_memory.x, SlowParameters(g_W1, g_b1, *(None,) * 6)
@@ -309,7 +311,7 @@ def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParamete
     g_h = squared_relu_bwd(g_memory.a + g_a, res.act)  # (B,T,F)
     # sweep 1: h = x W1 + b1
     g_x, g_W1, g_b1 = dense_bwd(g_memory.h + five.h + g_h, res.dense1)  # (B,T,I)
-    g_x = g_x + g_z if res.settings.residual else g_x  # (B,T,I)
+    g_x = g_x + g_z if res.residual else g_x  # (B,T,I)
     g_gain, g_bias = xp.sum(g_gain + five.gain, axis=(0, 1)), xp.sum(g_bias, axis=(0, 1))  # (D,)
     g_slow = (g_W1, g_b1, g_W2 + five.W2, g_b2, g_gain, g_bias, g_U + five.U, g_c)
     return g_x + g_memory.x, SlowParameters(*g_slow)

@@ -7,6 +7,7 @@ bwd/d(dy, x))^T g_d_x
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -451,6 +452,23 @@ def test_what_is_not_finite_spoils_its_own_token_of_the_head() -> None:
     assert np.all(np.isnan(wrong[~kept])) and np.all(np.isnan(spoilt.slope[~kept]))
     assert_bitwise(wrong[kept], nll[kept])
     assert_bitwise(blocked_head_dn(nll, spoilt)[kept], blocked_head_dn(nll, res)[kept])
+
+
+@pytest.mark.host("memory of NumPy's arrays")
+def test_the_head_in_blocks_never_holds_all_logits() -> None:
+    """At most eight arrays of (block,V) at once, in every pass; all logits would be 32.   (C.4), (C.5), (C.6)"""
+    length, V, block = 64, 5000, 2
+    draw = generator(0)
+    n, U, c, labels = draw(1, length, 3), draw(3, V), draw(V), np.zeros((1, length), "int64")
+    dnll, g_dn = draw(1, length), draw(1, length, 3)
+    tracemalloc.start()
+    _, res = blocked_head_fwd(n, U, c, labels, block)
+    blocked_head_nll(n, U, c, labels, block)
+    blocked_head_bwd(dnll, res)
+    blocked_head_bwd_bwd(g_dn, None, None, dnll, res._replace(frozen=True))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * block * V * 8 + 4 * U.nbytes
 
 
 def test_a_block_below_one_token_is_refused() -> None:

@@ -128,7 +128,7 @@ def test_a_residual_that_the_backward_pass_forgets_is_rejected(half):
     check_adjoint(fwd, bwd, args, step=STEP)
 
     def forgetful(g, res):
-        read, write = res.read._replace(residual=False), res.write._replace(settings=settings._replace(residual=False))
+        read, write = (half._replace(residual=False) for half in (res.read, res.write))
         return bwd(g, res._replace(read=read) if half == "read" else res._replace(write=write))
 
     with pytest.raises(AdjointError, match="argument 0"):
