@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from .backend import Array, Tree, host, is_host, library, namespace
-from .tree import named_leaves
+from .tree import leaves, named_leaves
 
 NORMALIZERS = ("constant", "sequence", "batch")
+NORMS = ("layer", "rms")
 
 # axes of the parameters of a block, in the order of SlowParameters; the first six are fast
 BLOCK_AXES = ("I,F", "F", "F,D", "D", "D", "D", "D,V", "V")
@@ -97,9 +98,10 @@ def check_block_parameters(slow: Any) -> None:
     namespace(*slow)
 
 
-def check_slow_block(x: Array, labels: Array, p: Any) -> None:
+def check_slow_block(x: Array, labels: Array, p: Any, norm: str, residual: bool) -> None:
     """Shapes of features, labels and parameters that fit."""
     check_block_parameters(p)
+    check_kind(p, norm, residual)
     namespace(x, *p)
     if x.ndim < 1 or x.shape[-1] != p.W1.shape[0]:
         raise ValueError(
@@ -149,7 +151,8 @@ def check_fast_block(
     check_block_data(x, labels, weights, slow)
     namespace(x, decay, *eta)
     check_divisor(settings.optimizer, slow)
-    if settings.eps == 0 and slow.W2.shape[1] < 2:
+    check_kind(slow, settings.norm, settings.residual)
+    if settings.eps == 0 and settings.norm == "layer" and slow.W2.shape[1] < 2:
         raise ValueError(
             "LayerNorm without epsilon needs a width of at least 2, got 1: its variance is 0; "
             "set eps > 0"
@@ -158,6 +161,49 @@ def check_fast_block(
         check_streamable(settings)
         check_state(state, x.shape[0], slow, settings.optimizer)
         namespace(x, *getattr(state, "slots", state))
+
+
+def check_fast_matrix(
+    x: Array,
+    labels: Array,
+    weights: Array,
+    slow: Any,
+    eta: Any,
+    decay: Array,
+    settings: Any,
+    state: Any,
+) -> None:
+    """Everything fast_matrix_fwd relies on."""
+    check_settings(settings)
+    if settings.block is not None and settings.block < 1:
+        raise ValueError(
+            f"the head needs a block of at least 1 token (or None for all), got {settings.block}"
+        )
+    check_decay(decay, settings)
+    names = getattr(eta, "_fields", None)
+    if names != ("W", "b"):
+        raise TypeError(f"step sizes must be FastMatrix of two arrays, got {eta!r}")
+    _check_steps(eta)
+    for name, array in (("key.A", slow.key.A), ("U", slow.U)):
+        check_is_array(array, name)
+        if array.ndim != 2:
+            raise ValueError(f"{name} must be a matrix, got shape {tuple(array.shape)}")
+    d, k = slow.key.A.shape
+    axes = type(slow)(type(slow.key)("D", "D,K"), "K,D", "D", "D", "D", "D,V", "V")
+    axes = axes._replace(c=None) if slow.c is None else axes
+    check_shapes(slow, axes, {"D": d, "K": k, "V": slow.U.shape[1]})
+    namespace(x, weights, decay, *eta, *leaves(slow))
+    library(x, labels)
+    if x.ndim != 3 or x.shape[-1] != d:
+        raise ValueError(f"features must have shape (B,T,D) with D = {d}, got {tuple(x.shape)}")
+    check_like(labels, x.shape[:2], "labels", "(B,T)")
+    check_like(weights, x.shape[:2], "weights", "(B,T)")
+    check_labels(labels, slow.U.shape[1])
+    check_weights(weights)
+    if state is not None:
+        check_streamable(settings)
+        check_state(state, x.shape[0], slow)
+        namespace(x, *state)
 
 
 def check_predict(state: Any, x: Array, slow: Any, eta: Any, settings: Any) -> None:
@@ -170,6 +216,7 @@ def check_predict(state: Any, x: Array, slow: Any, eta: Any, settings: Any) -> N
     if x.ndim != 2:
         raise ValueError(f"features must have shape (B,I), got {tuple(x.shape)}")
     _check_width(x, slow)
+    check_kind(slow, settings.norm, settings.residual)
     check_state(state, x.shape[0], slow, settings.optimizer)
     namespace(x, *getattr(state, "slots", state))
     check_divisor(settings.optimizer, slow)
@@ -194,7 +241,11 @@ def check_step_sizes(eta: Any) -> None:
     names = getattr(eta, "_fields", None)
     if names is None or len(names) != 6:
         raise TypeError(f"step sizes must be FastParameters of six arrays, got {eta!r}")
-    for name, step in zip(names, eta, strict=True):
+    _check_steps(eta)
+
+
+def _check_steps(eta: Any) -> None:
+    for name, step in zip(eta._fields, eta, strict=True):
         what = f"the step size of {name}"
         check_is_array(step, what)
         if tuple(step.shape):
@@ -223,7 +274,7 @@ def check_decay(decay: Array, settings: Any) -> None:
             f"the decay must lie in [0, 1], got {decay}: 0 keeps all updates, "
             "1 forgets each after one token"
         )
-    if settings.optimizer is not None and decay != 0:
+    if getattr(settings, "optimizer", None) is not None and decay != 0:
         raise ValueError(
             f"with an optimizer ({settings.optimizer.name}) the learned decay must be 0, "
             f"got {decay}: give the decay to the optimizer, as in optimizers.decay "
@@ -259,7 +310,7 @@ def check_state(state: Any, batch: int, slow: Any, optimizer: Any = None) -> Non
 
 
 def check_settings(settings: Any) -> None:
-    """Normalizer, constant, epsilon, chunk, optimizer."""
+    """Normalizer, constant, epsilon, chunk, norm, optimizer."""
     if settings.normalizer not in NORMALIZERS:
         known = ", ".join(NORMALIZERS)
         raise ValueError(f"the normalizer must be one of {known}, got {settings.normalizer!r}")
@@ -270,8 +321,26 @@ def check_settings(settings: Any) -> None:
         raise ValueError(
             f"the chunk size must be at least 1 token (or None for one chunk), got {settings.chunk}"
         )
-    if settings.optimizer is not None:
+    check_norm(settings.norm)
+    if getattr(settings, "optimizer", None) is not None:
         check_optimizer(settings.optimizer)
+
+
+def check_norm(norm: str) -> None:
+    """The normalisation before the unembedding."""
+    if norm not in NORMS:
+        raise ValueError(f"the norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+def check_kind(slow: Any, norm: str, residual: bool) -> None:
+    """A norm that exists, and features that a residual can be added to."""
+    check_norm(norm)
+    i, d = slow.W1.shape[0], slow.W2.shape[1]
+    if residual and i != d:
+        raise ValueError(
+            f"a residual adds features to the block's output: their width I must be D, got {i} "
+            f"and {d}"
+        )
 
 
 def check_eps(eps: float) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .backend import Array, Tree, namespace, to_numpy
-from .checks import check_block_data, check_evaluation, check_segment
+from .checks import check_block_data, check_evaluation, check_kind, check_segment
 from .ops.common import chunk_slices
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
 from .tree import add, leaves, size, tree_map
@@ -134,6 +134,8 @@ def evaluate_block(
     decay: Array | float = 0.0,
     n: Array | float = 1.0,
     eps: float = 1e-6,
+    norm: str = "layer",
+    residual: bool = False,
     stale: bool = False,
 ) -> tuple[Array, FastParameters]:
     """Dynamic evaluation of the block alone, on given features.   (Y.4)
@@ -147,6 +149,7 @@ def evaluate_block(
     segment : tokens per update, L
     decay : lambda, in [0, 1]: a number, or an array of shape ()
     n : the normalizer N: a number, or an array of shape (), or one per sequence (B,)
+    eps, norm, residual : of the block, as ``slow_block_fwd`` takes them
     stale : take every gradient at theta_0 instead of at the current parameters. With ``segment`` 1
         this is what fast weights compute.
 
@@ -165,6 +168,7 @@ def evaluate_block(
     check_segment(segment)
     check_block_data(x, labels, weights, slow)
     check_evaluation(x, eta, decay, n, eps)
+    check_kind(slow, norm, residual)
     xp = namespace(x, weights, *slow)
     rates = SlowParameters(*eta, 0.0, 0.0)
     descent = Descent(rates, decay, subset=FAST_ONLY)
@@ -172,9 +176,9 @@ def evaluate_block(
 
     def score(theta: SlowParameters, part: tuple) -> tuple[Array, SlowParameters]:
         x, labels, share = part  # (L,I), (L,), (L,)
-        (_, logits), res = slow_block_fwd(x, labels, theta, eps)  # (L,V)
+        (_, logits), res = slow_block_fwd(x, labels, theta, eps, norm, residual)  # (L,V)
         if stale:
-            _, res = slow_block_fwd(x, labels, slow, eps)
+            _, res = slow_block_fwd(x, labels, slow, eps, norm, residual)
         _, gradient = slow_block_bwd(share, res)
         return logits, gradient
 

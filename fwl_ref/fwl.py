@@ -54,6 +54,7 @@ from .fast_layer import (
     past_sums_fwd,
     pasts,
 )
+from .norm import NormResidual, norm_bwd, norm_bwd_bwd, norm_fwd
 from .ops.cross_entropy import (
     CrossEntropyResidual,
     cross_entropy_bwd,
@@ -61,7 +62,6 @@ from .ops.cross_entropy import (
     cross_entropy_fwd,
 )
 from .ops.dense import DenseResidual, dense_bwd, dense_bwd_bwd, dense_dx, dense_fwd
-from .ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
 from .ops.squared_relu import (
     SquaredReluResidual,
     squared_relu_bwd,
@@ -84,6 +84,13 @@ class FastSettings(NamedTuple):
     chunk: int | None = 64  # tokens per chunk of the linear attention; None = parallel form
     first_order: bool = False  # stop the outer gradient at the memory's values
     optimizer: Optimizer | None = None  # of past gradients; None = SGD with the learned decay
+    norm: str = "layer"  # "layer" or "rms", before the unembedding
+    residual: bool = False  # z = x + a W2 + b2, for a block on top of a model
+
+    @property
+    def plain(self) -> tuple[float, str, bool]:
+        """What of it the slow block needs: slow_block_fwd(x, labels, slow, *settings.plain)"""
+        return self.eps, self.norm, self.residual
 
 
 class Memory(NamedTuple):
@@ -104,7 +111,7 @@ class WriteResidual(NamedTuple):
     dense1: DenseResidual
     act: SquaredReluResidual
     dense2: DenseResidual
-    norm: LayerNormResidual
+    norm: NormResidual
     unembed: DenseResidual
     loss: CrossEntropyResidual
     dnll: Array  # (B,T) w / N
@@ -113,6 +120,7 @@ class WriteResidual(NamedTuple):
     dz: Array  # (B,T,D)
     da: Array  # (B,T,F)
     first_order: bool
+    residual: bool
 
 
 class ReadResidual(NamedTuple):
@@ -125,9 +133,10 @@ class ReadResidual(NamedTuple):
     dgain: Array  # (B,T,D) the gain's gradients so far, summed over the past
     dbias: Array  # (B,T,D)
     sums: PastAttentionResidual
-    norm: LayerNormResidual
+    norm: NormResidual
     unembed: DenseResidual
     eta: FastParameters
+    residual: bool
 
 
 class HandedOn(NamedTuple):
@@ -146,7 +155,7 @@ class FastBlockResidual(NamedTuple):
     read: ReadResidual
 
 
-def normalizer(weights: Array, settings: FastSettings) -> Array:
+def normalizer(weights: Array, settings: Any) -> Array:
     """(B,T)->() or (B,1)   N, what the slow losses are divided by   (F.3)"""
     xp = namespace(weights)
     if settings.normalizer == "constant":
@@ -161,27 +170,29 @@ def normalizer(weights: Array, settings: FastSettings) -> Array:
 def write_fwd(
     x: Array, labels: Array, weights: Array, slow: SlowParameters, settings: FastSettings
 ) -> tuple[tuple[Memory, Array], WriteResidual]:
-    """(B,T,I),(B,T),(B,T)->Memory,(B,T,V)   sweeps 1 and 2   (F.1)"""
+    """(B,T,I),(B,T),(B,T)->Memory,(B,T,V)   sweeps 1 and 2   (F.1), (X.12)"""
     xp = namespace(x, weights, *slow)
     # sweep 1, up: slow forward
     h, dense1 = dense_fwd(x, slow.W1, slow.b1)  # (B,T,F)
     a, act = squared_relu_fwd(h)  # (B,T,F)
     z, dense2 = dense_fwd(a, slow.W2, slow.b2)  # (B,T,D)
+    z = x + z if settings.residual else z
     gain = xp.broadcast_to(slow.gain, z.shape)  # (B,T,D) per token, and so are the gradients
     bias = xp.broadcast_to(slow.bias, z.shape)  # (B,T,D)
-    n, norm = layernorm_fwd(z, gain, bias, settings.eps)  # (B,T,D)
+    n, norm = norm_fwd(z, gain, bias, settings.eps, settings.norm)  # (B,T,D)
     logits, unembed = dense_fwd(n, slow.U, slow.c)  # (B,T,V)
     _, loss = cross_entropy_fwd(logits, labels)
     # sweep 2, down: slow backward, per token, inputs only
     dnll = weights / normalizer(weights, settings)  # (B,T)
     dlogits = cross_entropy_bwd(dnll, loss)  # (B,T,V)
     dn = dense_dx(dlogits, unembed)  # (B,T,D)
-    dz, dgain, dbias = layernorm_bwd(dn, norm)  # (B,T,D)
+    dz, dgain, dbias = norm_bwd(dn, norm)  # (B,T,D)
     da = dense_dx(dz, dense2)  # (B,T,F)
     dh = squared_relu_bwd(da, act)  # (B,T,F)
     res = WriteResidual(
-        dense1, act, dense2, norm, unembed, loss, dnll, dlogits, dn, dz, da, settings.first_order
-    )
+        dense1, act, dense2, norm, unembed, loss, dnll, dlogits, dn, dz, da,
+        settings.first_order, settings.residual,
+    )  # fmt: skip
     return (Memory(h, x, dh, a, dz, dgain, dbias), logits), res
 
 
@@ -207,13 +218,16 @@ def read_fwd(
     a, act = squared_relu_fwd(memory.h - o1)  # (B,T,F)
     # z'_t = a'_t W2 + b2 - sum_{s<t} M_ts (eta_W2 a'_t . a_s + eta_b2) dz_s   (B,T,D)
     z, dense2 = dense_fwd(a, slow.W2, slow.b2)  # (B,T,D)
+    z = x + z if settings.residual else z
     (o2, state2), layer2 = fast_layer_fwd(a, memory.a, memory.dz, eta.W2, eta.b2, past2, state2)
     # gain'_t = gain - eta_gain sum_{s<t} M_ts dgain_s, and the same for the bias   (B,T,D)
     (dgain, dbias, state3), sums = past_sums_fwd(memory.dgain, memory.dbias, past3, state3)
     gain, bias = slow.gain - eta.gain * dgain, slow.bias - eta.bias * dbias  # (B,T,D)
-    n, norm = layernorm_fwd(z - o2, gain, bias, settings.eps)  # (B,T,D)
+    n, norm = norm_fwd(z - o2, gain, bias, settings.eps, settings.norm)  # (B,T,D)
     logits, unembed = dense_fwd(n, slow.U, slow.c)  # (B,T,V)
-    res = ReadResidual(layer1, act, dense2, layer2, dgain, dbias, sums, norm, unembed, eta)
+    res = ReadResidual(
+        layer1, act, dense2, layer2, dgain, dbias, sums, norm, unembed, eta, settings.residual
+    )
     held = _join(state1, state2, state3)
     return (logits, held if past1.seen is None else OptimizerState(held, past1.seen)), res
 
@@ -221,7 +235,7 @@ def read_fwd(
 def read_bwd(
     g_logits: Array, g_state: FastParameters | None, res: ReadResidual
 ) -> tuple[Memory, Array, SlowParameters, FastParameters, Array, FastParameters | None]:
-    """Adjoint of read_fwd: sweep 4.   (F.4), (F.12), (F.13)
+    """Adjoint of read_fwd: sweep 4.   (F.4), (F.12), (F.13), (X.14)
 
     Returns g_memory, g_x, g_slow (None for W1 and b1, which enter through memory.h alone), g_eta,
     g_decay, g_state_in. With an optimizer the gradients of a state are those of its slots, and
@@ -231,14 +245,14 @@ def read_bwd(
     g_state1, g_state2, g_state3 = _pairs(g_state)
     # sweep 3: logits = n U + c
     g_n, g_U, g_c = dense_bwd(g_logits, res.unembed)  # (B,T,D)
-    # sweep 3: n = LN(z'; gain', bias')
-    g_z, g_gain_t, g_bias_t = layernorm_bwd(g_n, res.norm)  # (B,T,D) all three
+    # sweep 3: n = norm(z'; gain', bias')
+    g_z, g_gain_t, g_bias_t = norm_bwd(g_n, res.norm)  # (B,T,D) all three
     # sweep 3: gain' = gain - eta_gain dgain,  bias' = bias - eta_bias dbias
     g_gain, g_bias = xp.sum(g_gain_t, axis=(0, 1)), xp.sum(g_bias_t, axis=(0, 1))  # (D,)
     g_eta_gain, g_eta_bias = -xp.sum(g_gain_t * res.dgain), -xp.sum(g_bias_t * res.dbias)  # ()
     g_sums = (-eta.gain * g_gain_t, -eta.bias * g_bias_t)  # (B,T,D)
     g_dgain, g_dbias, g_keep3, g_state3 = past_sums_bwd(*g_sums, g_state3, res.sums)  # (B,T,D)
-    # sweep 3: z' = a' W2 + b2 - o2
+    # sweep 3: z' = a' W2 + b2 - o2, with a residual + x
     layer2 = fast_layer_bwd(-g_z, g_state2, res.layer2)
     g_a, g_W2, g_b2 = dense_bwd(g_z, res.dense2)  # (B,T,F)
     # sweep 3: a' = relu(h')^2
@@ -251,7 +265,8 @@ def read_bwd(
     g_slow = SlowParameters(None, None, g_W2, g_b2, g_gain, g_bias, g_U, g_c)
     g_eta = FastParameters(*layer1.eta, *layer2.eta, g_eta_gain, g_eta_bias)
     g_state = _join(layer1.state, layer2.state, g_state3)
-    return g_memory, layer1.query, g_slow, g_eta, g_decay, g_state
+    g_x = layer1.query + g_z if res.residual else layer1.query  # (B,T,I)
+    return g_memory, g_x, g_slow, g_eta, g_decay, g_state
 
 
 def sweep5(g_memory: Memory, res: WriteResidual) -> HandedOn:
@@ -260,8 +275,8 @@ def sweep5(g_memory: Memory, res: WriteResidual) -> HandedOn:
     g_da, g_h = squared_relu_bwd_bwd(g_memory.dh, res.da, res.act)  # (B,T,F)
     # sweep 2: da = dz W2^T
     g_dz, _, g_W2, _ = dense_bwd_bwd(g_da, None, None, res.dz, res.dense2)  # (B,T,D)
-    # sweep 2: dz, dgain, dbias = layernorm_bwd(dn)
-    g_dn, g_z, g_gain, _ = layernorm_bwd_bwd(
+    # sweep 2: dz, dgain, dbias = norm_bwd(dn)
+    g_dn, g_z, g_gain, _ = norm_bwd_bwd(
         g_dz + g_memory.dz, g_memory.dgain, g_memory.dbias, res.dn, res.norm
     )  # (B,T,D)
     # sweep 2: dn = dlogits U^T
@@ -287,14 +302,16 @@ def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParamete
     # sweep 6, down: backward of the slow forward
     # sweep 1: logits = n U + c
     g_n, g_U, g_c = dense_bwd(five.logits, res.unembed)  # (B,T,D)
-    # sweep 1: n = LN(z; gain, bias)
-    g_z, g_gain, g_bias = layernorm_bwd(g_n, res.norm)  # (B,T,D) all three
-    # sweep 1: z = a W2 + b2
-    g_a, g_W2, g_b2 = dense_bwd(g_z + five.z, res.dense2)  # (B,T,F)
+    # sweep 1: n = norm(z; gain, bias)
+    g_z, g_gain, g_bias = norm_bwd(g_n, res.norm)  # (B,T,D) all three
+    # sweep 1: z = a W2 + b2, with a residual + x
+    g_z = g_z + five.z  # (B,T,D)
+    g_a, g_W2, g_b2 = dense_bwd(g_z, res.dense2)  # (B,T,F)
     # sweep 1: a = relu(h)^2
     g_h = squared_relu_bwd(g_memory.a + g_a, res.act)  # (B,T,F)
     # sweep 1: h = x W1 + b1
     g_x, g_W1, g_b1 = dense_bwd(g_memory.h + five.h + g_h, res.dense1)  # (B,T,I)
+    g_x = g_x + g_z if res.residual else g_x  # (B,T,I)
     g_gain, g_bias = xp.sum(g_gain + five.gain, axis=(0, 1)), xp.sum(g_bias, axis=(0, 1))  # (D,)
     g_slow = (g_W1, g_b1, g_W2 + five.W2, g_b2, g_gain, g_bias, g_U + five.U, g_c)
     return g_x + g_memory.x, SlowParameters(*g_slow)

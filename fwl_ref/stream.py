@@ -26,8 +26,8 @@ from .checks import (
     check_streamable,
 )
 from .fwl import FastSettings, write_fwd
+from .norm import norm_fwd
 from .ops.dense import dense_fwd
-from .ops.layernorm import layernorm_fwd
 from .ops.squared_relu import squared_relu_fwd
 from .optimizers import OptimizerState, read_slots, slots, write_slots
 from .slow_block import FastParameters, SlowParameters
@@ -74,7 +74,8 @@ def stream_predict(
     h = xp.matmul(x[:, None, :], fast.W1)[:, 0, :] + fast.b1  # (B,F)
     a, _ = squared_relu_fwd(h)  # (B,F)
     z = xp.matmul(a[:, None, :], fast.W2)[:, 0, :] + fast.b2  # (B,D)
-    n, _ = layernorm_fwd(z, fast.gain, fast.bias, settings.eps)  # (B,D)
+    z = x + z if settings.residual else z
+    n, _ = norm_fwd(z, fast.gain, fast.bias, settings.eps, settings.norm)  # (B,D)
     logits, _ = dense_fwd(n, slow.U, slow.c)  # (B,V)
     return logits, Stream(stream.state, x)
 

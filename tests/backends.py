@@ -54,7 +54,7 @@ REQUIRED = {"numpy", "strict", *filter(None, os.environ.get("FWL_REF_REQUIRE", "
 # they are.
 HOST_MODULES = {
     "pretrained", "pretrained.extra", "pretrained.gguf_file", "pretrained.load", "pretrained.names",
-    "pretrained.safetensors_folder", "pretrained.source", "pretrained.tokens",
+    "pretrained.on_top", "pretrained.safetensors_folder", "pretrained.source", "pretrained.tokens",
     "backend", "files", "lm.checkpoint", "lm.corpus", "lm.data", "lm.reading", "lm.footprint", "lm.seen", "lm.table", "lm.table_plot",
     "lm.position", "lm.side_by_side", "lm.commands.common", "lm.commands.train", "lm.commands.evaluate", "lm.commands.generate",
     "demo.compare", "demo.cost", "demo.run",

@@ -16,7 +16,9 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from fwl_ref.fast_matrix import FastMatrix, MatrixParameters, MatrixSettings
 from fwl_ref.fwl import FastSettings
+from fwl_ref.key_map import KeyMap
 from fwl_ref.lm.model import Config, Parameters, effective_step_sizes, fast_settings, features_fwd, initialize
 from fwl_ref.ops.linear_attention import linear_attention_recurrent_fwd
 from fwl_ref.slow_block import FastParameters, slow_block_fwd
@@ -76,6 +78,7 @@ def block_cases(
     decays: tuple[float, ...] = (0.0, 0.1, 0.4),
     zero_steps: bool = True,
     first_order: bool = False,
+    residuals: tuple[bool, ...] = (False, True),
 ) -> BlockCase:
     """A small fast weight block and a batch for it. ``zero_steps`` lets some step sizes be exactly
     0.
@@ -88,10 +91,12 @@ def block_cases(
         eps=draw(st.sampled_from([1e-6, 0.0])),
         chunk=draw(chunks(length)),
         first_order=first_order,
+        norm=draw(st.sampled_from(["layer", "rms"])),
+        residual=draw(st.sampled_from(residuals)),
     )
     off = draw(st.sets(st.integers(0, 5), max_size=3)) if zero_steps else set()
     mask, decay, seed = draw(st.sampled_from(masks)), draw(st.sampled_from(decays)), draw(seeds)
-    features = draw(st.integers(1, 5))  # of any width; the block's own among them
+    features = width if settings.residual else draw(st.integers(1, 5))  # of any width; the block's own among them
     return make_block_case(batch, length, width, hidden, vocabulary, settings, seed, mask, decay, frozenset(off), dtype, features)
 
 
@@ -139,8 +144,9 @@ def distances(case: BlockCase) -> tuple[float, float]:
 
     h = memory.h - moved(case.x, memory.x, memory.dh, eta.W1, eta.b1)  # (B,T,F)
     a = np.maximum(h, 0) ** 2  # (B,T,F)
-    z = a @ slow.W2 + slow.b2 - moved(a, memory.a, memory.dz, eta.W2, eta.b2)  # (B,T,D)
-    z_slow = memory.a @ slow.W2 + slow.b2
+    skip = case.x if case.settings.residual else 0.0
+    z = skip + a @ slow.W2 + slow.b2 - moved(a, memory.a, memory.dz, eta.W2, eta.b2)  # (B,T,D)
+    z_slow = skip + memory.a @ slow.W2 + slow.b2
     kink = min(np.min(np.abs(memory.h)), np.min(np.abs(h)))
     return float(kink), float(min(np.min(np.std(z, axis=-1)), np.min(np.std(z_slow, axis=-1))))
 
@@ -180,6 +186,75 @@ def attention_cases(
     state = normal(batch, width, values) if (draw(st.booleans()) if carried is None else carried) else None
     case = (normal(batch, length, width, scale=scale), normal(batch, length, width), normal(batch, length, values), keep, state)
     return AttentionCase(*(None if a is None else np.asarray(a, dtype=dtype) for a in case))
+
+
+class MatrixCase(NamedTuple):
+    """Everything ``fast_matrix_fwd`` takes, in its order."""
+
+    x: np.ndarray  # (B,T,D)
+    labels: np.ndarray  # (B,T)
+    weights: np.ndarray  # (B,T)
+    slow: MatrixParameters
+    eta: FastMatrix
+    decay: np.ndarray  # ()
+    settings: MatrixSettings
+
+
+@st.composite
+def matrix_cases(
+    draw: Callable,
+    normalizers: tuple[str, ...] = ("constant",),
+    masks: tuple[str, ...] = MASKS,
+    min_length: int = 1,
+    max_length: int = 8,
+    max_batch: int = 3,
+) -> MatrixCase:
+    """A small fast matrix on top of features, of every kind of norm, key and head."""
+    batch, length = draw(st.integers(1, max_batch)), draw(st.integers(min_length, max_length))
+    width, keys, vocabulary = draw(st.integers(3, 5)), draw(st.integers(1, 5)), draw(st.integers(2, 6))
+    settings = MatrixSettings(
+        normalizer=draw(st.sampled_from(normalizers)),
+        constant=draw(st.sampled_from([1.0, 0.5, 3.0])),
+        eps=draw(st.sampled_from([1e-6, 1e-2])),
+        chunk=draw(chunks(length)),
+        norm=draw(st.sampled_from(["layer", "rms"])),
+        unit=draw(st.booleans()),
+        frozen=draw(st.booleans()),
+        block=draw(st.none() | st.integers(1, 8)),
+    )
+    mask, decay, seed = draw(st.sampled_from(masks)), draw(st.sampled_from([0.0, 0.1, 0.4])), draw(seeds)
+    return make_matrix_case(batch, length, width, keys, vocabulary, settings, seed, mask, decay, draw(st.booleans()))
+
+
+def make_matrix_case(
+    batch: int,
+    length: int,
+    width: int,
+    keys: int,
+    vocabulary: int,
+    settings: MatrixSettings,
+    seed: int,
+    mask: str = "ones",
+    decay: float = 0.0,
+    bias: bool = True,
+) -> MatrixCase:
+    """The arrays of a MatrixCase from its structure. Features spread around a mean that is far from
+    constant, so that no normalisation comes near its singularity.
+    """
+    normal, rng = generator(seed), np.random.default_rng([seed, 1])
+    slow = MatrixParameters(
+        KeyMap(normal(width), normal(width, keys, scale=width**-0.5)),
+        normal(keys, width, scale=0.2 * keys**-0.5),
+        normal(width, scale=0.2),
+        1 + normal(width, scale=0.2),
+        normal(width, scale=0.2),
+        normal(width, vocabulary, scale=0.5),
+        normal(vocabulary, scale=0.3) if bias else None,
+    )
+    x = normal(batch, length, width, scale=0.4) + 2 * np.arange(width) % 5
+    labels = rng.integers(0, vocabulary, (batch, length))
+    eta = FastMatrix(*(np.asarray(rng.uniform(0.02, 0.1)) for _ in range(2)))
+    return MatrixCase(x, labels, weight_mask(mask, (batch, length), seed + 2), slow, eta, np.asarray(decay), settings)
 
 
 class ModelCase(NamedTuple):
@@ -240,6 +315,6 @@ def unsaturated(case: BlockCase) -> BlockCase:
     """U and c shrunk until no logit exceeds 2: where a softmax saturates, losses, gradients and
     Hessians vanish into rounding.
     """
-    (_, logits), _ = slow_block_fwd(case.x, case.labels, case.slow, case.settings.eps)
+    (_, logits), _ = slow_block_fwd(case.x, case.labels, case.slow, *case.settings.plain)
     shrink = min(1.0, 2 / float(np.max(np.abs(logits))))
     return case._replace(slow=case.slow._replace(U=case.slow.U * shrink, c=case.slow.c * shrink))

@@ -128,11 +128,19 @@ def test_mixed_libraries_are_refused(what):
         ({"weights": WEIGHTS[:1]}, ["weights", "(2, 5)", "(1, 5)"]),
         ({"x": X[..., 1:]}, ["width 3", "W1", "(4, 6)"]),
         ({"settings": SETTINGS._replace(eps=0.0), "slow": NARROW}, ["at least 2", "eps > 0"]),
+        ({"settings": SETTINGS._replace(residual=True), "slow": NARROW}, ["residual", "I must be D", "4 and 1"]),
+        ({"settings": SETTINGS._replace(norm="batch")}, ["layer, rms", "'batch'"]),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(changes, words):
     """What was expected and what was found."""
     refused(ValueError, words, block, **changes)
+
+
+def test_dynamic_evaluation_refuses_a_norm_and_a_residual_that_cannot_be():
+    """As the block does, before a sequence is read."""
+    refused(ValueError, ["residual", "I must be D"], oracle, slow=NARROW, residual=True)
+    refused(ValueError, ["layer, rms", "'batch'"], oracle, x=X[:0], labels=LABELS[:0], weights=WEIGHTS[:0], norm="batch")
 
 
 def test_features_of_width_1_need_no_epsilon():
@@ -633,6 +641,7 @@ def test_messages_have_no_placeholders(corpus):
     for action in (
         lambda: block(labels=LABELS + V),
         lambda: block(settings=SETTINGS._replace(chunk=0)),
+        lambda: block(settings=SETTINGS._replace(norm="batch")),
         lambda: initialize(CONFIG._replace(heads=3)),
         lambda: load_corpus("/does/not/exist"),
         lambda: train(corpus, CONFIG, SHORT._replace(batch=0), quiet=True),

@@ -201,9 +201,18 @@ def features(
 
     Raises as ``features_fwd``.   (M.11)
     """
-    x, _, _ = _embed(p, tokens, config, caches)  # (B,T,D)
-    x, caches = stack(layer_fwd, x, p.trunk, (config,), caches)  # (B,T,D)
+    x, caches = features_below_norm(p, tokens, config, caches)  # (B,T,D)
     return layernorm_fwd(x, p.gain, p.bias, config.eps)[0], caches
+
+
+def features_below_norm(
+    p: Gpt2Parameters, tokens: Array, config: Gpt2Config, caches: tuple | None = None
+) -> tuple[Array, tuple[KeyValues, ...]]:
+    """(B,T)->(B,T,D),(KeyValues,...)   ``features`` before the final LayerNorm: what a layer on top
+    of the model is given. Raises as ``features_fwd``.
+    """
+    x, _, _ = _embed(p, tokens, config, caches)  # (B,T,D)
+    return stack(layer_fwd, x, p.trunk, (config,), caches)  # (B,T,D)
 
 
 def model_fwd(

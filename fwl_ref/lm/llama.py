@@ -246,11 +246,20 @@ def features(
 
     Raises as ``features_fwd``.   (M.6)
     """
+    x, caches = features_below_norm(p, tokens, config, caches)  # (B,T,D)
+    return rmsnorm_fwd(x, p.gain, config.eps)[0], caches
+
+
+def features_below_norm(
+    p: LlamaParameters, tokens: Array, config: LlamaConfig, caches: tuple | None = None
+) -> tuple[Array, tuple[KeyValues, ...]]:
+    """(B,T)->(B,T,D),(KeyValues,...)   ``features`` before the final normalisation: what a layer on
+    top of the model is given. Raises as ``features_fwd``.
+    """
     check_parameters(p, config)
     check_labels(tokens, config.vocabulary, "tokens")
     x, _ = embedding_fwd(p.embedding, tokens)  # (B,T,D)
-    x, caches = stack(layer_fwd, x, p.trunk, (config,), caches)  # (B,T,D)
-    return rmsnorm_fwd(x, p.gain, config.eps)[0], caches
+    return stack(layer_fwd, x, p.trunk, (config,), caches)  # (B,T,D)
 
 
 def model_fwd(

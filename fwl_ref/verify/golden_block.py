@@ -4,6 +4,8 @@ holds, and the answers to it. ``golden.py`` has the rest; ``golden_rules.py`` is
 Inputs: features ``x``, ``labels`` and ``weights``; the slow parameters ``W1 ... c``; the step sizes
 ``eta_W1 ... eta_bias``; ``normalizer`` with its ``constant``, ``eps``, ``decay``, ``first_order``
 (0 or 1), ``chunk`` (0 = the parallel form). Dynamic evaluation has ``segment``, tokens per update.
+Two may be left out: ``norm``, "layer" if there is none, and ``residual`` (0 or 1), 0 if there is
+none, which needs I = D.
 
 Answers of ``fwl``: ``logits_slow``, ``logits`` (B,T,V); ``dh`` (B,T,F), ``dz``, ``dn`` (B,T,D);
 ``loss`` (), the weighted mean; ``g_NAME``, its gradient, shaped like the input NAME.
@@ -17,7 +19,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..backend import Array, like, namespace
-from ..checks import NORMALIZERS
+from ..checks import NORMALIZERS, NORMS
 from ..dynamic_evaluation import evaluate_block
 from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd, normalizer
 from ..ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
@@ -33,7 +35,8 @@ REAL = {  # arrays of float64, with the letters of their shapes
 }
 NUMBERS = (*(f"eta_{name}" for name in FAST), "eps", "constant", "decay")  # scalars
 COUNTS = {"first_order": 0, "chunk": 0}  # integers and the least value of each
-_BOTH = (*REAL, "labels", *NUMBERS, *COUNTS)
+OPTIONAL = {"norm": "layer", "residual": 0}  # and what a case without them means
+_BOTH = (*REAL, "labels", *NUMBERS, *COUNTS, *OPTIONAL)
 
 INPUTS = {
     "fwl": (*_BOTH, "normalizer", "kind"),
@@ -57,9 +60,10 @@ def letters(kind: str) -> set[str]:
 
 
 def names(kind: str, arrays: Arrays) -> dict[str, str]:
-    """Every input, and what it is called in this file."""
+    """Every input, and what it is called in this file; optional ones only if they are there."""
     renamed = kind == "dynamic_evaluation" and any(f"slow_{name}" in arrays for name in FAST)
-    return {n: f"slow_{n}" if renamed and n in FAST else n for n in INPUTS[kind]}
+    inputs = (n for n in INPUTS[kind] if n in arrays or n not in OPTIONAL)
+    return {n: f"slow_{n}" if renamed and n in FAST else n for n in inputs}
 
 
 def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
@@ -73,6 +77,11 @@ def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
     case["labels"] = labels(arrays, "labels", "BT", sizes)
     case |= {name: number(arrays, name) for name in NUMBERS}
     case |= {name: count(arrays, name, least) for name, least in COUNTS.items()}
+    case |= OPTIONAL
+    if "norm" in arrays:
+        case["norm"] = choice(arrays, "norm", NORMS)
+    if "residual" in arrays:
+        case["residual"] = count(arrays, "residual", least=0)
     if kind == "dynamic_evaluation":
         case["segment"] = count(arrays, "segment", least=1)
     _check_ranges(case)
@@ -81,9 +90,13 @@ def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
 
 def _check_ranges(case: dict[str, Any]) -> None:
     """What shapes and types do not say."""
-    eps, alone = case["eps"], len(case["b2"]) < 2
-    if case["first_order"] > 1:
-        refuse("first_order", "0 or 1", case["first_order"])
+    eps, alone = case["eps"], case["norm"] == "layer" and len(case["b2"]) < 2
+    for name in ("first_order", "residual"):
+        if case[name] > 1:
+            refuse(name, "0 or 1", case[name])
+    (i, _), (_, d) = case["W1"].shape, case["W2"].shape
+    if case["residual"] and i != d:
+        refuse("residual", f"0, for features of width I = {i} cannot be added to D = {d}", 1)
     if eps < 0 or (eps == 0 and alone):
         why = "> 0, for a row of z has width D = 1 and its variance is 0" if alone else ">= 0"
         refuse("eps", f"a number {why}", eps)
@@ -128,7 +141,8 @@ def _fast_weights(case: dict[str, Any]) -> dict[str, Array]:
 def _dynamic_evaluation(case: dict[str, Any]) -> dict[str, Array]:
     n = normalizer(case["weights"], _settings(case))  # () or (B,1)
     n = n if n.ndim == 0 else n[:, 0]  # () or (B,)
-    rule = {"segment": case["segment"], "decay": case["decay"], "n": n, "eps": case["eps"]}
+    rule = {name: case[name] for name in ("segment", "decay", "eps", "norm")}
+    rule |= {"n": n, "residual": bool(case["residual"])}
     data = (case["x"], case["labels"], case["weights"])
     logits, final = evaluate_block(*data, _slow(case), _step_sizes(case), **rule)
     return {"logits": logits, **final._asdict()}
@@ -149,6 +163,8 @@ def _settings(case: dict[str, Any]) -> FastSettings:
         eps=case["eps"],
         chunk=case["chunk"] or None,
         first_order=bool(case["first_order"]),
+        norm=case["norm"],
+        residual=bool(case["residual"]),
     )
 
 
@@ -169,10 +185,12 @@ class Plan(NamedTuple):
     length: int  # T
     segment: int = 0
     still: tuple[str, ...] = ()  # step sizes that are zero
+    norm: str = "layer"
+    residual: int = 0
 
 
-# Together: both kinds, every normalizer, both eps, decay or none, T = 1, and all sorts of chunks,
-# segments and weights.
+# Together: both kinds, every normalizer, both eps, decay or none, T = 1, all sorts of chunks,
+# segments and weights, and blocks that stand on a model.
 PLANS = (
     Plan("fwl", "constant", 1e-6, 0.0, 0, 0, "ones", 8),
     Plan("fwl", "batch", 0.0, 0.02, 3, 0, "some_zero", 8),
@@ -186,12 +204,16 @@ PLANS = (
     Plan("fwl", "constant", 1e-6, 0.3, 2, 1, "some_zero", 9),
     Plan("fwl", "batch", 0.0, 0.0, 5, 0, "real", 11, 0, ("W1", "gain")),
     Plan("dynamic_evaluation", "constant", 0.0, 0.0, 0, 0, "all_zero", 4, 1),
+    Plan("fwl", "constant", 1e-6, 0.05, 3, 0, "real", 8, norm="rms", residual=1),
+    Plan("fwl", "sequence", 0.0, 0.0, 0, 1, "some_zero", 6, residual=1),
+    Plan("fwl", "batch", 0.0, 0.02, 2, 0, "ones", 7, norm="rms"),
+    Plan("dynamic_evaluation", "constant", 1e-6, 0.1, 0, 0, "real", 6, 2, norm="rms", residual=1),
 )
 
 
 def draw_case(plan: Plan, rng: Any, given: Sizes) -> dict[str, Any]:
     """The inputs of a case: sizes that are not given and numbers from ``rng``, the rest from
-    ``plan``; features of the block's width unless I is given.
+    ``plan``; features of the block's width unless I is given, and a residual only if they are.
     """
     limits = {"B": (1, 4), "D": (3, 7), "F": (5, 13), "V": (3, 10)}
     sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()} | given
@@ -216,8 +238,9 @@ def draw_case(plan: Plan, rng: Any, given: Sizes) -> dict[str, Any]:
     for name, step in zip(FAST, steps, strict=True):
         case[f"eta_{name}"] = 0.0 if name in plan.still else step
     case["constant"] = 1.0 if counted else rng.uniform(0.5, 3.0)
-    fixed = ("kind", "normalizer", "eps", "decay", *COUNTS)
+    fixed = ("kind", "normalizer", "eps", "decay", *COUNTS, *OPTIONAL)
     case |= {name: getattr(plan, name) for name in fixed}
+    case["residual"] = plan.residual if sizes["I"] == sizes["D"] else 0
     if plan.kind == "dynamic_evaluation":
         case["segment"] = plan.segment
     return case
@@ -228,7 +251,8 @@ def describe(plan: Plan, case: Arrays) -> str:
     form = f"chunk{plan.chunk}" if plan.kind == "fwl" else f"segment{plan.segment}"
     order = "_first_order" if plan.first_order else ""
     still = "".join(f"_{name}_still" for name in plan.still)
+    top = ("_rms" if plan.norm == "rms" else "") + ("_residual" if case["residual"] else "")
     (b, t, i), (f, d), v = case["x"].shape, case["W2"].shape, len(case["c"])
     wide = f"I{i}" if i != d else ""
     settings = f"{plan.normalizer}_{form}_decay{plan.decay:g}_eps{plan.eps:g}_{plan.weights}"
-    return f"{plan.kind}_{settings}{order}{still}_B{b}T{t}{wide}D{d}F{f}V{v}"
+    return f"{plan.kind}_{settings}{order}{top}{still}_B{b}T{t}{wide}D{d}F{f}V{v}"

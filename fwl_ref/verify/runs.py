@@ -77,7 +77,7 @@ def as_function(case: BlockCase) -> tuple[Callable, Callable]:
 
 def plain(case: BlockCase) -> Array:
     """(B,T,V)   logits of the slow block."""
-    (_, logits), _ = slow_block_fwd(case.x, case.labels, case.slow, case.settings.eps)
+    (_, logits), _ = slow_block_fwd(case.x, case.labels, case.slow, *case.settings.plain)
     return logits
 
 
@@ -93,8 +93,9 @@ def sequential(case: BlockCase, segment: int = 1) -> Evaluation:
 
 def _dynamic(case: BlockCase, segment: int, stale: bool) -> Evaluation:
     n, decay = normalizers(case), float(to_numpy(case.decay))
-    rule = {"segment": segment, "decay": decay, "n": n, "eps": case.settings.eps}
-    return Evaluation(*evaluate_block(*case[:5], stale=stale, **rule))
+    eps, norm, residual = case.settings.plain
+    rule = {"segment": segment, "decay": decay, "n": n, "eps": eps, "norm": norm}
+    return Evaluation(*evaluate_block(*case[:5], residual=residual, stale=stale, **rule))
 
 
 def normalizers(case: BlockCase) -> Array:

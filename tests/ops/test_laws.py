@@ -7,6 +7,7 @@ bwd/d(dy, x))^T g_d_x
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from fwl_ref.gradcheck import check_adjoint
 from fwl_ref.ops.attention import BLOCK, attention_bwd, attention_fwd, grouped_attention_bwd, grouped_attention_fwd
+from fwl_ref.ops.blocked_head import blocked_head_bwd, blocked_head_bwd_bwd, blocked_head_dn, blocked_head_fwd, blocked_head_nll
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_dx, dense_fwd
 from fwl_ref.ops.embedding import embedding_bwd, embedding_fwd
@@ -108,6 +110,24 @@ def _off_zero(n: Shape, seed: int) -> tuple:
 def _logits(n: Shape, seed: int) -> tuple:
     labels = np.random.default_rng(seed + 1).integers(0, n.values, (n.batch, n.length))
     return generator(seed)(n.batch, n.length, n.values, scale=2.0), labels
+
+
+def _head(bias: bool, frozen: bool = False) -> Callable:
+    def arguments(n: Shape, seed: int) -> tuple:
+        draw = generator(seed)
+        labels = np.random.default_rng(seed + 1).integers(0, n.values, (n.batch, n.length))
+        c = draw(n.values) if bias else None
+        return draw(n.batch, n.length, n.width), draw(n.width, n.values), c, labels, 3, frozen
+
+    return arguments
+
+
+def _head_without_bias(*gradients_and_residual: Any) -> tuple:
+    """Both backward passes of a head without c, for which there is no gradient."""
+    *g, dy, res = gradients_and_residual
+    answer = blocked_head_bwd_bwd(*g, None, dy, res) if g else blocked_head_bwd(dy, res)
+    assert answer[-1] is None
+    return answer[:-1]
 
 
 def _table(n: Shape, seed: int) -> tuple:
@@ -228,6 +248,8 @@ OPS = [
     _short_conv("short convolution, state", 4, True),
     _short_conv("short convolution, one tap", 1, True),
     Op("cross_entropy", cross_entropy_fwd, cross_entropy_bwd, cross_entropy_bwd_bwd, _logits),
+    Op("blocked head", blocked_head_fwd, blocked_head_bwd, blocked_head_bwd_bwd, _head(bias=True)),
+    Op("blocked head, no c", blocked_head_fwd, _head_without_bias, _head_without_bias, _head(bias=False)),
     Op("embedding", embedding_fwd, embedding_bwd, None, _table),
     Op("rotary", rotary_fwd, rotary_bwd, None, lambda n, seed: (generator(seed)(n.batch, n.length, 2 * n.width), 3)),
     Op("rotary, interleaved", rotary_fwd, rotary_bwd, None, _turned),
@@ -302,7 +324,7 @@ def _map_floats(f: Callable, args: tuple) -> tuple:
 @given(shape=shapes, seed=seeds)
 def test_backward_is_the_adjoint_of_forward_and_second_backward_of_backward(op: Op, shape: Shape, seed: int) -> None:
     """<u, J v> = <J^T u, v>, both orders: theorem 16 for (D.1) to (D.3), (R.1) to (R.3), (N.1) to
-    (N.9), (C.1) to (C.3), (S.1) to (S.6), (A.1) to (A.4).
+    (N.9), (C.1) to (C.6), (S.1) to (S.6), (A.1) to (A.4).
     """
     assume(shape.length > 1 or op.name not in ONE_KEY)  # 0 to rounding against 0, which the check refuses: see below
     check_adjoint(op.fwd, op.bwd, op.arguments(shape, seed), op.bwd_bwd, seed=seed)
@@ -378,6 +400,81 @@ def test_second_backward_is_the_gradient_of_backward_by_complex_step(op: Op, see
     assert len(second) == len(expected)
     for i, (a, wanted) in enumerate(zip(second, expected, strict=True)):
         assert_close(np.zeros_like(wanted) if a is None else a, wanted, what=f"{op.name}, argument {i}")
+
+
+@given(shape=shapes, seed=seeds, block=st.none() | st.integers(1, 12), bias=st.booleans())
+def test_the_head_in_blocks_is_the_dense_layer_and_the_cross_entropy(shape: Shape, seed: int, block: int | None, bias: bool) -> None:
+    """Losses and all gradients of both orders, for any block   (C.4), (C.5), (C.6)"""
+    n, U, c, labels, *_ = _head(bias)(shape, seed)
+    draw = generator(seed + 5)
+    dnll, g_dn, g_dU, g_dc = draw(*labels.shape), draw(*n.shape), draw(*U.shape), draw(*U.shape[1:]) if bias else None
+    logits, dense = dense_fwd(n, U, c)
+    nll, loss = cross_entropy_fwd(logits, labels)
+    dlogits = cross_entropy_bwd(dnll, loss)
+    g_dlogits, g_n, g_U, _ = dense_bwd_bwd(g_dn, g_dU, g_dc, dlogits, dense)
+    g_dnll, g_logits = cross_entropy_bwd_bwd(g_dlogits, dnll, loss)
+    g_n2, g_U2, g_c = dense_bwd(g_logits, dense)
+    found, res = blocked_head_fwd(n, U, c, labels, block)
+    assert_close(found, nll, scale=1.0)
+    assert_close(blocked_head_nll(n, U, c, labels, block), found, scale=1.0)
+    first, wanted = blocked_head_bwd(dnll, res), dense_bwd(dlogits, dense)
+    second = blocked_head_bwd_bwd(g_dn, g_dU, g_dc, dnll, res)
+    pairs = [*zip(first, wanted, strict=True), *zip(second, (g_dnll, g_n + g_n2, g_U + g_U2, g_c), strict=True)]
+    for a, b in pairs:
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert_close(a, b, scale=1.0)
+
+
+@given(shape=shapes, seed=seeds)
+def test_a_frozen_head_gets_no_gradient_and_changes_no_other(shape: Shape, seed: int) -> None:
+    """dU = dc = g_U = g_c = None; dn = dnll slope   (C.5), (C.6)"""
+    args, draw = _head(bias=True)(shape, seed), generator(seed + 5)
+    (nll, free), (same, frozen) = blocked_head_fwd(*args), blocked_head_fwd(*args[:-1], True)
+    dnll, g_dn = draw(*nll.shape), draw(*args[0].shape)
+    assert_bitwise(same, nll)
+    first, second = blocked_head_bwd(dnll, frozen), blocked_head_bwd_bwd(g_dn, None, None, dnll, frozen)
+    assert first[1:] == second[2:] == (None, None)
+    assert_bitwise(first[0], blocked_head_bwd(dnll, free)[0])
+    assert_bitwise(blocked_head_dn(dnll, free), first[0])
+    for a, b in zip(second[:2], blocked_head_bwd_bwd(g_dn, None, None, dnll, free)[:2], strict=True):
+        assert_bitwise(a, b)
+
+
+def test_what_is_not_finite_spoils_its_own_token_of_the_head() -> None:
+    """As in cross_entropy: losses and dn of the other tokens keep their bits, in any block   (C.4), (C.5)"""
+    n, U, c, labels, *_ = _head(bias=True)(Shape(2, 4, 3, 5), 1)
+    bad = n.copy()
+    bad[0, 1, 2], bad[1, 2, 0] = np.nan, np.inf
+    kept = np.all(np.isfinite(bad), axis=-1)
+    with np.errstate(invalid="ignore"):
+        (nll, res), (wrong, spoilt) = blocked_head_fwd(n, U, c, labels, 3), blocked_head_fwd(bad, U, c, labels, 3)
+    assert np.all(np.isnan(wrong[~kept])) and np.all(np.isnan(spoilt.slope[~kept]))
+    assert_bitwise(wrong[kept], nll[kept])
+    assert_bitwise(blocked_head_dn(nll, spoilt)[kept], blocked_head_dn(nll, res)[kept])
+
+
+@pytest.mark.host("memory of NumPy's arrays")
+def test_the_head_in_blocks_never_holds_all_logits() -> None:
+    """At most eight arrays of (block,V) at once, in every pass; all logits would be 32.   (C.4), (C.5), (C.6)"""
+    length, V, block = 64, 5000, 2
+    draw = generator(0)
+    n, U, c, labels = draw(1, length, 3), draw(3, V), draw(V), np.zeros((1, length), "int64")
+    dnll, g_dn = draw(1, length), draw(1, length, 3)
+    tracemalloc.start()
+    _, res = blocked_head_fwd(n, U, c, labels, block)
+    blocked_head_nll(n, U, c, labels, block)
+    blocked_head_bwd(dnll, res)
+    blocked_head_bwd_bwd(g_dn, None, None, dnll, res._replace(frozen=True))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * block * V * 8 + 4 * U.nbytes
+
+
+def test_a_block_below_one_token_is_refused() -> None:
+    """A loop of no tokens a time would not end."""
+    with pytest.raises(ValueError, match="at least 1 token"):
+        blocked_head_fwd(*_head(bias=True)(small, 0)[:4], 0)
 
 
 def test_large_logits_neither_overflow_nor_vanish() -> None:

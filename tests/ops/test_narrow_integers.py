@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fwl_ref.ops.blocked_head import blocked_head_bwd, blocked_head_bwd_bwd, blocked_head_fwd
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_bwd_bwd, cross_entropy_fwd
 from fwl_ref.ops.embedding import embedding_bwd, embedding_fwd
 from tests.strategies import generator
@@ -41,6 +42,21 @@ def test_cross_entropy_of_labels_in_any_integer_dtype(dtype: str, vocabulary: in
 
 @sizes
 @narrow
+def test_the_head_in_blocks_takes_labels_in_any_integer_dtype(dtype: str, vocabulary: int) -> None:
+    """The same bits as with int64: losses, gradients and their gradients   (C.4), (C.5), (C.6)"""
+    labels, draw = some(dtype, vocabulary), generator(vocabulary)
+    n, U, c, dy, g = draw(1, 4, 3), draw(3, vocabulary), draw(vocabulary), draw(1, 4), draw(1, 4, 3)
+
+    def everything(labels: np.ndarray) -> list[np.ndarray]:
+        nll, res = blocked_head_fwd(n, U, c, labels, 3)
+        return [nll, *blocked_head_bwd(dy, res), *blocked_head_bwd_bwd(g, None, None, dy, res)]
+
+    for found, wanted in zip(everything(labels), everything(labels.astype("int64")), strict=True):
+        assert_bitwise(found, wanted)
+
+
+@sizes
+@narrow
 def test_embedding_of_tokens_in_any_integer_dtype(dtype: str, vocabulary: int) -> None:
     """y = table[token], and each dy goes to the row of its token and to no other.   (E.1), (E.2)"""
     tokens, draw = some(dtype, vocabulary), generator(vocabulary)
@@ -58,5 +74,7 @@ def test_what_is_no_integer_is_refused(dtype: type) -> None:
     index = np.ones((2, 3), dtype=dtype)
     with pytest.raises(TypeError, match="labels must be integers"):
         cross_entropy_fwd(np.ones((2, 3, 5)), index)
+    with pytest.raises(TypeError, match="labels must be integers"):
+        blocked_head_fwd(np.ones((2, 3, 5)), np.ones((5, 4)), None, index)
     with pytest.raises(TypeError, match="tokens must be integers"):
         embedding_fwd(np.ones((5, 4)), index)

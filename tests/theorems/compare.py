@@ -75,7 +75,7 @@ def token_gradient(case: BlockCase, b: int, part: slice, fast: FastParameters | 
     at ``fast`` (None = the slow weights).
     """
     p = case.slow if fast is None else case.slow._replace(**fast._asdict())
-    _, res = slow_block_fwd(case.x[b, part], case.labels[b, part], p, case.settings.eps)
+    _, res = slow_block_fwd(case.x[b, part], case.labels[b, part], p, *case.settings.plain)
     _, gradient = slow_block_bwd(shares(case)[b, part], res)
     return FastParameters(*gradient[:6])
 
@@ -91,7 +91,7 @@ def literal(case: BlockCase) -> Run:
         for t in range(length):
             part = slice(t, t + 1)
             moved = tree_map(lambda p, e, g: p - e * g, FastParameters(*case.slow[:6]), case.eta, total)
-            (_, row), _ = slow_block_fwd(case.x[b, part], case.labels[b, part], case.slow._replace(**moved._asdict()), case.settings.eps)
+            (_, row), _ = slow_block_fwd(case.x[b, part], case.labels[b, part], case.slow._replace(**moved._asdict()), *case.settings.plain)
             logits[b, t] = row[0]
             total = tree_map(lambda g, new: (1 - case.decay) * g + new, total, token_gradient(case, b, part))
         states.append(total)

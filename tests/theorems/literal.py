@@ -222,9 +222,10 @@ def sequential_sgd() -> Walk:
 # ------------------------------------------------------------------------------------------
 
 
-def walked(walk: Walk, x, labels, share, slow: SlowParameters, eta: FastParameters, eps: float) -> list[list[FastParameters]]:
+def walked(walk: Walk, x, labels, share, slow: SlowParameters, eta: FastParameters, kind: tuple) -> list[list[FastParameters]]:
     """The parameters that tokens 0, ..., T - 1 of each sequence read, and those after the last;
-    ``share`` (B,T) is w / N.
+    ``share`` (B,T) is w / N, ``kind``
+    what the slow block takes beside its parameters: ``settings.plain``.
     """
     theta0 = FastParameters(*slow[:6])
     found = []
@@ -232,7 +233,7 @@ def walked(walk: Walk, x, labels, share, slow: SlowParameters, eta: FastParamete
 
         def gradient(t: int, theta: FastParameters, b: int = b) -> FastParameters:
             part = slice(t, t + 1)
-            _, res = slow_block_fwd(x[b, part], labels[b, part], slow._replace(**theta._asdict()), eps)
+            _, res = slow_block_fwd(x[b, part], labels[b, part], slow._replace(**theta._asdict()), *kind)
             return FastParameters(*slow_block_bwd(share[b, part], res)[1][:6])
 
         readers = x.shape[1] + 1
@@ -240,12 +241,12 @@ def walked(walk: Walk, x, labels, share, slow: SlowParameters, eta: FastParamete
     return found
 
 
-def logits_at(thetas: list[list[FastParameters]], x, labels, slow: SlowParameters, eps: float) -> np.ndarray:
+def logits_at(thetas: list[list[FastParameters]], x, labels, slow: SlowParameters, kind: tuple) -> np.ndarray:
     """(B,T,V)   every token scored by the slow block at its own parameters."""
     out = np.zeros((*labels.shape, slow.U.shape[1]))
     for b, t in np.ndindex(*labels.shape):
         p = slow._replace(**thetas[b][t]._asdict())
-        (_, row), _ = slow_block_fwd(x[b, t : t + 1], labels[b, t : t + 1], p, eps)
+        (_, row), _ = slow_block_fwd(x[b, t : t + 1], labels[b, t : t + 1], p, *kind)
         out[b, t] = row[0]
     return out
 

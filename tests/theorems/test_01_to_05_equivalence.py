@@ -15,6 +15,7 @@ from fwl_ref.dynamic_evaluation import Descent, dynamic_evaluation
 from fwl_ref.fwl import FastSettings, fast_block_bwd, fast_block_fwd
 from fwl_ref.gradcheck import directional_difference
 from fwl_ref.lm.model import DIALECTS, effective_step_sizes
+from fwl_ref.norm import norm_fwd
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from fwl_ref.ops.dense import dense_bwd, dense_fwd
 from fwl_ref.ops.linear_attention import linear_attention_fwd
@@ -24,7 +25,7 @@ from fwl_ref.verify.cases import tokens, with_settings, with_steps
 from fwl_ref.verify.runs import plain, run, sequential, stale
 from tests.strategies import AttentionCase, at_most, attention_cases, block_cases, make_block_case, smooth_block_cases, unsaturated
 from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_equivalent, literal, only, segment_masked, shares, token_gradient
-from tests.tolerances import assert_close, assert_trees_close, relative_error
+from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, relative_error
 
 FIXED = make_block_case(2, 7, 4, 6, 5, FastSettings(eps=0.0, chunk=3), seed=5, mask="real")
 rates = st.sampled_from([0.01, 1.0, 100.0])
@@ -79,6 +80,34 @@ def test_the_state_is_the_decayed_sum_of_past_gradients(case):
             gradient = token_gradient(case, b, slice(s, s + 1))
             total = tree_map(lambda old, g, s=s: old + keep ** (length - 1 - s) * g, total, gradient)
         assert_trees_close(FastParameters(*(g[b] for g in state)), total, what=f"state of sequence {b}", scale=scale)
+
+
+# On top of a model
+# ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@given(case=block_cases(normalizers=EVERY_NORMALIZER, residuals=(True,)))
+def test_a_block_with_a_second_layer_of_0_is_the_model_below_it_to_the_bit(norm, case):
+    """W2 = 0, b2 = 0: z = x, so the plain pass is norm and unembedding; and the first token's fast pass
+    is that too   (X.12), (X.13)
+    """
+    case = with_settings(case._replace(slow=case.slow._replace(W2=0 * case.slow.W2, b2=0 * case.slow.b2)), norm=norm)
+    n, _ = norm_fwd(case.x, np.broadcast_to(case.slow.gain, case.x.shape), case.slow.bias, case.settings.eps, norm)
+    logits, _ = dense_fwd(n, case.slow.U, case.slow.c)
+    (fast, slow, _), _ = fast_block_fwd(*case)
+    assert_bitwise(slow, logits)
+    assert_bitwise(fast[:, 0], logits[:, 0])
+
+
+@pytest.mark.parametrize("change", [{"norm": "rms"}, {"residual": True}, {"norm": "rms", "residual": True}])
+def test_norm_and_residual_are_other_blocks(change):
+    """N: none of the two settings is without effect, in the plain or in the fast pass   (X.12)"""
+    case = with_settings(FIXED, **change)
+    assert relative_error(plain(case), plain(FIXED)) > CLEAR
+    moved, before = (run(c).logits - plain(c) for c in (case, FIXED))
+    assert relative_error(moved, before) > CLEAR
+    assert_equivalent(case)
 
 
 # Theorem 2: where true SGD agrees exactly
@@ -179,7 +208,7 @@ def predicted_gap(case, length):
 
             def logits(fast, b=b, part=part):
                 p = case.slow._replace(**fast._asdict())
-                return slow_block_fwd(case.x[b, part], case.labels[b, part], p, case.settings.eps)[0][1]
+                return slow_block_fwd(case.x[b, part], case.labels[b, part], p, *case.settings.plain)[0][1]
 
             out[b, part] = along(logits, slow, tree_map(lambda e, q: e * q, case.eta, curved))
             step = tree_map(lambda e, g: e * g, case.eta, past)

@@ -140,7 +140,7 @@ def test_for_true_sgd_the_order_of_the_past_matters():
 # ------------------------------------------------------------------------------------------
 
 
-@given(case=block_cases(normalizers=EVERY_NORMALIZER), seed=seeds)
+@given(case=block_cases(normalizers=EVERY_NORMALIZER, residuals=(False,)), seed=seeds)
 def test_rotating_the_features_changes_nothing(case, seed):
     """x -> x R, W1 -> R^T W1, R orthogonal: the same logits, and state_W1 -> R^T state_W1: x_t .
     x_s is invariant   (F.6)
@@ -152,7 +152,7 @@ def test_rotating_the_features_changes_nothing(case, seed):
     assert_trees_close(other_state, state._replace(W1=R.T @ state.W1), what="state", scale=1.0)
 
 
-@given(case=block_cases(normalizers=EVERY_NORMALIZER), factor=st.sampled_from([0.25, 0.7, 2.0, 3.3]))
+@given(case=block_cases(normalizers=EVERY_NORMALIZER, residuals=(False,)), factor=st.sampled_from([0.25, 0.7, 2.0, 3.3]))
 def test_scaling_the_features_is_scaling_the_first_step_size_by_the_square(case, factor):
     """x -> c x, W1 -> W1 / c equals eta_W1 -> c^2 eta_W1: gradient descent depends on the
     coordinates   (F.6)
@@ -160,6 +160,13 @@ def test_scaling_the_features_is_scaling_the_first_step_size_by_the_square(case,
     scaled = case._replace(x=factor * case.x, slow=case.slow._replace(W1=case.slow.W1 / factor))
     faster = case._replace(eta=case.eta._replace(W1=factor**2 * case.eta.W1))
     assert_close(run(scaled).logits, run(faster).logits)
+
+
+def test_with_a_residual_the_coordinates_of_the_features_are_fixed():
+    """N: x enters z as it is, so x -> x R, W1 -> R^T W1 is another block   (X.12)"""
+    case, R = with_settings(FIXED, residual=True), np.linalg.qr(np.random.default_rng(1).standard_normal((4, 4)))[0]
+    turned = case._replace(x=case.x @ R, slow=case.slow._replace(W1=R.T @ case.slow.W1))
+    assert relative_error(run(turned).logits, run(case).logits) > CLEAR
 
 
 def test_scaling_the_features_alone_is_not_a_symmetry():
@@ -195,15 +202,17 @@ def test_permuting_the_hidden_units_changes_nothing(case, data):
 
 @given(case=block_cases(normalizers=EVERY_NORMALIZER), data=st.data())
 def test_permuting_the_channels_after_the_second_layer_changes_nothing(case, data):
-    """W2[:, pi], b2[pi], gain[pi], bias[pi], U[pi]: LayerNorm treats its channels alike, so the
-    logits are the same   (F.6)
+    """W2[:, pi], b2[pi], gain[pi], bias[pi], U[pi]: a norm treats its channels alike, so the logits are
+    the same; with a residual those of x and the rows of W1 move along   (F.6), (X.12)
     """
     order = data.draw(st.permutations(range(case.slow.gain.shape[0])), label="order")
 
     def move(p):
+        p = p._replace(W1=p.W1[..., order, :]) if case.settings.residual else p
         return p._replace(W2=p.W2[..., order], b2=p.b2[..., order], gain=p.gain[..., order], bias=p.bias[..., order])
 
-    (logits, state), (other, other_state) = (run(case), run(case._replace(slow=move(case.slow)._replace(U=case.slow.U[order]))))
+    x = case.x[..., order] if case.settings.residual else case.x
+    (logits, state), (other, other_state) = (run(case), run(case._replace(x=x, slow=move(case.slow)._replace(U=case.slow.U[order]))))
     assert_close(other, logits)
     assert_trees_close(other_state, move(state), what="state", scale=1.0)
 

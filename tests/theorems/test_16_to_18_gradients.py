@@ -118,6 +118,23 @@ def test_the_backward_pass_of_the_block_is_the_adjoint_for_every_normalizer_and_
     assert report.checked == 1 + 8 + 6 + 1
 
 
+@pytest.mark.parametrize("half", ["read", "write"])
+def test_a_residual_that_the_backward_pass_forgets_is_rejected(half):
+    """N: z = x + a W2 + b2 gives x a share of g_z in both halves   (X.14)"""
+    settings = FastSettings("constant", 2.0, 1e-5, 4, norm="rms", residual=True)
+    case = off_the_kink(make_block_case(2, 6, 4, 5, 4, settings, 11, "real", 0.1))
+    fwd, bwd = without_state(case)
+    args = (case.x, case.slow, case.eta, case.decay)
+    check_adjoint(fwd, bwd, args, step=STEP)
+
+    def forgetful(g, res):
+        read, write = (half._replace(residual=False) for half in (res.read, res.write))
+        return bwd(g, res._replace(read=read) if half == "read" else res._replace(write=write))
+
+    with pytest.raises(AdjointError, match="argument 0"):
+        check_adjoint(fwd, forgetful, args, step=STEP)
+
+
 @given(case=smooth_block_cases(max_length=5, max_batch=2, normalizers=EVERY_NORMALIZER), seed=seeds)
 def test_the_backward_pass_of_the_write_is_the_adjoint_of_the_write(case, seed):
     """d Memory / d (x, slow): sweeps 5 and 6, gradients of gradients   (F.5)"""
@@ -147,7 +164,7 @@ def test_the_backward_pass_of_the_slow_block_is_the_adjoint_of_its_forward_pass(
     """d nll / d (x, slow), eps 0 and 1e-6   (B.2)"""
 
     def fwd(x, slow):
-        (nll, _), res = slow_block_fwd(x, case.labels, slow, case.settings.eps)
+        (nll, _), res = slow_block_fwd(x, case.labels, slow, *case.settings.plain)
         return nll, res
 
     check_adjoint(fwd, slow_block_bwd, (case.x, case.slow), seed=seed, step=STEP)

@@ -141,9 +141,9 @@ FORWARD_MUTANTS = {
     "transposed weight gradient": lambda: attention(transposed_weight_gradient, 0),
     "missing normalizer": lambda: {"normalizer": missing_normalizer},
     "weights ignored": lambda: {"normalizer": ignored_weights},
-    "LayerNorm without its mean": lambda: {"layernorm_bwd": layernorm_without("mean")},
-    "LayerNorm without its projection": lambda: {"layernorm_bwd": layernorm_without("projection")},
-    "LayerNorm without its scale": lambda: {"layernorm_bwd": layernorm_without("rstd")},
+    "LayerNorm without its mean": lambda: {"norm_bwd": layernorm_without("mean")},
+    "LayerNorm without its projection": lambda: {"norm_bwd": layernorm_without("projection")},
+    "LayerNorm without its scale": lambda: {"norm_bwd": layernorm_without("rstd")},
     "transposed weight": lambda: {"dense_dx": transposed_weight},
     "ReLU's derivative": lambda: {"squared_relu_bwd": relu_in_place_of_squared_relu},
     "step sizes in the wrong order": lambda: {"read_fwd": step_sizes_in_the_wrong_order},
@@ -254,8 +254,8 @@ BACKWARD_MUTANTS = {
     "gradient of dh not passed on": {"squared_relu_bwd_bwd": zeroed(squared_relu_bwd_bwd, 0)},
     "weight's second gradient dropped": {"dense_bwd_bwd": zeroed(dense_bwd_bwd, 2)},
     "weight's second gradient transposed": {"dense_bwd_bwd": dense_bwd_bwd_transposed},
-    "LayerNorm's dependence on its input dropped": {"layernorm_bwd_bwd": zeroed(layernorm_bwd_bwd, 1)},
-    "LayerNorm's dependence on its gain dropped": {"layernorm_bwd_bwd": zeroed(layernorm_bwd_bwd, 2)},
+    "LayerNorm's dependence on its input dropped": {"norm_bwd_bwd": zeroed(layernorm_bwd_bwd, 1)},
+    "LayerNorm's dependence on its gain dropped": {"norm_bwd_bwd": zeroed(layernorm_bwd_bwd, 2)},
     "softmax's Hessian dropped": {"cross_entropy_bwd_bwd": zeroed(cross_entropy_bwd_bwd, 1)},
     "queries' gradient dropped": {"linear_attention_chunked_bwd": zeroed(linear_attention_chunked_bwd, 0)},
     "keys' gradient dropped": {"linear_attention_chunked_bwd": zeroed(linear_attention_chunked_bwd, 1)},
@@ -297,6 +297,6 @@ def test_the_gradient_check_rejects_a_small_error(smooth_case, monkeypatch):
     def mutant(*args):
         return tuple(None if g is None else g * (1 + 1e-5) for g in layernorm_bwd_bwd(*args))
 
-    install(monkeypatch, {"layernorm_bwd_bwd": mutant})
+    install(monkeypatch, {"norm_bwd_bwd": mutant})
     with pytest.raises(AdjointError, match="they differ by"):
         check_block(smooth_case)

@@ -119,12 +119,12 @@ def reading(case: BlockCase, optimizer: Optimizer | None) -> BlockCase:
 
 
 def walked(case: BlockCase, walk: literal.Walk) -> list[list[FastParameters]]:
-    return literal.walked(walk, case.x, case.labels, shares(case), case.slow, case.eta, case.settings.eps)
+    return literal.walked(walk, case.x, case.labels, shares(case), case.slow, case.eta, case.settings.plain)
 
 
 def logits_of(case: BlockCase, walk: literal.Walk) -> np.ndarray:
     """(B,T,V)   the optimizer run literally."""
-    return literal.logits_at(walked(case, walk), case.x, case.labels, case.slow, case.settings.eps)
+    return literal.logits_at(walked(case, walk), case.x, case.labels, case.slow, case.settings.plain)
 
 
 def moves_of(case: BlockCase, walk: literal.Walk) -> np.ndarray:

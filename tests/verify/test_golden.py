@@ -50,12 +50,18 @@ def folder(tmp_path_factory):
 # --- the formulas once more, in plain numpy, one token at a time; complex inputs give derivatives by the complex step
 
 
-def block(x, p, eps):
+def settings(case):
+    """eps, norm and residual of a case."""
+    return float(case["eps"]), str(case["norm"]), bool(case["residual"])
+
+
+def block(x, p, eps, norm, residual):
     """Everything the slow block computes for one token: h, a, zhat, 1 / deviation, n, logits."""
     h = x @ p["W1"] + p["b1"]
     a = np.where(h.real > 0, h, 0) ** 2
     z = a @ p["W2"] + p["b2"]
-    centred = z - z.mean()
+    z = z + x if residual else z
+    centred = z - z.mean() if norm == "layer" else z
     rstd = 1 / np.sqrt((centred**2).mean() + eps)
     n = centred * rstd * p["gain"] + p["bias"]
     return h, a, centred * rstd, rstd, n, n @ p["U"] + p["c"]
@@ -66,14 +72,15 @@ def cross_entropy(logits, y):
     return np.log(np.exp(logits - top).sum()) + top - logits[y]
 
 
-def gradients(x, y, share, p, eps):
-    """dh, dz, dn of share * CE for one token; LayerNorm through its Jacobian written as a matrix."""
-    h, _, n, rstd, _, logits = block(x, p, eps)
+def gradients(x, y, share, p, eps, norm, residual):
+    """dh, dz, dn of share * CE for one token; the norm through its Jacobian written as a matrix."""
+    h, _, n, rstd, _, logits = block(x, p, eps, norm, residual)
     e = np.exp(logits - logits.real.max())
     dlogits = share * (e / e.sum() - np.eye(len(e))[y])
     dn = p["U"] @ dlogits
     d = len(n)
-    jacobian = rstd * (np.eye(d) - np.ones((d, d)) / d - np.outer(n, n) / d)
+    centre = np.ones((d, d)) / d if norm == "layer" else 0
+    jacobian = rstd * (np.eye(d) - centre - np.outer(n, n) / d)
     dz = jacobian @ (p["gain"] * dn)
     return (p["W2"] @ dz) * 2 * np.where(h.real > 0, h, 0), dz, dn
 
@@ -93,17 +100,17 @@ def fast_forward(case, frozen=None):
     """
     p = {name: case[name] for name in SLOW}
     eta = {name: case[f"eta_{name}"] for name in FAST}
-    eps, (batch, length) = float(case["eps"]), case["labels"].shape
+    kind, (batch, length) = settings(case), case["labels"].shape
     logits, values, loss = np.zeros((batch, length, len(p["c"])), dtype=complex), [], 0
     for b, n in enumerate(normalizers(case)):
         total = {name: 0 * p[name] for name in FAST}
         for t in range(length):
             x, y, share = case["x"][b, t], case["labels"][b, t], case["weights"][b, t] / n
             fast = p | {name: p[name] - eta[name] * total[name] for name in FAST}
-            logits[b, t] = block(x, fast, eps)[-1]
+            logits[b, t] = block(x, fast, *kind)[-1]
             loss = loss + case["weights"][b, t] * cross_entropy(logits[b, t], y)
-            _, a, zhat, *_ = block(x, p, eps)
-            dh, dz, dn = values_t = gradients(x, y, share, p, eps)
+            _, a, zhat, *_ = block(x, p, *kind)
+            dh, dz, dn = values_t = gradients(x, y, share, p, *kind)
             dgain, dbias = dn * zhat, dn
             if frozen is not None:
                 dh, dz, dgain, dbias = frozen[b * length + t]
@@ -117,7 +124,7 @@ def sequential(case):
     """Dynamic evaluation with parameters that change: logits, and the final parameters of every
     sequence.
     """
-    p0, eps, segment = {name: case[name] for name in SLOW}, float(case["eps"]), int(case["segment"])
+    p0, kind, segment = {name: case[name] for name in SLOW}, settings(case), int(case["segment"])
     all_logits, finals = [], []
     for b, n in enumerate(normalizers(case)):
         p, rows = dict(p0), []
@@ -125,9 +132,9 @@ def sequential(case):
             gradient = {name: np.zeros_like(p[name]) for name in FAST}
             for t in range(start, min(start + segment, case["labels"].shape[1])):
                 x = case["x"][b, t]
-                _, a, zhat, _, _, logits = block(x, p, eps)
+                _, a, zhat, _, _, logits = block(x, p, *kind)
                 rows.append(logits)
-                dh, dz, dn = gradients(x, case["labels"][b, t], case["weights"][b, t] / n, p, eps)
+                dh, dz, dn = gradients(x, case["labels"][b, t], case["weights"][b, t] / n, p, *kind)
                 new = {"W1": np.outer(x, dh), "b1": dh, "W2": np.outer(a, dz), "b2": dz, "gain": dn * zhat, "bias": dn}
                 gradient = {name: gradient[name] + new[name] for name in FAST}
             p = p | {name: p[name] - case[f"eta_{name}"] * gradient[name] + case["decay"] * (p0[name] - p[name]) for name in FAST}
@@ -150,7 +157,7 @@ def test_answers_are_those_of_weight_matrices_that_are_really_formed(i):
     shape = case["labels"].shape
     assert_close(answers["logits"], logits)
     assert_close(answers["loss"], loss)
-    slow = [block(x, {n: case[n] for n in SLOW}, float(case["eps"]))[-1] for row in case["x"] for x in row]
+    slow = [block(x, {n: case[n] for n in SLOW}, *settings(case))[-1] for row in case["x"] for x in row]
     assert_close(answers["logits_slow"], np.reshape(slow, (*shape, -1)))
     for k, name in enumerate(("dh", "dz", "dn")):
         assert_close(answers[name], np.reshape([v[k] for v in values], (*shape, -1)))
@@ -164,15 +171,15 @@ def test_logits_are_those_of_the_slow_block_at_moved_parameters(i):
     case = draw(i, seed=3)
     slow = SlowParameters(*(case[n] for n in SLOW))
     eta = [*(case[f"eta_{n}"] for n in FAST), 0.0, 0.0]
-    answers, eps = golden.run_case(case), float(case["eps"])
+    answers, kind = golden.run_case(case), settings(case)
     for b, n in enumerate(normalizers(case)):
         total = [np.zeros_like(p) for p in slow]
         for t in range(case["labels"].shape[1]):
             moved = SlowParameters(*(p - e * s for p, e, s in zip(slow, eta, total, strict=True)))
             here = slice(t, t + 1)
-            (_, logits), _ = slow_block_fwd(case["x"][b, here], case["labels"][b, here], moved, eps)
+            (_, logits), _ = slow_block_fwd(case["x"][b, here], case["labels"][b, here], moved, *kind)
             assert_close(answers["logits"][b, here], logits)
-            _, res = slow_block_fwd(case["x"][b, here], case["labels"][b, here], slow, eps)
+            _, res = slow_block_fwd(case["x"][b, here], case["labels"][b, here], slow, *kind)
             _, gradient = slow_block_bwd(case["weights"][b, here] / n, res)
             total = [(1 - case["decay"]) * s + g for s, g in zip(total, gradient, strict=True)]
 
@@ -266,6 +273,7 @@ def test_made_cases_are_varied(folder):
         assert {c["eps"] for c in cases if c["kind"] == kind} == {0, 1e-6}
         assert {c["decay"] > 0 for c in cases if c["kind"] == kind} == {False, True}
     assert {c["first_order"] for c in cases} == {0, 1} and 1 in lengths
+    assert len({(c["norm"], c["residual"]) for c in cases}) == 4
     chunks = [(c["chunk"], t) for c, t in zip(cases, lengths, strict=True) if c["kind"] == "fwl"]
     assert any(s == 0 for s, _ in chunks) and any(s == 1 for s, _ in chunks)
     assert any(s > t for s, t in chunks) and any(1 < s < t and t % s for s, t in chunks)
@@ -316,6 +324,21 @@ def test_run_answers_a_case_of_ones_own(i, tmp_path, capsys):
     assert command("run", tmp_path / "wrong.npz", tmp_path / "again.npz") == 0
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "out" / "own.npz").read_bytes()
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("i", [FWL[0], DYNAMIC[0]])
+def test_norm_and_residual_may_be_left_out(i, tmp_path):
+    """LayerNorm and no residual, and ``check`` reads such a file."""
+    case = draw(i)
+    short = {name: a for name, a in case.items() if name not in golden_block.OPTIONAL}
+    answers = golden.run_case(short)
+    assert all((a == answers[name]).all() for name, a in golden.run_case(case).items())
+    assert all((answers[name] == a).all() for name, a in golden.answered_case(short).items() if name in answers)
+    save_arrays(
+        tmp_path / "short.npz", short | answers if i in FWL else {f"slow_{n}" if n in FAST else n: a for n, a in short.items()} | answers
+    )
+    (result,) = golden.check_folder(tmp_path)
+    assert result.ok and not result.problem
 
 
 def test_what_is_as_good_is_accepted():
@@ -584,8 +607,14 @@ def swap(name, value):
     return change
 
 
+def narrowed(case):
+    """Features of another width than the block, and a residual."""
+    case.update(W1=case["W1"][1:], x=case["x"][..., 1:], residual=np.array(1))
+
+
+REQUIRED = [n for n in golden.INPUTS["fwl"] if n not in golden_block.OPTIONAL]
 BAD = {  # what is wrong -> (which case, the change, the array, words of the message)
-    **{f"missing {n}": (0, lambda case, n=n: case.pop(n), n, "found nothing") for n in golden.INPUTS["fwl"]},
+    **{f"missing {n}": (0, lambda case, n=n: case.pop(n), n, "found nothing") for n in REQUIRED},
     "missing segment": (2, lambda case: case.pop("segment"), "segment", "found nothing"),
     "segment in fwl": (0, swap("segment", 1), "segment", "leave it out"),
     "unknown array": (0, swap("extra", 1.0), "extra", "leave it out"),
@@ -621,6 +650,9 @@ BAD = {  # what is wrong -> (which case, the change, the array, words of the mes
     "decay below 0": (2, swap("decay", -0.1), "decay", "[0, 1], found -0.1"),
     "constant 0": (0, swap("constant", 0.0), "constant", "> 0, found 0.0"),
     "first_order 2": (0, swap("first_order", 2), "first_order", "0 or 1, found 2"),
+    "residual 2": (0, swap("residual", 2), "residual", "0 or 1, found 2"),
+    "residual of other features": (0, narrowed, "residual", "I ="),
+    "unknown norm": (0, swap("norm", "batch"), "norm", "found 'batch'"),
     "segment 0": (2, swap("segment", 0), "segment", ">= 1, found 0"),
     "unknown kind": (0, swap("kind", "slow"), "kind", ", mesa, found 'slow'"),
     "unknown normalizer": (0, swap("normalizer", "mean"), "normalizer", "found 'mean'"),

@@ -95,6 +95,6 @@ def _token_gradient(case: BlockCase, s: int, weigh: bool) -> SlowParameters:
     """Gradient of the slow loss of token s of the first sequence, times its weight if asked."""
     part = slice(s, s + 1)
     x, labels, weights = case.x[0, part, :], case.labels[0, part], case.weights[0, part]
-    _, res = slow_block_fwd(x, labels, case.slow, case.settings.eps)
+    _, res = slow_block_fwd(x, labels, case.slow, *case.settings.plain)
     _, gradient = slow_block_bwd(weights if weigh else namespace(x).ones_like(weights), res)
     return gradient
