@@ -803,3 +803,10 @@ def test_a_mutant_of_ttt_is_rejected(
     monkeypatch.setattr(module, name, mutant)
     with pytest.raises((AssertionError, AdjointError)):
         is_sound(network)
+
+
+def test_what_moves_nothing_has_no_rate_even_if_it_is_not_finite() -> None:
+    """The gradient of a rate is an inner product; a gradient of 0 takes no part in it, whatever it stands beside."""
+    g, beside, rate = np.asarray([[0.0, 2.0, 1.0]]), np.asarray([[np.nan, 3.0, 5.0]]), np.ones(1)
+    assert_bitwise(ttt.descend_bwd((g,), rate, (beside,))[0], np.asarray([-11.0]))
+    assert_bitwise(ttt.moved_by_bwd((g,), rate, (beside,))[1], np.asarray([11.0]))
