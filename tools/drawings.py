@@ -159,7 +159,9 @@ def canvas(columns: int, rows: int = 1, size: tuple[float, float] = (10, 4)) -> 
 
 
 def circle(ax: plt.Axes, x: float, y: float, text: str, colour: str = "#333333") -> None:
-    ax.text(x, y, text, ha="center", va="center", color="white", fontsize=13, bbox={"boxstyle": "circle,pad=0.25", "fc": colour, "ec": "none"})
+    ax.text(
+        x, y, text, ha="center", va="center", color="white", fontsize=13, bbox={"boxstyle": "circle,pad=0.25", "fc": colour, "ec": "none"}
+    )
 
 
 def say(ax: plt.Axes, x: float, y: float, text: str, size: float = 16, **options: Any) -> None:
@@ -171,7 +173,9 @@ def box(ax: plt.Axes, x: float, y: float, text: str, colour: str = "#333333", si
     ax.text(x, y, text, ha="center", va="center", fontsize=size, color=colour, bbox=style)
 
 
-def arrow(ax: plt.Axes, start: tuple[float, float], end: tuple[float, float], colour: str = "#333333", bend: float = 0.0, **options: Any) -> None:
+def arrow(
+    ax: plt.Axes, start: tuple[float, float], end: tuple[float, float], colour: str = "#333333", bend: float = 0.0, **options: Any
+) -> None:
     shape = {"arrowstyle": "-|>", "color": colour, "lw": 2.2, "mutation_scale": 20, "connectionstyle": f"arc3,rad={bend}", **options}
     ax.annotate("", end, start, arrowprops=shape)
 

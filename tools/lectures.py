@@ -79,7 +79,7 @@ def formula(label: str, rows: str = "") -> str:
     if not rows:
         return latex
     inner = re.fullmatch(r"\s*\\begin\{aligned\}(.*)\\end\{aligned\}\s*", latex, re.S)
-    lines = [line for line in re.split(r"\\\\", inner[1])] if inner else [latex]
+    lines = re.split(r"\\\\", inner[1]) if inner else [latex]
     wanted = [n for part in rows.rstrip("/").split(",") for n in range(int(part.split("-")[0]), int(part.split("-")[-1]) + 1)]
     if not inner or max(wanted) > len(lines):
         raise ValueError(f"({label}:{rows}): the equation has {len(lines)} rows")
