@@ -13,17 +13,21 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 STATIC = ROOT / "build" / "docs" / "static"  # what is fetched or made at build time
 HANDOUT = ROOT / "build" / "docs" / "handout.pdf"
+SLIDES = ROOT / "build" / "docs" / "slides"
 sys.path[:0] = [str(ROOT), str(HERE / "_ext")]
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
 from sphinx.errors import ConfigError  # noqa: E402
 
 import fwl_ref  # noqa: E402
-from tools import handout, mathjax  # noqa: E402
+from tools import handout, lectures, npm  # noqa: E402
 
 try:
-    mathjax.ensure(STATIC / "mathjax")
+    npm.ensure(npm.MATHJAX, STATIC / "mathjax")
+    npm.ensure(npm.REVEAL, SLIDES / "packages" / "reveal")
+    npm.ensure(npm.MATHJAX_ALONE, SLIDES / "packages" / "mathjax")
     handout.build(HANDOUT)
+    lectures.build(SLIDES)
 except (RuntimeError, ValueError) as error:  # they say what to do; a traceback would hide it
     raise ConfigError(str(error)) from error
 
@@ -33,7 +37,7 @@ copyright = author
 release = version = fwl_ref.__version__
 
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "links", "api"]
-exclude_patterns = ["conf.py", "_ext/**", "handout/**"]
+exclude_patterns = ["conf.py", "_ext/**", "handout/**", "lectures/slides/**"]
 nitpicky = True
 
 # The notebooks are shown as they are committed, with their outputs. Sphinx wants its sources in one
@@ -53,7 +57,7 @@ mathjax3_config = {"options": {"enableMenu": False}, "chtml": {"scale": 0.9}}
 html_theme = "furo"
 html_title = f"fwl_ref {release}"
 html_static_path = ["_static", str(STATIC)]
-html_extra_path = [str(HANDOUT)]
+html_extra_path = [str(HANDOUT), str(SLIDES / "site")]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False

@@ -236,8 +236,9 @@ assert agree(squared_relu_bwd_bwd(g_dx1, dy1, res1)[0], forward_derivative)
 #     d_inputs        = f_bwd(dy, res)                     # adjoint of f, in the order of the inputs
 #     g_dy, *g_inputs = f_bwd_bwd(*g_d_inputs, dy, res)    # adjoint of f_bwd as a function of (dy, *inputs)
 #
-# `check_adjoint` tests the second and the third with a random tangent $v$ and a random cotangent $u$, by
-# $\langle u, J v \rangle = \langle J^T u, v \rangle$. The left side is a finite difference along $v$. It uses no derivative of the op.
+# `check_adjoint` tests the second and the third by $\langle u, J v \rangle = \langle J^T u, v \rangle$, with $u$ and $v$ at random. $v$ is
+# a *tangent*: a direction in which the inputs move. $u$ is a *cotangent*: it has the shape of the output and stands for the gradient
+# that comes from above. The left side is a finite difference along $v$. It uses no derivative of the op.
 #
 # A check is worth what it rejects. So let us break `dense_bwd_bwd` on purpose, in ways that people really do. `check_adjoint` stops at
 # the first mistake. To see how large each mistake is, we measure the two sides of the law ourselves and judge nothing. The gradients

@@ -129,9 +129,33 @@ assert agree((dq, dk, dv), tuple(a[0, 0] for a in attention_bwd(do[None, None], 
 # ## Positions: a rotation and its adjoint
 #
 # Attention itself does not know where a token stands. So queries and keys are rotated, in pairs of channels, by an angle that grows
-# with the position: $y_t = \mathrm{Rot}(t)\, x_t$. A rotation preserves inner products, so
+# with the position: $y_t = \mathrm{Rot}(t)\, x_t$. Channel $i$ of the first half is paired with channel $i + K/2$, and each pair has
+# a speed of its own:
+#
+# $$ y_{t,i} = x_{t,i} \cos\varphi - x_{t,i+K/2} \sin\varphi , \qquad y_{t,i+K/2} = x_{t,i} \sin\varphi + x_{t,i+K/2} \cos\varphi , \qquad
+#    \varphi = t \cdot 10000^{-2i/K} . $$
+#
+# A rotation preserves inner products, so
 # $\langle \mathrm{Rot}(t)\,q, \mathrm{Rot}(s)\,k \rangle = \langle \mathrm{Rot}(t-s)\,q, k \rangle$: scores depend on the distance
-# alone. And its adjoint, the transpose, is the rotation *back*. Below, one query and one key are put at every pair of positions.
+# alone. And its adjoint, the transpose, is the rotation *back*: the same lines with $-\varphi$.
+
+
+# %%
+def turn(x, sign):
+    """Each row x_t of (T,K) by the angle sign * phi."""
+    T, K = x.shape
+    phi = sign * np.arange(T)[:, None] * 10000.0 ** (-2 * np.arange(K // 2) / K)  # (T,K/2)
+    first, second = x[:, : K // 2], x[:, K // 2 :]  # (T,K/2) each
+    return np.concatenate([first * np.cos(phi) - second * np.sin(phi), first * np.sin(phi) + second * np.cos(phi)], axis=1)
+
+
+given = rng.standard_normal((T, K))
+turned, res = rotary_fwd(q)
+print("forward and backward equal the library's:", agree((turn(q, 1), turn(given, -1)), (turned, rotary_bwd(given, res))))
+assert agree(turn(given, -1), adjoint_by_differences(lambda q: rotary_fwd(q)[0], (q,), given)[0], rtol=1e-8)
+
+# %% [markdown]
+# Now one query and one key are put at every pair of positions.
 
 # %%
 turned_q, res = rotary_fwd(np.tile(q[0], (12, 1)))  # (12,K) the same vector at 12 positions
@@ -151,9 +175,32 @@ print("the adjoint, both sides of the law:", check_adjoint(rotary_fwd, rotary_bw
 assert agree(by_position[1:, 1:], by_position[:-1, :-1]) and agree(back, np.tile(q[0], (12, 1)))
 
 # %% [markdown]
+# ## GELU, the bend between two dense layers
+#
+# The MLP of a layer is a dense layer, GELU, a dense layer. GELU is entrywise. It lets large numbers pass, holds back negative ones, and
+# is smooth in between:
+#
+# $$ y = \tfrac12\, u\, (1 + \tau) , \qquad \tau = \tanh r , \qquad r = \sqrt{2/\pi}\,(u + 0.044715\, u^3) . $$
+#
+# The product rule, with $\delta\tau = (1 - \tau^2)\, \delta r$, gives the slope. It is a diagonal Jacobian, its own transpose:
+#
+# $$ du = \tfrac12 \left( 1 + \tau + u\, (1 - \tau^2)\, r' \right) \odot dy , \qquad r' = \sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\, u^2) . $$
+
+# %%
+u, dy = rng.standard_normal((2, 50))
+root = np.sqrt(2 / np.pi)
+tau = np.tanh(root * (u + 0.044715 * u**3))  # (50,)
+y = 0.5 * u * (1 + tau)  # (50,)
+du = 0.5 * (1 + tau + u * (1 - tau**2) * root * (1 + 3 * 0.044715 * u**2)) * dy  # (50,)
+
+y_library, res = gelu_fwd(u)
+print("forward and backward equal the library's:", agree((y, du), (y_library, gelu_bwd(dy, res))))
+assert agree(du, adjoint_by_differences(lambda u: gelu_fwd(u)[0], (u,), dy)[0], rtol=1e-8)
+
+# %% [markdown]
 # ## A layer: two branches and two plus signs
 #
-# A pre-LN layer adds two branches to what passes straight through:
+# A layer of the transformer adds two branches to what passes straight through. Each branch normalises its input first (*pre-LN*):
 #
 # $$ x \leftarrow x + F_1(x) \;\text{(attention)} \qquad x \leftarrow x + F_2(x) \;\text{(MLP)} . $$
 #

@@ -32,7 +32,8 @@ rng = np.random.default_rng(3)
 #
 # A layer $y = xW$ reads tokens $t = 0, 1, \dots$ After token $s$ its label is revealed, and with it the gradient $d_s$ of the loss with
 # respect to $y_s$. From [notebook 1](01_a_backward_pass_is_a_function.ipynb): the weight gradient of that one token is $x_s^T d_s$. All
-# gradients here are taken at the slow weights $W$. So token $t$ uses
+# gradients here are taken at $W$, the weights that training left behind. Reading does not change them, so they are called the *slow*
+# weights. The *fast* weights are what token $t$ uses:
 #
 # $$ W_t = W - \eta \sum_{s<t} x_s^T d_s . $$
 #

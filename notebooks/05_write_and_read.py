@@ -45,8 +45,10 @@ rng = np.random.default_rng(107)
 # $$ p_t = p - \eta_p \sum_{s<t} (1-\lambda)^{t-s-1}\, \frac{\partial \ell_s}{\partial p} \qquad
 #    \text{for each of the six, with its own step size.} $$
 #
-# The gradients are those of the earlier tokens' losses, taken at the slow parameters. The label of token $t$ is the token after it, so
-# reading is strict. $U$ and $c$ stay slow. Here it is said literally, with parameters that move:
+# The gradients are those of the earlier tokens' losses, taken at the *slow* parameters $p$, those that training left behind. The loss
+# $\ell_s$ is the token's cross-entropy times its weight, divided by a number $N$, the *normalizer*. Here $N = 1$;
+# [notebook 6](06_when_is_it_dynamic_evaluation.ipynb) shows what happens if $N$ counts tokens. The label of token $t$ is the token after
+# it, so reading is strict. $U$ and $c$ stay slow. Here it is said literally, with parameters that move:
 
 # %%
 T, D, F, V = 6, 3, 5, 4
@@ -55,7 +57,7 @@ eta = FastParameters(*(np.asarray(e) for e in (0.02, 0.1, 0.03, 0.1, 0.3, 0.2)))
 decay = np.asarray(0.1)
 x, labels = rng.standard_normal((1, T, D)), rng.integers(0, V, (1, T))
 weights = np.array([[1.0, 1.0, 0.5, 1.0, 2.0, 1.0]])  # of each token in the slow loss
-settings = FastSettings(chunk=4)  # constant normalizer N = 1
+settings = FastSettings(chunk=4)  # and N = 1, for every token the same
 active = x @ slow.W1 + slow.b1 > 0  # where relu(h) is not 0: everywhere in part, or a wrong line could go unseen
 assert active[:, :-1].sum() == 15 and active.any(axis=1).all() and active.any(axis=2).all() and not active.all(axis=2).any()
 assert np.abs(x @ slow.W1 + slow.b1).min() > 0.1  # off the kink of relu(h)^2, for the finite differences to come

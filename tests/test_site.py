@@ -21,7 +21,7 @@ import pytest
 
 from tests.conftest import PROFILE
 from tests.test_structure import OPS, functions, labels_in_code, labels_in_docs, labels_in_tests
-from tools import equations, handout, mathjax, offline
+from tools import equations, handout, npm, offline
 
 pytestmark = pytest.mark.host("reads the documentation")
 
@@ -87,7 +87,7 @@ def sources() -> set[str]:
     """Every page there is, by the name that the site gives it."""
     pages = {p.relative_to(DOCS).with_suffix("").as_posix() for suffix in ("md", "rst") for p in DOCS.rglob(f"*.{suffix}")}
     notebooks = {f"notebooks/{p.stem}" for p in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
-    return {page for page in pages if not page.startswith(("_", "handout/", "notebooks/"))} | notebooks
+    return {page for page in pages if not page.startswith(("_", "handout/", "lectures/slides/", "notebooks/"))} | notebooks
 
 
 def test_every_page_and_every_notebook_is_in_the_contents():
@@ -240,17 +240,17 @@ def test_the_picture_is_an_svg_that_asks_for_nothing():
 
 def test_mathjax_says_what_to_do_if_it_cannot_be_fetched(tmp_path, monkeypatch):
     """Without npm: the version, what is missing, and how to do without."""
-    monkeypatch.setattr(mathjax.shutil, "which", lambda _: None)
+    monkeypatch.setattr(npm.shutil, "which", lambda _: None)
     with pytest.raises(RuntimeError, match=r"(?s)could not be fetched.*npm is not installed.*build/docs/static/mathjax"):
-        mathjax.ensure(tmp_path / "mathjax")
+        npm.ensure(npm.MATHJAX, tmp_path / "static" / "mathjax")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_archive_that_is_not_the_expected_one_is_refused(tmp_path, monkeypatch):
     """By its SHA-512, before anything is unpacked."""
-    monkeypatch.setattr(mathjax, "fetch", lambda: b"something else")
+    monkeypatch.setattr(npm, "fetch", lambda *_: b"something else")
     with pytest.raises(RuntimeError, match="not the one expected"):
-        mathjax.ensure(tmp_path / "mathjax")
+        npm.ensure(npm.MATHJAX, tmp_path / "static" / "mathjax")
     assert not list(tmp_path.iterdir())
 
 
