@@ -106,7 +106,7 @@ class Mutant(NamedTuple):
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult}
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.Is: ast.IsNot, ast.IsNot: ast.Is}
-SYMMETRIC = {"namespace", "max", "min", "maximum", "minimum"}  # exchanging their arguments changes nothing
+SYMMETRIC = {"namespace", "max", "min", "maximum", "minimum", "_dot"}  # exchanging their arguments changes nothing
 DROPPED = {"matrix_transpose", "flip"}  # calls replaced by their argument
 SWAPPED = {"max": "min", "min": "max", "zeros_like": "ones_like", "ones_like": "zeros_like", "sum": "mean", "mean": "sum"}
 

@@ -39,6 +39,17 @@ def test_l2norm_is_shorter_than_1_and_keeps_the_direction(seed: int) -> None:
     assert_close(np.sum(l2norm_bwd(dy, res) * x, axis=1), np.zeros(4), scale=1.0)
 
 
+def test_every_vector_has_its_own_norm() -> None:
+    """Whatever stands before the last axis: the rows of (B,T,K) are those of (B T,K).   (N.7) to (N.9)"""
+    x, dy, g = generator(0)(3, 2, 3, 4)
+    flat = lambda a: np.reshape(a, (6, 4))  # noqa: E731
+    (y, res), (rows, each) = l2norm_fwd(x, 0.1), l2norm_fwd(flat(x), 0.1)
+    assert_bitwise(flat(y), rows)
+    assert_bitwise(flat(l2norm_bwd(dy, res)), l2norm_bwd(flat(dy), each))
+    for a, b in zip(l2norm_bwd_bwd(g, dy, res), l2norm_bwd_bwd(flat(g), flat(dy), each), strict=True):
+        assert_bitwise(flat(a), b)
+
+
 def test_epsilon_outside_the_root_is_another_function() -> None:
     """N: x / (|x| + eps) and x / max(|x|, eps), which other programs compute, differ for short vectors.   (N.7)"""
     x = np.asarray([[3e-4, 4e-4]])

@@ -626,6 +626,7 @@ def test_forward_values_are_the_textbook_formulas() -> None:
     n = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     assert_close(layernorm_fwd(x, w[:, 0], w[:, 1])[0], n * w[:, 0] + w[:, 1])
     assert_close(rmsnorm_fwd(x, w[:, 0], 0.2)[0], np.stack([row / np.sqrt(sum(u * u for u in row) / 4 + 0.2) for row in x]) * w[:, 0])
+    assert_bitwise(rmsnorm_fwd(x, w[:, 0])[0], rmsnorm_fwd(x, w[:, 0], 1e-5)[0])
     assert_close(swiglu_fwd(x, 3 - x)[0], x / (1 + np.exp(-x)) * (3 - x))
     assert_close(l2norm_fwd(x, 0.5)[0], np.asarray([[a / np.sqrt(sum(b * b for b in row) + 0.5) for a in row] for row in x]))
     assert_close(short_conv_fwd(x[None], draw(2, 4))[0][1][0, 0], x[2])

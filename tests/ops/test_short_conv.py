@@ -95,3 +95,12 @@ def test_what_does_not_fit_is_refused() -> None:
             short_conv_fwd(x, w)
     with pytest.raises(ValueError, match=r"last 3 inputs, \(B,P,D\) = \(2, 3, 3\), got \(2, 4, 3\)"):
         short_conv_fwd(x, np.ones((4, 3)), np.ones((2, 4, 3)))
+
+
+def test_a_final_state_that_nobody_uses_has_gradient_0() -> None:
+    """None says so.   (S.5)"""
+    draw = generator(0)
+    x, w, dy = draw(2, 3, 2), draw(4, 2), draw(2, 3, 2)
+    (_, state), res = short_conv_fwd(x, w)
+    for a, b in zip(short_conv_bwd(dy, None, res), short_conv_bwd(dy, np.zeros_like(state), res), strict=True):
+        assert (a is None and b is None) or np.array_equal(a, b)
