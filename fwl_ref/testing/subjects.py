@@ -32,7 +32,7 @@ class Subject(NamedTuple):
     state: dict[str, str]  # what comes in and goes out; empty: there is none
     arguments: tuple[Any, ...]  # of a kernel, in order, the state not among them: names, or
     # (type, names) for arrays that come as one tuple
-    state_type: type | None  # None: the state is a single array
+    state_type: Callable | None  # of its arrays; None: the state is a single array
     outputs: dict[str, str]  # what a kernel returns before the state
     answers: Callable[[Arrays, Settings], Arrays]
     gate: str = ""  # the fade, which kernels like to take as a logarithm
@@ -40,6 +40,7 @@ class Subject(NamedTuple):
     integers: tuple[str, ...] = ()
     headless: tuple[str, ...] = ()  # arrays that all heads share
     heads: bool = True  # whether layouts with heads make sense
+    needs_state: bool = False  # there is no empty one: at W = 0 LayerNorm's slope is 1 / sqrt(eps)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -71,13 +72,15 @@ def _rule(name: str) -> Subject:
         case["cot_out"] = arrays["cot_out"]
         for state in rule.state:
             case[f"cot_{state}"] = arrays[f"cot_{state_out(state)}"]
-        case |= {n: settings[n] for n in ("minibatch", "eps") if n in (*rule.counts, *rule.numbers)}
+        named = ("minibatch", "place", "eps")
+        case |= {n: settings[n] for n in named if n in (*rule.counts, *rule.numbers)}
         return golden_rules.answers(case)
 
     out = rule.tokens["q"][:-1] + rule.tokens["v"][-1]
     return Subject(
         name, rule.tokens, rule.shared, rule.state, (*rule.tokens, *rule.shared), rule.state_type,
         {"out": out if out.count("T") else "BTE"}, answers, gate=rule.gate,
+        needs_state="gain" in rule.shared,
     )  # fmt: skip
 
 
@@ -162,8 +165,13 @@ SUBJECTS = {name: _rule(name) for name in golden_rules.RULES} | {
 }  # fmt: skip
 
 
+# other names of the same functions, arrays in the same order
+ALIASES = {"momentum_delta": "titans"}
+
+
 def subject(name: str) -> Subject:
     """The entry of that name. Raises ValueError listing the names there are."""
+    name = ALIASES.get(name, name)
     if name not in SUBJECTS:
         raise ValueError(f"the rule must be one of {', '.join(SUBJECTS)}, got {name!r}")
     return SUBJECTS[name]

@@ -272,11 +272,12 @@ def test_a_kernel_without_states_is_checked_without() -> None:
 def test_what_a_kernel_gets_is_what_its_documentation_says() -> None:
     """Arrays in the order of the rule's own arguments, states as its own type."""
     for rule, arrays in RULES.items():
-        form = "dual" if rule.startswith("ttt") else "chunked"
-        function = getattr(arrays.module, f"{rule}_{form}_fwd")
-        fixed = ("state", "chunk", "read", "minibatch", "eps", "iterations", "factor")  # a kernel's read has factor 1
+        name = arrays.function or rule
+        form = "dual" if hasattr(arrays.module, f"{name}_dual_fwd") else "chunked"
+        function = getattr(arrays.module, f"{name}_{form}_fwd")
+        fixed = ("state", "chunk", "read", "minibatch", "eps", "iterations", "factor", "join")  # by keyword, 1 unless given
         names = [n for n in inspect.signature(function).parameters if n not in fixed]
-        assert list(SUBJECTS[rule].arguments) == names
+        assert [n for n in SUBJECTS[rule].arguments if n not in arrays.keywords] == names
     got: list[Any] = []
     rejected("titans", lambda *a: got.append(a[-1]), plan=Plan(state=True))
     assert type(got[0]).__name__ == "TitansState"

@@ -143,14 +143,39 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "the step is explicit, the delta rule's: its rate beta lacks 1 / (1 + beta |k|^2)",
             _explicit,
         )
-    if name == "titans":
+    if name in ("titans", "titans_per_chunk"):
         yield Fault(
             "stale gradients",
             "the gradients of a chunk are taken at its first memory: give stale=True if that "
             "is meant",
             lambda s, a, o: s.answers(a, o | {"stale": not o["stale"]}),
         )
-    if name in ("ttt_linear", "ttt_mlp"):
+    if name == "titans_per_chunk":
+        yield Fault(
+            "rates at every token",
+            "momentum and decay act at every token, and every token adds the update to the "
+            "memory: once per chunk",
+            _at_every_token,
+        )
+    if name.endswith("under_way"):
+        yield Fault(
+            "no factor", "the reader's factor is missing", changed("factor", lambda f: 0 * f + 1)
+        )
+        yield Fault(
+            "factor of the writer",
+            "the factor multiplies a token's own step: it is the reader's, and multiplies all that "
+            "the mini-batch has written",
+            lambda s, a, o: s.answers(
+                a | {"step": a["step"] * a["factor"], "factor": 0 * a["factor"] + 1}, o
+            ),
+        )
+        yield Fault(
+            "begins a mini-batch",
+            "it begins a mini-batch at the first token: the one under way goes on, with the "
+            "gradients at the network it began with",
+            lambda s, a, o: s.answers(a, o | {"place": 0}),
+        )
+    if subject.needs_state:
         yield Fault(
             "fresh gradients",
             "every token takes its gradient at the current state: within a mini-batch all "
@@ -160,7 +185,7 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
         yield Fault(
             "stale throughout",
             "all tokens take their gradients at the state that came in: the mini-batch never ends",
-            lambda s, a, o: s.answers(a, o | {"minibatch": length_of(s, a)}),
+            lambda s, a, o: s.answers(a, o | {"minibatch": length_of(s, a) + o["place"]}),
         )
         yield Fault(
             "no gain", "the gain of the LayerNorm is missing", changed("gain", lambda g: 0 * g + 1)
@@ -229,6 +254,16 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
                 f"{step} stays slow: its step is missing",
                 changed(f"eta_{step}", lambda g: 0 * g),
             )
+
+
+def _at_every_token(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    """Titans with the rates of a chunk's first token at all of them, the gradients stale"""
+    size = settings["minibatch"]
+    first = [t - t % size for t in range(length_of(subject, a))]
+    spread = {n: a[n][:, first] for n in ("momentum", "decay")}
+    case = {n: a[n] for n in a} | spread
+    found = SUBJECTS["titans"].answers(case, settings | {"stale": True, "chunk": size})
+    return {n: found[n] for n in ("out", "state_out_M", "state_out_U")}
 
 
 def _late(a):
