@@ -49,7 +49,7 @@ def plans(subject: Subject, options: Options) -> Any:
     """The Hypothesis strategy of the cases that the options allow."""
     st = strategies()
     # LayerNorm of two channels gives their signs: its derivative is rounding and nothing else
-    least = 3 if subject.needs_state or subject.name == "fast_block" else 1
+    least = 3 if subject.needs_state or "eta_W1" in subject.shared else 1
     narrow = max(least, 2 if options.l2norm else 1)  # one channel by its norm is a sign, likewise
 
     def size(letter: str, low: int, high: int) -> Any:
@@ -133,7 +133,7 @@ def _numbers(subject: Subject, name: str, shape: list[int], plan: Plan, rng: Any
         return rng.uniform(*{"near 1": (0.8, 0.95), "near 0": (0.0, 1e-3)}[plan.gates], shape)
     if name.startswith("eta_"):
         return rng.uniform(0.02, 0.2, shape)
-    if name == "decay" and subject.name == "fast_block":
+    if name == "decay" and name in subject.shared:
         near = {"spread": (0.0, 0.5), "near 1": (0.9, 1.0), "near 0": (0.0, 1e-3)}
         return rng.uniform(*near[plan.gates], shape)
     if name in RANGES:

@@ -27,7 +27,8 @@ class Options(NamedTuple):
     chunk: int = 16  # tokens per chunk of the kernel: lengths are drawn around its multiples
     multiple_of: int = 1  # lengths are multiples of this
     sizes: dict[str, int] = {}  # sizes the kernel insists on, such as {"K": 64, "E": 64, "H": 2}
-    minibatch: int = 4  # ttt_..., titans_mlp: at one network; titans_per_chunk: in one update
+    minibatch: int = 4  # tokens whose gradients are taken at one network, or of one update
+    within: bool = False  # sequential_block: a token reads what its own segment has written
     place: int = 1  # ttt_..._under_way: how many tokens of the mini-batch are over
     stale: bool = False  # titans, ..._per_chunk: gradients of a chunk taken at its first memory
     eps: float = 1e-6  # ttt_..., titans_mlp, fast_block: of the LayerNorm
@@ -40,8 +41,18 @@ class Options(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         """What is part of the function itself."""
-        names = ("read", "chunk", "minibatch", "place", "stale", "eps", "first_order", "window")
-        return {name: getattr(self, name) for name in names}
+        names = (
+            "read",
+            "chunk",
+            "minibatch",
+            "place",
+            "within",
+            "stale",
+            "eps",
+            "first_order",
+            "window",
+        )
+        return {name: getattr(self, name) for name in (*names, "window")}
 
     def factor(self, width: int) -> float:
         """What the kernel multiplies queries of this width by."""

@@ -16,6 +16,7 @@ from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd
 from ..ops.attention import attention_bwd, attention_fwd
 from ..ops.linear_attention import linear_attention_recurrent_bwd, linear_attention_recurrent_fwd
 from ..ops.masked_attention import masked_attention_bwd, masked_attention_fwd
+from ..sequential import sequential_bwd, sequential_fwd
 from ..slow_block import FastParameters, SlowParameters
 from ..verify import golden_rules
 
@@ -142,6 +143,33 @@ def _block(arrays: Arrays, settings: Settings) -> Arrays:
     }
 
 
+def _sequential(arrays: Arrays, settings: Settings) -> Arrays:
+    fast = FastSettings(eps=settings["eps"], first_order=settings["first_order"])
+    slow = SlowParameters(*(arrays[n] for n in _SLOW))
+    eta, state = FastParameters(*(arrays[n] for n in _ETA)), [arrays[n] for n in _STATE]
+    data = (arrays["x"], arrays["labels"], arrays["weights"], slow, eta, arrays["decay"], fast)
+    how = {"segment": settings["minibatch"], "within": settings["within"]}
+    (logits, after), res = sequential_fwd(*data, FastParameters(*state), **how)
+    cotangent = FastParameters(*(arrays[f"cot_{state_out(n)}"] for n in _STATE))
+    g_x, g_slow, g_eta, g_decay, g_state = sequential_bwd(arrays["cot_logits"], cotangent, res)
+    return {
+        "logits": logits,
+        **{state_out(n): a for n, a in zip(_STATE, after, strict=True)},
+        "g_x": g_x,
+        **{f"g_{n}": g for n, g in zip(_SLOW, g_slow, strict=True)},
+        **{f"g_{n}": g for n, g in zip(_ETA, g_eta, strict=True)},
+        "g_decay": g_decay,
+        **{f"g_{n}": g for n, g in zip(_STATE, g_state or (), strict=True)},
+    }
+
+
+_FAST_BLOCK = Subject(
+    "fast_block", {"x": "BTI", "labels": "BT", "weights": "BT"},
+    _SLOW | dict.fromkeys((*_ETA, "decay"), ""), _STATE,
+    ("x", "labels", "weights", (SlowParameters, tuple(_SLOW)), (FastParameters, _ETA), "decay"),
+    FastParameters, {"logits": "BTV", "logits_slow": "BTV"}, _block,
+    read="strict", integers=("labels",), heads=False,
+)  # fmt: skip
 SUBJECTS = {name: _rule(name) for name in golden_rules.RULES} | {
     "linear_attention": Subject(
         "linear_attention", _QKV, {"keep": ""}, {"state": "BKE"}, ("q", "k", "v", "keep"), None,
@@ -155,12 +183,9 @@ SUBJECTS = {name: _rule(name) for name in golden_rules.RULES} | {
         "attention", _QKV | {"v": "BTK"}, {}, {}, ("q", "k", "v"), None,
         {"out": "BTK"}, _attention, read="inclusive",
     ),
-    "fast_block": Subject(
-        "fast_block", {"x": "BTI", "labels": "BT", "weights": "BT"},
-        _SLOW | dict.fromkeys((*_ETA, "decay"), ""), _STATE,
-        ("x", "labels", "weights", (SlowParameters, tuple(_SLOW)), (FastParameters, _ETA), "decay"),
-        FastParameters, {"logits": "BTV", "logits_slow": "BTV"}, _block,
-        read="strict", integers=("labels",), heads=False,
+    "fast_block": _FAST_BLOCK,
+    "sequential_block": _FAST_BLOCK._replace(
+        name="sequential_block", outputs={"logits": "BTV"}, answers=_sequential
     ),
 }  # fmt: skip
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from ...backend import host
+from ...ops.common import chunk_slices
 from ..options import Options
-from ..subjects import SUBJECTS, Arrays, Settings, Subject
+from ..subjects import SUBJECTS, Arrays, Settings, Subject, state_out, tokens_of
 from .common import Fault, NotHere, changed, length_of
 
 
@@ -220,7 +221,20 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "it takes the mask for yes or no: its weights are missing",
             changed("mask", lambda m: (m != 0) * 1.0),
         )
-    if name == "fast_block":
+    if name == "sequential_block":
+        yield Fault(
+            "stale gradients",
+            "all gradients are taken at the slow weights: each segment's at the weights that the "
+            "segments before it left",
+            _stale_segments,
+        )
+        yield Fault(
+            "own segment",
+            "the other reading of a token's own segment: give within=True if a token reads what "
+            "its segment has written, False if all of a segment is read with the same weights",
+            lambda s, a, o: s.answers(a, o | {"within": not o["within"]}),
+        )
+    if name in ("fast_block", "sequential_block"):
         yield Fault(
             "first order",
             "the gradient stops at the memory's values: sweep 5, the gradient of the "
@@ -254,6 +268,29 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
                 f"{step} stays slow: its step is missing",
                 changed(f"eta_{step}", lambda g: 0 * g),
             )
+
+
+def _stale_segments(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    """Segments read at their start, what each writes taken at the slow weights"""
+    if settings["within"]:
+        raise NotHere
+    fast = ("W1", "b1", "W2", "b2", "gain", "bias")
+    still = {f"eta_{n}": 0 * a[f"eta_{n}"] for n in fast} | {"decay": 0 * a["decay"]}
+    empty = {f"state_{n}": 0 * a[f"state_{n}"] for n in fast}
+    block, logits = SUBJECTS["fast_block"], []
+    held = {n: a[n] for n in empty}
+    for part in chunk_slices(length_of(subject, a), settings["minibatch"]):
+        piece = tokens_of(subject, a, part)
+        rows = []
+        for b in range(len(a["x"])):
+            moved = {n: a[n] - a[f"eta_{n}"] * held[f"state_{n}"][b] for n in fast}
+            own = {n: piece[n][b : b + 1] for n in piece if n not in subject.shared}
+            alone = piece | own | still | moved | {n: x[b : b + 1] for n, x in empty.items()}
+            rows.append(block.answers(alone, settings)["logits_slow"])
+        logits.append(host.concat(rows, axis=0))
+        written = block.answers(piece | still | empty, settings)
+        held = {n: (1 - a["decay"]) * x + written[state_out(n)] for n, x in held.items()}
+    return {"logits": host.concat(logits, axis=1)} | {state_out(n): x for n, x in held.items()}
 
 
 def _at_every_token(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
