@@ -104,10 +104,10 @@ def sequential_fwd(
         own = slice(b, b + 1)
         data = x[own, ...], labels[own, ...], share[own, ...]  # (1,T,...)
         first = tree_map(lambda a: a[own, ...], held)  # noqa: B023
-        logits, final, res = _sequence_fwd(data, slow, eta, decay, inner, first, segment, within)
+        logits, final, parts = _sequence_fwd(data, slow, eta, decay, inner, first, segment, within)
         outs.append(logits)  # (1,T,V)
         finals.append(final)
-        residuals.append(res)
+        residuals.append(parts)
     fixed = x, slow, eta, decay, segment, within, state is not None
     res = SequentialResidual(tuple(residuals), *fixed)
     if not batch:
@@ -155,8 +155,8 @@ def _sequence_fwd(
     for part in chunk_slices(data[0].shape[1], segment):
         # p_i = p - eta A_i
         moved = _moved(slow, eta, held)
-        piece = (a[:, part, ...] for a in data)  # (1,L,...)
-        (logits, _, sums), res = fast_block_fwd(*piece, moved, own, none, inner)
+        x, labels, share = (a[:, part, ...] for a in data)  # (1,L,...)
+        (logits, _, sums), res = fast_block_fwd(x, labels, share, moved, own, none, inner)
         outs.append(logits)  # (1,L,V)
         residuals.append(SegmentResidual(res, held))
         # A' = (1 - lambda) A + S, S the sum of the segment's gradients
@@ -196,7 +196,7 @@ def _sequence_bwd(
 def _moved(slow: SlowParameters, eta: FastParameters, held: FastParameters) -> SlowParameters:
     """p - eta A, A of one sequence (1,...); U and c stay"""
     fast = [p - e * a[0, ...] for p, e, a in zip(slow[: len(held)], eta, held, strict=True)]
-    return SlowParameters(*fast, slow.U, slow.c)
+    return slow._replace(**dict(zip(held._fields, fast, strict=True)))
 
 
 def _start(x: Array, slow: SlowParameters) -> FastParameters:

@@ -37,6 +37,8 @@ from .heavy_ball import Responses, heavy_sums, heavy_sums_bwd, responses, respon
 from .ttt import (
     EPS,
     check_ttt,
+    descend,
+    descend_bwd,
     moved_by,
     moved_by_bwd,
     packed,
@@ -155,10 +157,10 @@ def titans_mlp_recurrent_bwd(
             g_M = add(g_M, g_seen)
         # forward: M' = (1 - alpha) M + iota U'
         g_joined, g_iota = moved_by_bwd(g_M, iota, after.U)  # (B,)
-        g_M, g_keep = moved_by_bwd(g_M, 1 - alpha, M)  # (B,)
+        g_alpha, g_M = descend_bwd(g_M, alpha - 1, M)  # (B,)
         # forward: U' = eta U - theta gradient
         g_update = add(g_U, g_joined)
-        g_gradient, g_minus = moved_by_bwd(g_update, -theta, gradient)  # (B,)
+        g_theta, g_gradient = descend_bwd(g_update, theta, gradient)  # (B,)
         g_U, g_eta = moved_by_bwd(g_update, eta, U)  # (B,)
         if read == "strict":
             g_M = add(g_M, g_seen)
@@ -169,7 +171,7 @@ def titans_mlp_recurrent_bwd(
             # forward: first = M
             g_M, g_first = add(g_M, g_first), zeros_like(g_first)
         g_norm = [a + b for a, b in zip(g_norm, g_more, strict=True)]  # (B,E)
-        rows.append((g_q, g_k, g_v, g_eta, -g_keep, -g_minus, g_iota, *g_norm))
+        rows.append((g_q, g_k, g_v, g_eta, g_alpha, g_theta, g_iota, *g_norm))
     likes = (q, k, v, momentum, decay, step, join, *norm)
     columns = list(zip(*rows[::-1], strict=True)) or [()] * len(likes)
     found = [stack(list(c), a) for c, a in zip(columns, likes, strict=True) if a is not None]
@@ -321,8 +323,8 @@ def _moved(
 ) -> TitansMLPState:  # fmt: skip
     """One step of heavy ball: U' = eta U - theta g, M' = (1 - alpha) M + iota U'"""
     none = zeros_like(gradient)
-    U = moved_by(moved_by(none, eta, state.U), -theta, gradient)
-    return TitansMLPState(moved_by(moved_by(none, 1 - alpha, state.M), iota, U), U)
+    U = descend(moved_by(none, eta, state.U), theta, gradient)
+    return TitansMLPState(moved_by(descend(none, alpha - 1, state.M), iota, U), U)
 
 
 def _rates_at(t: int, *rates: Array | None) -> tuple:

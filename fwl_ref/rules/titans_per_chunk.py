@@ -72,9 +72,9 @@ def titans_per_chunk_recurrent_fwd(
     Raises ValueError as ``titans_recurrent_fwd`` does, and if ``minibatch``, the tokens of a
     chunk, is below 1.
     """
-    rates, join, settings = _spread(momentum, decay, step, minibatch)
-    outputs, res = titans_recurrent_fwd(q, k, v, *rates, state, read=read, join=join)
-    return outputs, (res, settings)
+    momentum, decay, join = _spread(momentum, decay, step, minibatch)
+    outputs, res = titans_recurrent_fwd(q, k, v, momentum, decay, step, state, read=read, join=join)
+    return outputs, (res, minibatch)
 
 
 def titans_per_chunk_recurrent_bwd(
@@ -96,9 +96,11 @@ def titans_per_chunk_chunked_fwd(
 
     Raises ValueError as ``titans_per_chunk_recurrent_fwd`` does, and if ``chunk`` is below 1.
     """
-    rates, join, settings = _spread(momentum, decay, step, minibatch)
-    outputs, res = titans_chunked_fwd(q, k, v, *rates, state, chunk, read=read, join=join)
-    return outputs, (res, settings)
+    momentum, decay, join = _spread(momentum, decay, step, minibatch)
+    outputs, res = titans_chunked_fwd(
+        q, k, v, momentum, decay, step, state, chunk, read=read, join=join
+    )
+    return outputs, (res, minibatch)
 
 
 def titans_per_chunk_chunked_bwd(
@@ -121,9 +123,11 @@ def titans_per_chunk_stale_fwd(
 
     Raises ValueError as ``titans_per_chunk_chunked_fwd`` does.
     """
-    rates, join, settings = _spread(momentum, decay, step, minibatch)
-    outputs, res = titans_stale_fwd(q, k, v, *rates, state, chunk, read=read, join=join)
-    return outputs, (res, settings)
+    momentum, decay, join = _spread(momentum, decay, step, minibatch)
+    outputs, res = titans_stale_fwd(
+        q, k, v, momentum, decay, step, state, chunk, read=read, join=join
+    )
+    return outputs, (res, minibatch)
 
 
 def titans_per_chunk_stale_bwd(
@@ -136,16 +140,17 @@ def titans_per_chunk_stale_bwd(
     return _gathered(titans_stale_bwd(dout, dstate_out, res[0]), res[1])
 
 
-def _spread(momentum: Array, decay: Array, step: Array, minibatch: int) -> tuple:
-    """momentum, decay, step of every token; join; what the adjoint needs"""
+def _spread(
+    momentum: Array, decay: Array, step: Array, minibatch: int
+) -> tuple[Array, Array, Array]:
+    """momentum, decay, join of every token, shapes checked"""
     for name, rate in (("momentum", momentum), ("decay", decay)):
         if tuple(rate.shape) != tuple(step.shape):
             raise ValueError(
                 f"{name} must have shape (B,T) = {tuple(step.shape)}, as step has, got "
                 f"{tuple(rate.shape)}: one entry per token, of which a chunk's first counts"
             )
-    (momentum, decay, join), settings = per_chunk_fwd(momentum, decay, minibatch)
-    return (momentum, decay, step), join, settings
+    return per_chunk_fwd(momentum, decay, minibatch)[0]
 
 
 def _gathered(gradients: tuple, minibatch: int) -> tuple:
