@@ -148,7 +148,7 @@ def chained(case):
     """Logits and outer loss of a text whose weights change after every segment, and within one if its tokens are read; complex inputs
     give derivatives by the complex step.
     """
-    p0, eps, segment, (batch, length) = {n: case[n] for n in SLOW}, float(case["eps"]), int(case["segment"]), case["labels"].shape
+    p0, kind, segment, (batch, length) = {n: case[n] for n in SLOW}, settings(case), int(case["segment"]), case["labels"].shape
     logits, loss = np.zeros((batch, length, len(p0["c"])), dtype=complex), 0
     for b, n in enumerate(normalizers(case)):
         held = {name: 0 * p0[name] for name in FAST}
@@ -158,10 +158,10 @@ def chained(case):
             for t in range(start, min(start + segment, length)):
                 x, y, w = case["x"][b, t], case["labels"][b, t], case["weights"][b, t]
                 read = int(case["within"])
-                logits[b, t] = block(x, p | {m: p[m] - read * case[f"eta_{m}"] * total[m] for m in FAST}, eps)[-1]
+                logits[b, t] = block(x, p | {m: p[m] - read * case[f"eta_{m}"] * total[m] for m in FAST}, *kind)[-1]
                 loss = loss + w * cross_entropy(logits[b, t], y)
-                _, a, zhat, *_ = block(x, p, eps)
-                dh, dz, dn = gradients(x, y, w / n, p, eps)
+                _, a, zhat, *_ = block(x, p, *kind)
+                dh, dz, dn = gradients(x, y, w / n, p, *kind)
                 new = {"W1": np.outer(x, dh), "b1": dh, "W2": np.outer(a, dz), "b2": dz, "gain": dn * zhat, "bias": dn}
                 total = {name: total[name] + new[name] for name in FAST}
             held = {name: (1 - case["decay"]) * held[name] + total[name] for name in FAST}
