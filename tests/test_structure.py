@@ -37,7 +37,7 @@ LAYERS = [
     {"slow_block"},
     {"fast_layer"},
     {"fwl", "dynamic_evaluation"},
-    {"stream", "fast_matrix", "exercises"},
+    {"stream", "fast_matrix", "sequential", "exercises"},
     {"lm.*"},
     {"pretrained.*"},
     {"demo.*"},

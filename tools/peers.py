@@ -127,9 +127,12 @@ RIGHT = {  # check: (heading, what it shows, rows that must be tiny, rows that m
     ),
     "two_combas": (
         "Comba, two references",
-        "**Each takes a gradient step, but of two rules.** Comba as published ([Hu et al. 2025](https://arxiv.org/abs/2506.02475)) has a "
-        "transition of a scalar plus a matrix of low rank, S (alpha - beta k k^T) + beta v k^T: the chunked one, whose gradient is taken "
-        "at S. The recurrent one takes it behind the gate, at alpha S, as the gated delta rule does. `dplr` here gives both.",
+        "**Each takes a gradient step, but of two rules.** Comba as published ([Hu et al. 2025](https://arxiv.org/abs/2506.02475)) has, by "
+        "its abstract, a transition of a scalar plus a matrix of low rank. S (alpha - beta k k^T) + beta v k^T is one: the chunked "
+        "reference, whose gradient is taken at S. The recurrent one takes it behind the gate, at alpha S, as the gated delta rule does; "
+        "its transition alpha (1 - beta k k^T) is a scalar plus low rank, too. The library's two Triton kernels take it at S "
+        "(`fused_recurrent.py` and `wy_fast.py`, read at 0781577, not run): so does the published rule, as far as programs say. "
+        "The paper's own equations were not checked. `dplr` here gives both.",
         (1, 3),
         (0, 2),
     ),

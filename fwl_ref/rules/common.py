@@ -27,7 +27,7 @@ from ..ops.common import anticausal_product, before, causal_product, chunk_slice
 from ..tree import leaves, tree_map
 
 READS = ("strict", "inclusive")
-RATES = ("gamma", "alpha", "beta", "keep", "weight", "momentum", "decay", "step")
+RATES = ("gamma", "alpha", "beta", "keep", "weight", "momentum", "decay", "step", "join")
 
 
 # --- at the boundary
@@ -285,10 +285,12 @@ def solve_bwd(dx: Array, a: Array, x: Array) -> tuple[Array, Array]:
 def chunks_fwd(
     chunk_fwd: Callable, tokens: tuple[Array, ...], state: Array, chunk: int | None
 ) -> tuple[tuple, tuple]:
-    """``chunk_fwd(*tokens, state) -> (out, state), res`` on one chunk after the other."""
+    """``chunk_fwd(*tokens, state) -> (out, state), res`` on one chunk after the other; None among
+    the tokens stays None.
+    """
     outs, residuals = [], []
     for part in chunk_slices(tokens[0].shape[1], chunk):
-        (out, state), res = chunk_fwd(*(a[:, part, ...] for a in tokens), state)
+        (out, state), res = chunk_fwd(*(_cut(a, part) for a in tokens), state)
         outs.append(out)  # (B,S,E)
         residuals.append(res)
     return (namespace(*outs).concat(outs, axis=1), state), tuple(residuals)
@@ -304,8 +306,13 @@ def chunks_bwd(chunk_bwd: Callable, dout: Array, dstate: Array | None, res: tupl
         *dtokens, dstate = chunk_bwd(dpart, dstate, asked_for(dpart, dstate, part))
         pieces.append(dtokens)
         stop = start
-    dtokens = (xp.concat(list(parts), axis=1) for parts in zip(*pieces[::-1], strict=True))
+    columns = zip(*pieces[::-1], strict=True)
+    dtokens = (None if c[0] is None else xp.concat(list(c), axis=1) for c in columns)  # (B,T,...)
     return *dtokens, dstate
+
+
+def _cut(tokens: Array | None, part: slice) -> Array | None:
+    return None if tokens is None else tokens[:, part, ...]
 
 
 # --- masks

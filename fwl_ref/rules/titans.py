@@ -21,7 +21,9 @@ the current memory. The *stale* form is another function unless chunks hold one 
 gradients of a chunk at the chunk's first memory, so A = 0 and there is nothing to solve. That is
 what the paper trains with, and there the chunk size is part of the model.
 
-Rates may be exactly 0: products of rates come from a triangular solve, not from logarithms.
+A fourth rate is 1 unless it is given: ``join`` iota, how much of the update reaches the memory,
+M_{t+1} = (1 - alpha_t) M_t + iota_t U_{t+1}. With it one update may hold many tokens
+(``titans_per_chunk.py``). What rates decide is in ``heavy_ball.py``.
 
 Forms: recurrent, the definition, 3 K E multiply-adds per token; chunked and stale, 6 K E + S (2 K +
 3/2 E) + O(S^2) in chunks of S.
@@ -34,7 +36,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
-from ..ops.common import anticausal_product, before, causal_product, masked
+from ..ops.common import masked
 from .common import (
     asked_for,
     check_rule,
@@ -42,7 +44,6 @@ from .common import (
     chunks_fwd,
     each,
     past,
-    read_from,
     read_from_bwd,
     reads,
     reads_bwd,
@@ -50,10 +51,9 @@ from .common import (
     solve_bwd,
     stack,
     start_state,
-    sums,
-    sums_bwd,
 )
 from .delta import delta_gradient, delta_gradient_bwd, delta_loss
+from .heavy_ball import Responses, heavy_sums, heavy_sums_bwd, responses, responses_bwd
 
 
 class TitansState(NamedTuple):
@@ -70,21 +70,10 @@ class TitansResidual(NamedTuple):
     momentum: Array  # (B,T)
     decay: Array  # (B,T)
     step: Array  # (B,T)
+    join: Array | None  # (B,T)
     states: TitansState  # (B,T+1,K,E) all of the recurrent form; (B,1,K,E) the first of a chunk
     read: str
     stale: bool
-
-
-class _Responses(NamedTuple):
-    """What the rates of a chunk of L tokens decide.
-
-    Row i: the state before token i. Column 0: the first state; column j+1: token j.
-    """
-
-    keeps: Array  # (B,L+1,L+1) products of 1 - alpha between two states
-    momenta: Array  # (B,L+1,L+1) products of eta: how much of U_0 and of every write is in U_i
-    through: Array  # (B,L+1,L+1) how much of U_0 and of every write is in M_i
-    fade: Array  # (B,L+1,L+1) the same, but column 0 says how much of M_0 is in M_i
 
 
 def titans_loss(M: Array, k: Array, v: Array) -> Array:
@@ -99,43 +88,46 @@ def titans_gradient(M: Array, k: Array, v: Array) -> Array:
 
 def titans_recurrent_fwd(
     q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
-    state: TitansState | None = None, *, read: str,
+    state: TitansState | None = None, *, read: str, join: Array | None = None,
 ) -> tuple[tuple[Array, TitansState], TitansResidual]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
     M' = (1 - alpha) M + eta U - theta dl/dM   (W.2)
 
     ``read`` "strict": o_t = q_t M_t; "inclusive": o_t = q_t M_{t+1}. ``state`` None is an empty
-    memory at rest. Raises ValueError for another read or shapes that do not fit.
+    memory at rest. ``join`` (B,T): how much of U' reaches M'; None is 1. Raises ValueError for
+    another read or shapes that do not fit.
     """
-    xp, start = _checked(q, k, v, momentum, decay, step, state, read)
+    xp, start = _checked(q, k, v, momentum, decay, step, join, state, read)
     memories, updates = [start.M], [start.U]
     for t in range(q.shape[1]):
         M, U = memories[t], updates[t]
         g = titans_gradient(M, k[:, t, :], v[:, t, :])  # (B,K,E)
         updates.append(each(momentum[:, t]) * U - each(step[:, t]) * g)
-        memories.append((1 - each(decay[:, t])) * M + updates[t + 1])  # (B,K,E)
+        joins = updates[t + 1] if join is None else each(join[:, t]) * updates[t + 1]  # (B,K,E)
+        memories.append((1 - each(decay[:, t])) * M + joins)  # (B,K,E)
     states = TitansState(xp.stack(memories, axis=1), xp.stack(updates, axis=1))  # (B,T+1,K,E)
-    res = TitansResidual(q, k, v, momentum, decay, step, states, read, False)
+    res = TitansResidual(q, k, v, momentum, decay, step, join, states, read, False)
     return (reads(q, states.M, read), TitansState(memories[-1], updates[-1])), res
 
 
 def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual) -> tuple:
     """Adjoint of titans_recurrent_fwd: backpropagation through time.   (W.3)
 
-    Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
+    Returns dq, dk, dv, dmomentum, ddecay, dstep, with a join djoin, dstate.
     """
-    q, k, v, momentum, decay, step, states, read, _ = asked_for(dout, dstate_out, res)
+    q, k, v, momentum, decay, step, join, states, read, _ = asked_for(dout, dstate_out, res)
     xp = namespace(dout, q)
     # forward: out = reads(q, memories)
     dq, dread = reads_bwd(dout, q, states.M, read)  # (B,T,K), (B,T+1,K,E)
     dM, dU = dread[:, -1, ...], xp.zeros_like(dread[:, -1, ...])  # (B,K,E)
     if dstate_out is not None:
         dM, dU = dM + dstate_out.M, dU + dstate_out.U
-    dks, dvs, dmomenta, ddecays, dsteps = [], [], [], [], []
+    dks, dvs, dmomenta, ddecays, dsteps, djoins = [], [], [], [], [], []
     for t in reversed(range(q.shape[1])):
         M, U, token = states.M[:, t, ...], states.U[:, t, ...], (k[:, t, :], v[:, t, :])
-        # forward: M' = (1 - alpha) M + U'
-        dU = dU + dM
+        # forward: M' = (1 - alpha) M + iota U'
+        djoins.append(xp.sum(dM * states.U[:, t + 1, ...], axis=(1, 2)))  # (B,)
+        dU = dU + (dM if join is None else each(join[:, t]) * dM)
         ddecays.append(-xp.sum(dM * M, axis=(1, 2)))  # (B,)
         dM = (1 - each(decay[:, t])) * dM
         # forward: U' = eta U - theta g
@@ -150,7 +142,8 @@ def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: Titan
         dvs.append(dv)
     rates = (
         stack(rows[::-1], like)
-        for rows, like in ((dmomenta, momentum), (ddecays, decay), (dsteps, step))
+        for rows, like in ((dmomenta, momentum), (ddecays, decay), (dsteps, step), (djoins, join))
+        if like is not None
     )
     return dq, stack(dks[::-1], k), stack(dvs[::-1], v), *rates, TitansState(dM, dU)
 
@@ -158,6 +151,7 @@ def titans_recurrent_bwd(dout: Array, dstate_out: TitansState | None, res: Titan
 def titans_chunked_fwd(
     q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
     state: TitansState | None = None, chunk: int | None = None, *, read: str,
+    join: Array | None = None,
 ) -> tuple[tuple[Array, TitansState], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
     the same function by chunks   (W.5)
@@ -166,10 +160,10 @@ def titans_chunked_fwd(
     ``chunk`` None is one chunk. Raises ValueError as ``titans_recurrent_fwd`` does, and if
     ``chunk`` is below 1.
     """
-    _, start = _checked(q, k, v, momentum, decay, step, state, read)
+    _, start = _checked(q, k, v, momentum, decay, step, join, state, read)
     return chunks_fwd(
         lambda *tokens: _chunk_fwd(*tokens, read, stale=False),
-        (q, k, v, momentum, decay, step),
+        (q, k, v, momentum, decay, step, join),
         start,
         chunk,
     )
@@ -180,7 +174,7 @@ def titans_chunked_bwd(
 ) -> tuple:
     """Adjoint of titans_chunked_fwd.   (W.6)
 
-    Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
+    Returns dq, dk, dv, dmomentum, ddecay, dstep, with a join djoin, dstate.
     """
     return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
 
@@ -188,6 +182,7 @@ def titans_chunked_bwd(
 def titans_stale_fwd(
     q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
     state: TitansState | None = None, chunk: int | None = None, *, read: str,
+    join: Array | None = None,
 ) -> tuple[tuple[Array, TitansState], tuple]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
     u = theta (v - k M_0): not titans_recurrent_fwd   (W.7)
@@ -195,10 +190,10 @@ def titans_stale_fwd(
     The gradients of a chunk are taken at its first memory, so the chunk size is part of the
     function; with chunks of one token it is ``titans_recurrent_fwd``.
     """
-    _, start = _checked(q, k, v, momentum, decay, step, state, read)
+    _, start = _checked(q, k, v, momentum, decay, step, join, state, read)
     return chunks_fwd(
         lambda *tokens: _chunk_fwd(*tokens, read, stale=True),
-        (q, k, v, momentum, decay, step),
+        (q, k, v, momentum, decay, step, join),
         start,
         chunk,
     )
@@ -209,71 +204,46 @@ def titans_stale_bwd(
 ) -> tuple:
     """Adjoint of titans_stale_fwd.   (W.8)
 
-    Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
+    Returns dq, dk, dv, dmomentum, ddecay, dstep, with a join djoin, dstate.
     """
     return chunks_bwd(_chunk_bwd, dout, dstate_out, res)
 
 
 def _checked(
-    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array,
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, join: Array | None,
     state: TitansState | None, read: str,
 ):  # fmt: skip
     """The namespace and the state that comes in."""
     M, U = state or (None, None)
-    xp = namespace(q, k, v, momentum, decay, step, M, U)
+    xp = namespace(q, k, v, momentum, decay, step, join, M, U)
     tokens = {"q": (q, "BTK"), "k": (k, "BTK"), "v": (v, "BTE")}
     rates = {"momentum": (momentum, "BT"), "decay": (decay, "BT"), "step": (step, "BT")}
+    rates["join"] = (join, "BT")
     check_rule(read, **tokens, **rates, **{"state.M": (M, "BKE"), "state.U": (U, "BKE")})
     return xp, TitansState(start_state(M, k, v), start_state(U, k, v))
 
 
 def _chunk_fwd(
-    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, state: TitansState,
-    read: str, stale: bool,
+    q: Array, k: Array, v: Array, momentum: Array, decay: Array, step: Array, join: Array | None,
+    state: TitansState, read: str, stale: bool,
 ):  # fmt: skip
-    xp, (M, U) = namespace(q), state
-    table = _responses(momentum, decay)
+    M, U = state
+    table = responses(momentum, decay, join)
     _, _, u = _errors(k, v, step, state, table, stale)  # (B,L,E)
-    # M_i = fade_i0 M_0 + through_i0 U_0 + sum_{j<i} fade_{i,j+1} k_j^T u_j
-    out, M_out = sums(q, k, u, table.fade, M, read)  # (B,L,E), (B,K,E)
-    from_U = table.through[:, :, :1]  # (B,L+1,1)
-    out += read_from(from_U, read) * xp.matmul(q, U)
-    M_out += from_U[:, -1:, :] * U
-    # U_L = momenta_L0 U_0 + sum_j momenta_{L,j+1} k_j^T u_j
-    last = table.momenta[:, -1, :, None]  # (B,L+1,1)
-    U_out = xp.matmul(xp.matrix_transpose(k * last[:, 1:, :]), u) + last[:, :1, :] * U  # (B,K,E)
+    out, M_out, U_out = heavy_sums(q, k, u, table, M, U, read)  # (B,L,E), (B,K,E), (B,K,E)
     states = TitansState(M[:, None, ...], U[:, None, ...])  # (B,1,K,E)
-    res = TitansResidual(q, k, v, momentum, decay, step, states, read, stale)
+    res = TitansResidual(q, k, v, momentum, decay, step, join, states, read, stale)
     return (out, TitansState(M_out, U_out)), res
 
 
 def _chunk_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual):
-    q, k, v, momentum, decay, step, states, read, stale = res
+    q, k, v, momentum, decay, step, join, states, read, stale = res
     xp, M, U = namespace(dout, q), states.M[:, 0, ...], states.U[:, 0, ...]  # (B,K,E)
     dM_out, dU_out = dstate_out or (xp.zeros_like(M), xp.zeros_like(U))  # (B,K,E)
-    table = _responses(momentum, decay)
+    table = responses(momentum, decay, join)
     gram, a, u = _errors(k, v, step, TitansState(M, U), table, stale)  # (B,L,L), (B,L,L), (B,L,E)
-    # forward: out, M_out = sums(q, k, u, fade, M)
-    dq, dk, du, dfade, dM = sums_bwd(dout, dM_out, q, k, u, table.fade, M, read)
-    # forward: out += from_U q U
-    from_U = table.through[:, :, :1]  # (B,L+1,1)
-    pulled = xp.matmul(dout, xp.matrix_transpose(U))  # (B,L,K)
-    dq += read_from(from_U, read) * pulled
-    dU = xp.matmul(xp.matrix_transpose(read_from(from_U, read) * q), dout)  # (B,K,E)
-    dread = xp.sum(q * pulled, axis=-1, keepdims=True)  # (B,L,1)
-    # forward: M_out += from_U_L U
-    dU += from_U[:, -1:, :] * dM_out
-    dlast = xp.sum(dM_out * U, axis=(1, 2))[:, None, None]  # (B,1,1)
-    dfrom_U = read_from_bwd(dread, read) + _at_end(dlast, from_U)  # (B,L+1,1)
-    # forward: U_out = (momenta_L k)^T u + momenta_L0 U
-    last = table.momenta[:, -1, :, None]  # (B,L+1,1)
-    pulled = xp.matmul(u, xp.matrix_transpose(dU_out))  # (B,L,K)
-    dk += last[:, 1:, :] * pulled
-    du += last[:, 1:, :] * xp.matmul(k, dU_out)
-    dU += last[:, :1, :] * dU_out
-    dfirst = xp.sum(U * dU_out, axis=(1, 2))[:, None]  # (B,1)
-    dlast = xp.concat([dfirst, xp.sum(k * pulled, axis=-1)], axis=-1)  # (B,L+1)
-    dmomenta = _at_end(dlast[:, None, :], table.momenta)  # (B,L+1,L+1)
+    # forward: out, M_out, U_out = heavy_sums(q, k, u, table, M, U)
+    dq, dk, du, dtable, dM, dU = heavy_sums_bwd(dout, dM_out, dU_out, q, k, u, table, M, U, read)
     # forward: u = (I + A)^{-1} r
     from_M, from_U_then, seen = _seen_by_keys(table, stale)  # (B,L,1), (B,L,1), (B,L,L)
     da, dr = solve_bwd(du, a, u)  # (B,L,L), (B,L,E)
@@ -293,14 +263,18 @@ def _chunk_bwd(dout: Array, dstate_out: TitansState | None, res: TitansResidual)
     if not stale:
         # forward: from_M, from_U_then, seen = the rows of fade and through before each token
         dfrom_M, dthen = (-xp.sum(dv * kS, axis=-1, keepdims=True) for kS in (kM, kU))  # (B,L,1)
-        dfrom_U += read_from_bwd(dthen, "strict")
-        dfade += read_from_bwd(xp.concat([dfrom_M, da * gram], axis=-1), "strict")
-    dmomentum, ddecay = _responses_bwd(dfade, dfrom_U, dmomenta, table, momentum, decay)
-    return dq, dk, dv, dmomentum, ddecay, dstep, TitansState(dM, dU)
+        dseen = xp.concat([dfrom_M, da * gram], axis=-1)  # (B,L,L+1)
+        dtable = dtable._replace(
+            from_U=dtable.from_U + read_from_bwd(dthen, "strict"),
+            fade=dtable.fade + read_from_bwd(dseen, "strict"),
+        )
+    dmomentum, ddecay, djoin = responses_bwd(dtable, table, momentum, decay, join)
+    drates = (dmomentum, ddecay, dstep) if join is None else (dmomentum, ddecay, dstep, djoin)
+    return dq, dk, dv, *drates, TitansState(dM, dU)
 
 
 def _errors(
-    k: Array, v: Array, step: Array, state: TitansState, table: _Responses, stale: bool,
+    k: Array, v: Array, step: Array, state: TitansState, table: Responses, stale: bool,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     """k k^T (B,L,L), A (B,L,L), and what is written, u_t = theta_t (v_t - k_t M_t) (B,L,E)"""
     xp, (M, U) = namespace(k, v, step), state
@@ -311,7 +285,7 @@ def _errors(
     return gram, a, solve(a, step[:, :, None] * (v - known))
 
 
-def _seen_by_keys(table: _Responses, stale: bool) -> tuple[Array, Array, Array]:
+def _seen_by_keys(table: Responses, stale: bool) -> tuple[Array, Array, Array]:
     """How much of M_0 (B,L,1), U_0 (B,L,1) and the writes (B,L,L) each gradient is taken at
 
     Stale: M_0 alone.
@@ -321,69 +295,3 @@ def _seen_by_keys(table: _Responses, stale: bool) -> tuple[Array, Array, Array]:
         xp = namespace(seen)
         return xp.ones_like(from_M), xp.zeros_like(from_U), xp.zeros_like(seen)
     return from_M, from_U, seen
-
-
-def _responses(momentum: Array, decay: Array) -> _Responses:
-    """(B,L),(B,L)->...   U is a faded sum of writes, M a faded sum of U_1, ..., U_i
-
-    Two triangular matrices and their product.
-    """
-    xp = namespace(momentum, decay)
-    keeps, momenta = _products(1 - decay), _products(momentum)  # (B,L+1,L+1)
-    through = causal_product(keeps[:, 1:, 1:], momenta[:, 1:, :], own=True)  # (B,L,L+1)
-    through = xp.concat([xp.zeros_like(keeps[:, :1, :]), through], axis=1)  # (B,L+1,L+1)
-    fade = xp.concat([keeps[:, :, :1], through[:, :, 1:]], axis=-1)  # (B,L+1,L+1)
-    return _Responses(keeps, momenta, through, fade)
-
-
-def _responses_bwd(
-    dfade: Array, dfrom_U: Array, dmomenta: Array, table: _Responses, momentum: Array, decay: Array,
-) -> tuple[Array, Array]:  # fmt: skip
-    """Adjoint of _responses: dmomentum, ddecay."""
-    xp = namespace(dfade)
-    # forward: fade = [keeps_0, through_1, ...],  from_U = through_0
-    dthrough = xp.concat([dfrom_U, dfade[:, :, 1:]], axis=-1)  # (B,L+1,L+1)
-    # forward: through[1:, :] = keeps[1:, 1:] momenta[1:, :], and row 0 is 0
-    dkeeps = xp.matmul(dthrough, xp.matrix_transpose(table.momenta[:, 1:, :]))  # (B,L+1,L)
-    dkeeps = xp.concat([dfade[:, :, :1], dkeeps], axis=-1)  # (B,L+1,L+1)
-    into = anticausal_product(table.keeps[:, 1:, 1:], dthrough[:, 1:, :], own=True)  # (B,L,L+1)
-    dmomenta = dmomenta + read_from_bwd(into, "inclusive")
-    dmomentum = _products_bwd(dmomenta, table.momenta, momentum)  # (B,L)
-    return dmomentum, -_products_bwd(dkeeps, table.keeps, 1 - decay)
-
-
-def _products(rate: Array) -> Array:
-    """(B,L)->(B,L+1,L+1)
-    P_ij = product of rate_r over j <= r < i, for j <= i, else 0; any rate, 0 too
-
-    Row i is rate_{i-1} times row i - 1, plus the unit row i: so P is the inverse of I - (rate below
-    the diagonal).
-    """
-    xp, size = namespace(rate), rate.shape[1] + 1
-    unit = xp.eye(size, dtype=rate.dtype, device=rate.device)[None, :, :]  # (1,L+1,L+1)
-    products = solve(-_below(rate), xp.broadcast_to(unit, (rate.shape[0], size, size)))
-    return masked(products, before(size, rate, own=True))
-
-
-def _products_bwd(dproducts: Array, products: Array, rate: Array) -> Array:
-    """Adjoint of _products."""
-    xp = namespace(dproducts)
-    # forward: products = (I - below)^{-1}
-    da, _ = solve_bwd(dproducts, -_below(rate), products)  # (B,L+1,L+1)
-    # forward: below_{r+1,r} = rate_r
-    one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=rate.device)  # (L+1,L+1)
-    return -xp.sum(da * one, axis=-1)[:, 1:]  # (B,L)
-
-
-def _below(rate: Array) -> Array:
-    """(B,L)->(B,L+1,L+1)   the rates on the first diagonal below the main one"""
-    xp = namespace(rate)
-    one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=rate.device)  # (L+1,L+1)
-    first = xp.zeros((rate.shape[0], 1), dtype=rate.dtype, device=rate.device)  # (B,1) of row 0
-    return xp.concat([first, rate], axis=1)[:, :, None] * one
-
-
-def _at_end(row: Array, like: Array) -> Array:
-    """(B,1,N)->(B,L+1,N)   adjoint of taking the last row"""
-    xp = namespace(row)
-    return xp.concat([xp.zeros_like(like[:, :-1, :]), row], axis=1)

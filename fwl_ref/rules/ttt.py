@@ -218,9 +218,9 @@ def dual_layer(
     themselves, nothing faded and every step size 1. It stands here because a rule may also read
     inclusively and do without a bias.
     """
-    queries, keys, fade = _with_one(q, b), _with_one(k, b), unfaded(q.shape[1], q)
-    y, S = sums(queries, keys, u, fade, _packed(W, b), read)  # (B,S,E), (B,K+1,E)
-    return y, *_unpacked(S, b)
+    queries, keys, fade = with_one(q, b), with_one(k, b), unfaded(q.shape[1], q)
+    y, S = sums(queries, keys, u, fade, packed(W, b), read)  # (B,S,E), (B,K+1,E)
+    return y, *unpacked(S, b)
 
 
 def dual_layer_bwd(
@@ -231,13 +231,13 @@ def dual_layer_bwd(
 
     ``g_after``: the gradients of W and b after the last token, None for 0.
     """
-    queries, keys, fade = _with_one(q, b), _with_one(k, b), unfaded(q.shape[1], q)
-    g_S, width = None if g_after is None else _packed(*g_after), q.shape[2]  # (B,K+1,E)
+    queries, keys, fade = with_one(q, b), with_one(k, b), unfaded(q.shape[1], q)
+    g_S, width = None if g_after is None else packed(*g_after), q.shape[2]  # (B,K+1,E)
     # forward: y, S = sums([q, 1], [k, 1], u)
-    gradients = sums_bwd(g_y, g_S, queries, keys, u, fade, _packed(W, b), read)
+    gradients = sums_bwd(g_y, g_S, queries, keys, u, fade, packed(W, b), read)
     g_q, g_k, g_u, _, g_S = gradients  # (B,S,K+1), (B,S,K+1), (B,S,E), (B,K+1,E)
     # without the channel of ones, which is no input
-    return g_q[:, :, :width], g_k[:, :, :width], g_u, *_unpacked(g_S, b)
+    return g_q[:, :, :width], g_k[:, :, :width], g_u, *unpacked(g_S, b)
 
 
 def fast_read(
@@ -539,17 +539,17 @@ def _rows(x: Array) -> Array:
     return x[:, None, :] if x.ndim == 2 else x
 
 
-def _packed(W: Array, b: Array | None) -> Array:
+def packed(W: Array, b: Array | None) -> Array:
     """(B,K,E),(B,E)->(B,K+1,E)   a bias is a weight whose input is 1"""
     return W if b is None else namespace(W, b).concat([W, b[:, None, :]], axis=1)
 
 
-def _unpacked(S: Array, b: Array | None) -> tuple[Array, Array | None]:
-    """The inverse of _packed; of b only whether there is one."""
+def unpacked(S: Array, b: Array | None) -> tuple[Array, Array | None]:
+    """The inverse of packed; of b only whether there is one."""
     return (S, None) if b is None else (S[:, :-1, :], S[:, -1, :])
 
 
-def _with_one(x: Array, b: Array | None) -> Array:
+def with_one(x: Array, b: Array | None) -> Array:
     """(B,S,K)->(B,S,K+1)   the input of a packed layer"""
     xp = namespace(x)
     if b is None:

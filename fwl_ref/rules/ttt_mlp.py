@@ -215,15 +215,18 @@ def ttt_mlp_dual_bwd(
     return dual_bwd(_batch_bwd, g_out, g_state_out, res)
 
 
-def _read_fwd(state: TTTMLPState, q: Array, *norm: Array, eps: float):
-    """TTTMLPState,(B,K)->(B,E)   f(q) = q + LN(gelu(q W1 + b1) W2 + b2)"""
+def ttt_mlp_read_fwd(
+    state: TTTMLPState, q: Array, gain: Array | None = None, bias: Array | None = None, *,
+    eps: float = EPS,
+) -> tuple[Array, tuple]:  # fmt: skip
+    """TTTMLPState,(B,K),(B,E),(B,E)->(B,E)   f(q) = q + LN(gelu(q W1 + b1) W2 + b2)   (W.20)"""
     a, act = gelu_fwd(layer(q, state.W1, state.b1))  # (B,F)
-    out, head = predict_fwd(q, layer(a, state.W2, state.b2), *norm, eps=eps)  # (B,E)
+    out, head = predict_fwd(q, layer(a, state.W2, state.b2), gain, bias, eps=eps)  # (B,E)
     return out, (a, act, head)
 
 
-def _read_bwd(g_out: Array, state: TTTMLPState, q: Array, res: tuple) -> tuple:
-    """Adjoint of _read_fwd: g_state, g_q, and with LayerNorm g_gain, g_bias."""
+def ttt_mlp_read_bwd(g_out: Array, state: TTTMLPState, q: Array, res: tuple) -> tuple:
+    """Adjoint of ttt_mlp_read_fwd: g_state, g_q, and with LayerNorm g_gain, g_bias.   (W.21)"""
     a, act, head = res
     # forward: out = predict(q, z)
     g_q_head, g_z, *g_norm = predict_bwd(g_out, head)  # (B,E)
@@ -234,7 +237,7 @@ def _read_bwd(g_out: Array, state: TTTMLPState, q: Array, res: tuple) -> tuple:
     return TTTMLPState(g_W1, g_b1, g_W2, g_b2), g_q if g_q_head is None else g_q + g_q_head, *g_norm
 
 
-_NETWORK = Network(ttt_mlp_gradient, ttt_mlp_gradient_bwd, _read_fwd, _read_bwd)
+_NETWORK = Network(ttt_mlp_gradient, ttt_mlp_gradient_bwd, ttt_mlp_read_fwd, ttt_mlp_read_bwd)
 
 
 def _batch_fwd(tokens: Tokens, first: TTTMLPState, moved: TTTMLPState, settings: Settings) -> tuple:

@@ -18,7 +18,6 @@ from .subjects import Arrays, Subject, state_out
 GATES = ("spread", "near 1", "near 0")
 RATES = ("spread", "some 0", "all 1")
 KEYS = ("spread", "nearly collinear", "repeated")
-STATES_NEEDED = ("ttt_linear", "ttt_mlp")  # at W = 0 the slope of LayerNorm is 1 / sqrt(eps)
 
 
 class Plan(NamedTuple):
@@ -50,7 +49,7 @@ def plans(subject: Subject, options: Options) -> Any:
     """The Hypothesis strategy of the cases that the options allow."""
     st = strategies()
     # LayerNorm of two channels gives their signs: its derivative is rounding and nothing else
-    least = 3 if subject.name in (*STATES_NEEDED, "fast_block") else 1
+    least = 3 if subject.needs_state or "eta_W1" in subject.shared else 1
     narrow = max(least, 2 if options.l2norm else 1)  # one channel by its norm is a sign, likewise
 
     def size(letter: str, low: int, high: int) -> Any:
@@ -59,7 +58,7 @@ def plans(subject: Subject, options: Options) -> Any:
 
     heads = 1 if options.layout == "BTK" else 3
     states = {"optional": (False, True), "always": (True,), "never": (False,)}[options.state]
-    if not subject.state or subject.name in STATES_NEEDED:
+    if not subject.state or subject.needs_state:
         states = (bool(subject.state),)
     return st.builds(
         Plan,
@@ -134,7 +133,7 @@ def _numbers(subject: Subject, name: str, shape: list[int], plan: Plan, rng: Any
         return rng.uniform(*{"near 1": (0.8, 0.95), "near 0": (0.0, 1e-3)}[plan.gates], shape)
     if name.startswith("eta_"):
         return rng.uniform(0.02, 0.2, shape)
-    if name == "decay" and subject.name == "fast_block":
+    if name == "decay" and name in subject.shared:
         near = {"spread": (0.0, 0.5), "near 1": (0.9, 1.0), "near 0": (0.0, 1e-3)}
         return rng.uniform(*near[plan.gates], shape)
     if name in RANGES:
@@ -142,7 +141,7 @@ def _numbers(subject: Subject, name: str, shape: list[int], plan: Plan, rng: Any
     a = rng.standard_normal(shape)
     if name == "q" and subject.name == "attention" and plan.gates == "near 1":
         return 1e3 * a  # scores whose exp overflows
-    if name in ("W1", "W2", "state_W", "state_W1", "state_W2"):
+    if name in ("W1", "W2") or name.startswith("state_") and name.endswith(("_W", "_W1", "_W2")):
         return a / max(shape[-2], 1) ** 0.5
     return a
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ..backend import Array, host
 from ..files import save_arrays
+from ..verify.golden_rules import RULES
 from .cases import Plan, lengths, plans, strategies
 from .diagnose import diagnose
 from .layouts import inputs_of_head
@@ -121,7 +122,7 @@ class _Check(NamedTuple):
         sizes = options.sizes
         states = {"optional": (True, False), "always": (True,), "never": (False,)}[options.state]
         states = states if self.subject.state else (False,)
-        if self.subject.name in ("ttt_linear", "ttt_mlp"):
+        if self.subject.needs_state:
             states = (True,)
         allowed = lengths(options)
         wanted = (3, 2 * chunk + max(1, chunk // 2), chunk)
@@ -220,10 +221,9 @@ def _save(subject: Subject, trial: Trial, options: Options, folder: Path) -> Pat
     case |= {"read": options.read, "chunk": options.chunk if options.stale else 0}
     for name in subject.state:
         case[f"cot_{name}"] = case.pop(f"cot_{state_out(name)}")
-    if subject.name == "titans":
-        case["stale"] = int(options.stale)
-    if subject.name in ("ttt_linear", "ttt_mlp"):
-        case |= {"minibatch": options.minibatch, "eps": options.eps}
+    rule = RULES.get(subject.name)
+    named = (*rule.counts, *rule.numbers) if rule else ()
+    case |= {name: options.settings[name] * 1 for name in named}
     path = folder / f"{subject.name}_B{trial.plan.B}T{trial.plan.tokens}_seed{trial.plan.seed}.npz"
     save_arrays(path, {name: host.asarray(a) for name, a in case.items()})
     return path

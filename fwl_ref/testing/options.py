@@ -27,9 +27,11 @@ class Options(NamedTuple):
     chunk: int = 16  # tokens per chunk of the kernel: lengths are drawn around its multiples
     multiple_of: int = 1  # lengths are multiples of this
     sizes: dict[str, int] = {}  # sizes the kernel insists on, such as {"K": 64, "E": 64, "H": 2}
-    minibatch: int = 4  # ttt_linear, ttt_mlp
-    stale: bool = False  # titans: gradients of a chunk taken at its first memory
-    eps: float = 1e-6  # ttt_linear, ttt_mlp, fast_block: of the LayerNorm
+    minibatch: int = 4  # tokens whose gradients are taken at one network, or of one update
+    within: bool = False  # sequential_block: a token reads what its own segment has written
+    place: int = 1  # ttt_..._under_way: how many tokens of the mini-batch are over
+    stale: bool = False  # titans, ..._per_chunk: gradients of a chunk taken at its first memory
+    eps: float = 1e-6  # ttt_..., titans_mlp, fast_block: of the LayerNorm
     first_order: bool = False  # fast_block: stop the outer gradient at the memory's values
     window: int | None = None  # attention: how many keys a token sees
     dtype: str = "float64"  # of the arrays the kernel gets: see ``compare.tolerance``
@@ -39,8 +41,18 @@ class Options(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         """What is part of the function itself."""
-        names = ("read", "chunk", "minibatch", "stale", "eps", "first_order", "window")
-        return {name: getattr(self, name) for name in names}
+        names = (
+            "read",
+            "chunk",
+            "minibatch",
+            "place",
+            "within",
+            "stale",
+            "eps",
+            "first_order",
+            "window",
+        )
+        return {name: getattr(self, name) for name in (*names, "window")}
 
     def factor(self, width: int) -> float:
         """What the kernel multiplies queries of this width by."""
@@ -60,6 +72,10 @@ def check_options(subject: Subject, options: Options) -> Options:
     for name in ("chunk", "multiple_of", "grouped_values", "minibatch"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+    if "under_way" in subject.name and not 0 <= options.place < options.minibatch:
+        raise ValueError(
+            f"place must be from 0 to minibatch - 1 = {options.minibatch - 1}, got {options.place}"
+        )
     if options.grouped_values > 1 and options.layout == "BTK":
         raise ValueError('grouped_values needs a layout with heads: "BTHK" or "BHTK"')
     if options.log_gates and not subject.gate:

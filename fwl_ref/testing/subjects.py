@@ -16,6 +16,7 @@ from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd
 from ..ops.attention import attention_bwd, attention_fwd
 from ..ops.linear_attention import linear_attention_recurrent_bwd, linear_attention_recurrent_fwd
 from ..ops.masked_attention import masked_attention_bwd, masked_attention_fwd
+from ..sequential import sequential_bwd, sequential_fwd
 from ..slow_block import FastParameters, SlowParameters
 from ..verify import golden_rules
 
@@ -32,7 +33,7 @@ class Subject(NamedTuple):
     state: dict[str, str]  # what comes in and goes out; empty: there is none
     arguments: tuple[Any, ...]  # of a kernel, in order, the state not among them: names, or
     # (type, names) for arrays that come as one tuple
-    state_type: type | None  # None: the state is a single array
+    state_type: Callable | None  # of its arrays; None: the state is a single array
     outputs: dict[str, str]  # what a kernel returns before the state
     answers: Callable[[Arrays, Settings], Arrays]
     gate: str = ""  # the fade, which kernels like to take as a logarithm
@@ -40,6 +41,7 @@ class Subject(NamedTuple):
     integers: tuple[str, ...] = ()
     headless: tuple[str, ...] = ()  # arrays that all heads share
     heads: bool = True  # whether layouts with heads make sense
+    needs_state: bool = False  # there is no empty one: at W = 0 LayerNorm's slope is 1 / sqrt(eps)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -71,13 +73,15 @@ def _rule(name: str) -> Subject:
         case["cot_out"] = arrays["cot_out"]
         for state in rule.state:
             case[f"cot_{state}"] = arrays[f"cot_{state_out(state)}"]
-        case |= {n: settings[n] for n in ("minibatch", "eps") if n in (*rule.counts, *rule.numbers)}
+        named = ("minibatch", "place", "eps")
+        case |= {n: settings[n] for n in named if n in (*rule.counts, *rule.numbers)}
         return golden_rules.answers(case)
 
     out = rule.tokens["q"][:-1] + rule.tokens["v"][-1]
     return Subject(
         name, rule.tokens, rule.shared, rule.state, (*rule.tokens, *rule.shared), rule.state_type,
         {"out": out if out.count("T") else "BTE"}, answers, gate=rule.gate,
+        needs_state="gain" in rule.shared,
     )  # fmt: skip
 
 
@@ -139,6 +143,33 @@ def _block(arrays: Arrays, settings: Settings) -> Arrays:
     }
 
 
+def _sequential(arrays: Arrays, settings: Settings) -> Arrays:
+    fast = FastSettings(eps=settings["eps"], first_order=settings["first_order"])
+    slow = SlowParameters(*(arrays[n] for n in _SLOW))
+    eta, state = FastParameters(*(arrays[n] for n in _ETA)), [arrays[n] for n in _STATE]
+    data = (arrays["x"], arrays["labels"], arrays["weights"], slow, eta, arrays["decay"], fast)
+    how = {"segment": settings["minibatch"], "within": settings["within"]}
+    (logits, after), res = sequential_fwd(*data, FastParameters(*state), **how)
+    cotangent = FastParameters(*(arrays[f"cot_{state_out(n)}"] for n in _STATE))
+    g_x, g_slow, g_eta, g_decay, g_state = sequential_bwd(arrays["cot_logits"], cotangent, res)
+    return {
+        "logits": logits,
+        **{state_out(n): a for n, a in zip(_STATE, after, strict=True)},
+        "g_x": g_x,
+        **{f"g_{n}": g for n, g in zip(_SLOW, g_slow, strict=True)},
+        **{f"g_{n}": g for n, g in zip(_ETA, g_eta, strict=True)},
+        "g_decay": g_decay,
+        **{f"g_{n}": g for n, g in zip(_STATE, g_state or (), strict=True)},
+    }
+
+
+_FAST_BLOCK = Subject(
+    "fast_block", {"x": "BTI", "labels": "BT", "weights": "BT"},
+    _SLOW | dict.fromkeys((*_ETA, "decay"), ""), _STATE,
+    ("x", "labels", "weights", (SlowParameters, tuple(_SLOW)), (FastParameters, _ETA), "decay"),
+    FastParameters, {"logits": "BTV", "logits_slow": "BTV"}, _block,
+    read="strict", integers=("labels",), heads=False,
+)  # fmt: skip
 SUBJECTS = {name: _rule(name) for name in golden_rules.RULES} | {
     "linear_attention": Subject(
         "linear_attention", _QKV, {"keep": ""}, {"state": "BKE"}, ("q", "k", "v", "keep"), None,
@@ -152,18 +183,20 @@ SUBJECTS = {name: _rule(name) for name in golden_rules.RULES} | {
         "attention", _QKV | {"v": "BTK"}, {}, {}, ("q", "k", "v"), None,
         {"out": "BTK"}, _attention, read="inclusive",
     ),
-    "fast_block": Subject(
-        "fast_block", {"x": "BTI", "labels": "BT", "weights": "BT"},
-        _SLOW | dict.fromkeys((*_ETA, "decay"), ""), _STATE,
-        ("x", "labels", "weights", (SlowParameters, tuple(_SLOW)), (FastParameters, _ETA), "decay"),
-        FastParameters, {"logits": "BTV", "logits_slow": "BTV"}, _block,
-        read="strict", integers=("labels",), heads=False,
+    "fast_block": _FAST_BLOCK,
+    "sequential_block": _FAST_BLOCK._replace(
+        name="sequential_block", outputs={"logits": "BTV"}, answers=_sequential
     ),
 }  # fmt: skip
 
 
+# other names of the same functions, arrays in the same order
+ALIASES = {"momentum_delta": "titans"}
+
+
 def subject(name: str) -> Subject:
     """The entry of that name. Raises ValueError listing the names there are."""
+    name = ALIASES.get(name, name)
     if name not in SUBJECTS:
         raise ValueError(f"the rule must be one of {', '.join(SUBJECTS)}, got {name!r}")
     return SUBJECTS[name]

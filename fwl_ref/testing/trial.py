@@ -181,11 +181,16 @@ def _returned(subject: Subject, returned: Any) -> Arrays:
                 raise ValueError(f"expected {name} first, got None")
             found[name] = part
         elif part is not None:
-            arrays = flat(part)
+            arrays = _arrays(part)
             if len(arrays) != len(subject.state):
                 raise ValueError(f"the state must be {', '.join(subject.state)}, got {len(arrays)}")
             found |= zip(map(state_out, subject.state), arrays, strict=True)
     return found
+
+
+def _arrays(part: Any) -> list[Any]:
+    """The arrays of a state or of parameters; the place of a mini-batch under way is none."""
+    return flat(part[:2] if hasattr(part, "place") else part)
 
 
 def _unused(subject: Subject, case: Arrays, returned: Arrays) -> Arrays:
@@ -218,7 +223,7 @@ def _gradients(subject: Subject, given: Any, options: Options, plan: Plan) -> Ar
         if isinstance(name, str):
             found[f"g_{name}"] = home(part)
         else:
-            pairs = zip(name, flat(part), strict=True)
+            pairs = zip(name, _arrays(part), strict=True)
             found |= {f"g_{n}": home(a) for n, a in pairs if a is not None}
     return {n: a for n, a in found.items() if n not in ("g_labels", "g_weights", "g_mask")}
 

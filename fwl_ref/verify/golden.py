@@ -10,7 +10,7 @@ compared without sharing any code.
 With ``--backend cupy`` the answers are computed on a GPU, in float64 like all others.
 
 A case is an ``.npz`` file without pickles. ``INPUTS`` says which arrays it holds. What they mean
-and their shapes: ``golden_block.py`` for the kinds ``fwl`` and ``dynamic_evaluation``,
+and their shapes: ``golden_block.py`` for ``fwl``, ``sequential`` and ``dynamic_evaluation``,
 ``golden_rules.py`` for update rules. Real numbers are float64 or float32. The answers computed here
 are those to the numbers in the file, exact to rounding in float64 either way.
 

@@ -1,14 +1,17 @@
-"""Golden cases of the fast weight block and of dynamic evaluation: which arrays a case of each
-holds, and the answers to it. ``golden.py`` has the rest; ``golden_rules.py`` is the twin for rules.
+"""Golden cases of the fast weight block, stale or with true gradients between segments, and of
+dynamic evaluation: which arrays a case of each holds, and the answers to it. ``golden.py`` has the
+rest; ``golden_rules.py`` is the twin for rules.
 
 Inputs: features ``x``, ``labels`` and ``weights``; the slow parameters ``W1 ... c``; the step sizes
 ``eta_W1 ... eta_bias``; ``normalizer`` with its ``constant``, ``eps``, ``decay``, ``first_order``
-(0 or 1), ``chunk`` (0 = the parallel form). Dynamic evaluation has ``segment``, tokens per update.
-Two may be left out: ``norm``, "layer" if there is none, and ``residual`` (0 or 1), 0 if there is
-none, which needs I = D.
+(0 or 1), ``chunk`` (0 = the parallel form). Dynamic evaluation has ``segment``, tokens per update;
+``sequential`` has it, too, and ``within`` (0 or 1), whether a token reads its own segment. Two may
+be left out: ``norm``, "layer" if there is none, and ``residual`` (0 or 1), 0 if there is none,
+which needs I = D.
 
 Answers of ``fwl``: ``logits_slow``, ``logits`` (B,T,V); ``dh`` (B,T,F), ``dz``, ``dn`` (B,T,D);
-``loss`` (), the weighted mean; ``g_NAME``, its gradient, shaped like the input NAME.
+``loss`` (), the weighted mean; ``g_NAME``, its gradient, shaped like the input NAME. Answers of
+``sequential``: ``logits``, ``loss``, ``g_NAME``.
 Answers of ``dynamic_evaluation``: ``logits`` (B,T,V), and the final ``W1`` (B,I,F) ... ``bias``
 (B,D). These have the names of the parameters it started from: next to answers, the ones of the
 start are called ``slow_W1 ... slow_bias``. A case without answers simply says ``W1 ... bias``.
@@ -24,6 +27,7 @@ from ..dynamic_evaluation import evaluate_block
 from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd, normalizer
 from ..ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from ..ops.squared_relu import squared_relu_bwd
+from ..sequential import sequential_bwd, sequential_fwd
 from ..slow_block import FastParameters, SlowParameters
 from .golden_fields import Arrays, Sizes, choice, count, labels, number, real, refuse
 
@@ -41,15 +45,13 @@ _BOTH = (*REAL, "labels", *NUMBERS, *COUNTS, *OPTIONAL)
 INPUTS = {
     "fwl": (*_BOTH, "normalizer", "kind"),
     "dynamic_evaluation": (*_BOTH, "segment", "normalizer", "kind"),
+    "sequential": (*_BOTH, "segment", "within", "normalizer", "kind"),
 }
+_GRADIENTS = ("g_x", *(f"g_{n}" for n in SLOW), *(f"g_eta_{n}" for n in FAST), "g_decay")
 ANSWERS = {
-    "fwl": (
-        *("logits_slow", "logits", "dh", "dz", "dn", "loss", "g_x"),
-        *(f"g_{name}" for name in SLOW),
-        *(f"g_eta_{name}" for name in FAST),
-        "g_decay",
-    ),
+    "fwl": ("logits_slow", "logits", "dh", "dz", "dn", "loss", *_GRADIENTS),
     "dynamic_evaluation": ("logits", *FAST),
+    "sequential": ("logits", "loss", *_GRADIENTS),
 }
 KINDS = tuple(INPUTS)
 
@@ -82,8 +84,10 @@ def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
         case["norm"] = choice(arrays, "norm", NORMS)
     if "residual" in arrays:
         case["residual"] = count(arrays, "residual", least=0)
-    if kind == "dynamic_evaluation":
+    if kind != "fwl":
         case["segment"] = count(arrays, "segment", least=1)
+    if kind == "sequential":
+        case["within"] = count(arrays, "within", least=0)
     _check_ranges(case)
     return case
 
@@ -91,8 +95,8 @@ def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
 def _check_ranges(case: dict[str, Any]) -> None:
     """What shapes and types do not say."""
     eps, alone = case["eps"], case["norm"] == "layer" and len(case["b2"]) < 2
-    for name in ("first_order", "residual"):
-        if case[name] > 1:
+    for name in ("first_order", "residual", "within"):
+        if case.get(name, 0) > 1:
             refuse(name, "0 or 1", case[name])
     (i, _), (_, d) = case["W1"].shape, case["W2"].shape
     if case["residual"] and i != d:
@@ -112,30 +116,53 @@ def _check_ranges(case: dict[str, Any]) -> None:
 
 def answers(case: dict[str, Any]) -> dict[str, Array]:
     """The answers to a case that was checked."""
-    return _fast_weights(case) if case["kind"] == "fwl" else _dynamic_evaluation(case)
+    if case["kind"] == "fwl":
+        return _fast_weights(case)
+    return _sequential(case) if case["kind"] == "sequential" else _dynamic_evaluation(case)
 
 
 def _fast_weights(case: dict[str, Any]) -> dict[str, Array]:
-    x, y, w = case["x"], case["labels"], case["weights"]
-    xp, decay = namespace(x), like(case["decay"], x, "float64")
-    outputs, res = fast_block_fwd(x, y, w, _slow(case), _step_sizes(case), decay, _settings(case))
-    logits, logits_slow, _ = outputs
-    nll, loss = cross_entropy_fwd(logits, y)  # (B,T)
-    total = xp.sum(w)  # ()
-    share = w / xp.where(total > 1e-8, total, 1e-8 * xp.ones_like(total))  # (B,T)
-    g_x, g_slow, g_eta, g_decay, _ = fast_block_bwd(cross_entropy_bwd(share, loss), None, res)
+    (logits, logits_slow, _), res = fast_block_fwd(*_block(case))
+    loss, g_logits = _outer_loss(case, logits)
     return {
         "logits_slow": logits_slow,
         "logits": logits,
         "dh": squared_relu_bwd(res.write.da, res.write.act),
         "dz": res.write.dz,
         "dn": res.write.dn,
-        "loss": xp.sum(share * nll),
-        "g_x": g_x,
-        **{f"g_{name}": g for name, g in zip(SLOW, g_slow, strict=True)},
-        **{f"g_eta_{name}": g for name, g in zip(FAST, g_eta, strict=True)},
-        "g_decay": g_decay,
+        "loss": loss,
+        **_gradients(fast_block_bwd(g_logits, None, res)),
     }
+
+
+def _sequential(case: dict[str, Any]) -> dict[str, Array]:
+    how = {"segment": case["segment"], "within": bool(case["within"])}
+    (logits, _), res = sequential_fwd(*_block(case), **how)
+    loss, g_logits = _outer_loss(case, logits)
+    gradients = _gradients(sequential_bwd(g_logits, None, res))
+    return {"logits": logits, "loss": loss, **gradients}
+
+
+def _block(case: dict[str, Any]) -> tuple:
+    """What the block takes."""
+    decay = like(case["decay"], case["x"], "float64")
+    data = (case["x"], case["labels"], case["weights"])
+    return *data, _slow(case), _step_sizes(case), decay, _settings(case)
+
+
+def _outer_loss(case: dict[str, Any], logits: Array) -> tuple[Array, Array]:
+    """() and (B,T,V)   the weighted mean of cross-entropies, and its gradient"""
+    w, xp = case["weights"], namespace(logits)
+    nll, loss = cross_entropy_fwd(logits, case["labels"])  # (B,T)
+    total = xp.sum(w)  # ()
+    share = w / xp.where(total > 1e-8, total, 1e-8 * xp.ones_like(total))  # (B,T)
+    return xp.sum(share * nll), cross_entropy_bwd(share, loss)
+
+
+def _gradients(found: tuple) -> dict[str, Array]:
+    """By their names; that of the state, which no case has, is left out."""
+    g_x, g_slow, g_eta, g_decay, _ = found
+    return dict(zip(_GRADIENTS, (g_x, *g_slow, *g_eta, g_decay), strict=True))
 
 
 def _dynamic_evaluation(case: dict[str, Any]) -> dict[str, Array]:
@@ -187,9 +214,10 @@ class Plan(NamedTuple):
     still: tuple[str, ...] = ()  # step sizes that are zero
     norm: str = "layer"
     residual: int = 0
+    within: int = 0
 
 
-# Together: both kinds, every normalizer, both eps, decay or none, T = 1, all sorts of chunks,
+# Together: all kinds, every normalizer, both eps, decay or none, T = 1, all sorts of chunks,
 # segments and weights, and blocks that stand on a model.
 PLANS = (
     Plan("fwl", "constant", 1e-6, 0.0, 0, 0, "ones", 8),
@@ -208,6 +236,9 @@ PLANS = (
     Plan("fwl", "sequence", 0.0, 0.0, 0, 1, "some_zero", 6, residual=1),
     Plan("fwl", "batch", 0.0, 0.02, 2, 0, "ones", 7, norm="rms"),
     Plan("dynamic_evaluation", "constant", 1e-6, 0.1, 0, 0, "real", 6, 2, norm="rms", residual=1),
+    Plan("sequential", "constant", 1e-6, 0.1, 0, 0, "real", 8, 3),
+    Plan("sequential", "sequence", 0.0, 0.0, 2, 0, "some_zero", 7, 2, within=1),
+    Plan("sequential", "batch", 1e-6, 0.3, 0, 0, "real", 6, 1, ("b1",)),
 )
 
 
@@ -241,14 +272,14 @@ def draw_case(plan: Plan, rng: Any, given: Sizes) -> dict[str, Any]:
     fixed = ("kind", "normalizer", "eps", "decay", *COUNTS, *OPTIONAL)
     case |= {name: getattr(plan, name) for name in fixed}
     case["residual"] = plan.residual if sizes["I"] == sizes["D"] else 0
-    if plan.kind == "dynamic_evaluation":
-        case["segment"] = plan.segment
+    case |= {n: getattr(plan, n) for n in ("segment", "within") if n in INPUTS[plan.kind]}
     return case
 
 
 def describe(plan: Plan, case: Arrays) -> str:
     """A name that says what is inside."""
     form = f"chunk{plan.chunk}" if plan.kind == "fwl" else f"segment{plan.segment}"
+    form += "_within" if plan.within else ""
     order = "_first_order" if plan.first_order else ""
     still = "".join(f"_{name}_still" for name in plan.still)
     top = ("_rms" if plan.norm == "rms" else "") + ("_residual" if case["residual"] else "")

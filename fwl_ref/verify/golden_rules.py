@@ -11,14 +11,19 @@ Answers: ``out``, ``state_out``, ``loss``, and ``g_NAME`` for every input but th
 state of several arrays has names of its own for each: ``state_M``, ``cot_state_M``,
 ``state_out_M``, ``g_state_M``. Rows are tokens and a state is read by q S, (B,K,E).
 
-Two rules say more. Titans has ``stale``: 1 takes the gradients of a chunk at its first memory,
-chunk 0 being one chunk then. TTT has ``minibatch``, part of the function, and ``chunk`` is 0 or
-equal to it, for the dual form goes by whole mini-batches. Mesa's ``state_H`` is symmetric, and
-``g_state_H`` is the gradient for symmetric changes.
+Some rules say more. Titans has ``stale``: 1 takes the gradients of a chunk at its first memory,
+chunk 0 being one chunk then; ``titans_per_chunk`` has ``minibatch`` too, the tokens of one update,
+of which the first's momentum and decay count. TTT and Titans with an MLP have ``minibatch``, part
+of the function, and ``chunk`` is 0 or equal to it, for the dual form goes by whole mini-batches.
+``ttt_linear_under_way`` and ``ttt_mlp_under_way`` are TTT with the reader's ``factor``, in a
+mini-batch of which ``place`` tokens are over: ``state_...`` is the network that it began with,
+``state_moved_...`` what they have moved it by. Mesa's ``state_H`` is symmetric, and ``g_state_H``
+is the gradient for symmetric changes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -36,10 +41,14 @@ from ..rules import (
     longhorn,
     mesa,
     titans,
+    titans_mlp,
+    titans_per_chunk,
     ttt_linear,
     ttt_mlp,
 )
 from ..rules.common import READS
+from ..rules.ttt import UnderWay
+from ..tree import leaves
 from .golden_fields import Arrays, Sizes, choice, count, number, real, refuse
 
 
@@ -50,11 +59,13 @@ class RuleArrays(NamedTuple):
     tokens: dict[str, str]  # in the order of the rule's arguments
     shared: dict[str, str] = {}  # parameters that all tokens share
     state: dict[str, str] = {"state": "BKE"}
-    state_type: type | None = None  # None: a single array
+    state_type: Callable | None = None  # of its arrays; None: a single array
     bounds: dict[str, str] = {}  # "> 0" or ">= 0"
     gate: str = ""  # what is left of the memory after a token: kernels like its logarithm
     counts: dict[str, int] = {}  # integers and the least value of each
     numbers: tuple[str, ...] = ()
+    function: str = ""  # how the rule's functions begin; empty: with the name of the kind
+    keywords: tuple[str, ...] = ()  # tokens that come by keyword
 
     @property
     def arrays(self) -> dict[str, str]:
@@ -69,6 +80,27 @@ class RuleArrays(NamedTuple):
         return (*self.tokens, *self.shared, *self.state)
 
 
+def _under_way(network: Callable) -> Callable:
+    """The arrays of two networks -> a mini-batch under way; its place is in the case."""
+
+    def state(*arrays: Array) -> UnderWay:
+        half = len(arrays) // 2
+        return UnderWay(network(*arrays[:half]), network(*arrays[half:]), None)
+
+    return state
+
+
+def _titans_mlp_state(*arrays: Array) -> titans_mlp.TitansMLPState:
+    """The arrays of two networks -> M and U"""
+    M, U = (ttt_mlp.TTTMLPState(*half) for half in (arrays[:4], arrays[4:]))
+    return titans_mlp.TitansMLPState(M, U)
+
+
+def _states(network: dict[str, str], *parts: str) -> dict[str, str]:
+    """state_W1, ..., and of what else has the shape of a network state_U_W1, ..."""
+    return {f"state_{part}{n}": shape for part in parts for n, shape in network.items()}
+
+
 _QKV = {"q": "BTK", "k": "BTK", "v": "BTE"}
 _TTT: dict[str, Any] = {
     # x + LN(z): keys as wide as values
@@ -77,6 +109,16 @@ _TTT: dict[str, Any] = {
     "counts": {"minibatch": 1},
     "numbers": ("eps",),
 }
+_LINEAR = {"W": "BEE", "b": "BE"}
+_MLP = {"W1": "BEF", "b1": "BF", "W2": "BFE", "b2": "BE"}
+
+
+_UNDER_WAY: dict[str, Any] = _TTT | {
+    "tokens": _TTT["tokens"] | {"factor": "BT"},
+    "counts": {"minibatch": 1, "place": 0},
+    "keywords": ("factor",),
+}
+_HEAVY = {"momentum": "BT", "decay": "BT", "step": "BT"}
 
 RULES = {
     "linear": RuleArrays(linear, _QKV),
@@ -98,22 +140,49 @@ RULES = {
     "longhorn": RuleArrays(longhorn, {**_QKV, "beta": "BT"}, bounds={"beta": ">= 0"}),
     "titans": RuleArrays(
         titans,
-        {**_QKV, "momentum": "BT", "decay": "BT", "step": "BT"},
+        {**_QKV, **_HEAVY},
         state={"state_M": "BKE", "state_U": "BKE"},
         state_type=titans.TitansState,
         counts={"stale": 0},
     ),
+    "titans_per_chunk": RuleArrays(
+        titans_per_chunk,
+        {**_QKV, **_HEAVY},
+        state={"state_M": "BKE", "state_U": "BKE"},
+        state_type=titans.TitansState,
+        counts={"minibatch": 1, "stale": 0},
+    ),
+    "titans_mlp": RuleArrays(
+        titans_mlp,
+        state=_states(_MLP, "", "U_"),
+        state_type=_titans_mlp_state,
+        **(_TTT | {"tokens": {"q": "BTE", "k": "BTE", "v": "BTE", **_HEAVY}}),
+    ),
     "ttt_linear": RuleArrays(
         ttt_linear,
-        state={"state_W": "BEE", "state_b": "BE"},
+        state=_states(_LINEAR, ""),
         state_type=ttt_linear.TTTLinearState,
         **_TTT,
     ),
     "ttt_mlp": RuleArrays(
         ttt_mlp,
-        state={"state_W1": "BEF", "state_b1": "BF", "state_W2": "BFE", "state_b2": "BE"},
+        state=_states(_MLP, ""),
         state_type=ttt_mlp.TTTMLPState,
         **_TTT,
+    ),
+    "ttt_linear_under_way": RuleArrays(
+        ttt_linear,
+        state=_states(_LINEAR, "", "moved_"),
+        state_type=_under_way(ttt_linear.TTTLinearState),
+        function="ttt_linear",
+        **_UNDER_WAY,
+    ),
+    "ttt_mlp_under_way": RuleArrays(
+        ttt_mlp,
+        state=_states(_MLP, "", "moved_"),
+        state_type=_under_way(ttt_mlp.TTTMLPState),
+        function="ttt_mlp",
+        **_UNDER_WAY,
     ),
     "mesa": RuleArrays(
         mesa,
@@ -174,8 +243,10 @@ def _check_ranges(case: dict[str, Any]) -> None:
             refuse(name, f"numbers {bound}", f"{case[name][outside][0]}")
     if case.get("stale", 0) > 1:
         refuse("stale", "0 or 1", case["stale"])
-    if "minibatch" in case and chunk not in (0, case["minibatch"]):
+    if _has_dual(case["kind"]) and chunk not in (0, case["minibatch"]):
         refuse("chunk", f"0 or the mini-batch, {case['minibatch']}", chunk)
+    if case.get("place", 0) and case["place"] >= case["minibatch"]:
+        refuse("place", f"a number below the mini-batch, {case['minibatch']}", case["place"])
     if "eps" in case and not case["eps"] > 0:
         refuse("eps", "a number > 0", case["eps"])
     if "state_H" in case:
@@ -193,12 +264,16 @@ def _check_ranges(case: dict[str, Any]) -> None:
 def answers(case: dict[str, Any]) -> dict[str, Array]:
     """The answers to a case that was checked."""
     rule, form = RULES[case["kind"]], _form(case)
-    fwd, bwd = (getattr(rule.module, f"{case['kind']}_{form}_{way}") for way in ("fwd", "bwd"))
-    inputs = [case[name] for name in (*rule.tokens, *rule.shared)]
+    function = rule.function or case["kind"]
+    fwd, bwd = (getattr(rule.module, f"{function}_{form}_{way}") for way in ("fwd", "bwd"))
+    inputs = [case[name] for name in (*rule.tokens, *rule.shared) if name not in rule.keywords]
     state = _packed(rule, [case[name] for name in rule.state])
+    if "place" in case:
+        state = state._replace(place=case["place"])
     cotangents = [case[f"cot_{name}"] for name in rule.state]
     chunk = [case["chunk"] or None] if form in ("stale", "chunked") else []
-    keywords: dict[str, Any] = {n: case[n] for n in ("read", "minibatch", "eps") if n in case}
+    named = ("read", "minibatch", "eps", *rule.keywords)
+    keywords: dict[str, Any] = {n: case[n] for n in named if n in case}
     if case["kind"] == "mesa" and form == "chunked":  # K would do without rounding
         keywords["iterations"] = 30 + 2 * case["q"].shape[2]
 
@@ -226,7 +301,12 @@ def _form(case: dict[str, Any]) -> str:
         return "stale"
     if not case["chunk"]:
         return "recurrent"
-    return "dual" if "minibatch" in case else "chunked"
+    return "dual" if _has_dual(case["kind"]) else "chunked"
+
+
+def _has_dual(kind: str) -> bool:
+    """Whether the other form goes by whole mini-batches."""
+    return hasattr(RULES[kind].module, f"{RULES[kind].function or kind}_dual_fwd")
 
 
 def _packed(rule: RuleArrays, arrays: list[Array]) -> Any:
@@ -234,7 +314,8 @@ def _packed(rule: RuleArrays, arrays: list[Array]) -> Any:
 
 
 def _unpacked(rule: RuleArrays, state: Any) -> tuple[Array, ...]:
-    return tuple(state) if rule.state_type else (state,)
+    """The arrays of a state; the place of one under way is a number."""
+    return tuple(a for a in leaves(state) if not isinstance(a, int))
 
 
 # Varied cases
@@ -250,6 +331,7 @@ class Plan(NamedTuple):
     length: int  # T
     minibatch: int = 0
     stale: int = 0
+    place: int = 0
     zero: tuple[str, ...] = ()  # arrays that are 0
 
 
@@ -279,11 +361,20 @@ PLANS = (
     Plan("titans", "inclusive", 0, 6, zero=("state_U",)),
     Plan("titans", "strict", 4, 9),
     Plan("titans", "inclusive", 3, 8, stale=1),
+    Plan("titans_per_chunk", "inclusive", 0, 7, 3),
+    Plan("titans_per_chunk", "strict", 4, 8, 2),
+    Plan("titans_per_chunk", "inclusive", 4, 9, 2, stale=1),
+    Plan("titans_mlp", "inclusive", 0, 5, 2),
+    Plan("titans_mlp", "strict", 3, 7, 3, zero=("state_U_W1", "state_U_b1", "state_U_W2")),
     Plan("ttt_linear", "inclusive", 0, 7, 3),
     Plan("ttt_linear", "strict", 4, 8, 4),
     Plan("ttt_mlp", "inclusive", 0, 5, 2),
     Plan("ttt_mlp", "inclusive", 3, 7, 3),
     Plan("ttt_mlp", "strict", 1, 4, 1),
+    Plan("ttt_linear_under_way", "inclusive", 0, 6, 4, place=3),
+    Plan("ttt_linear_under_way", "strict", 3, 8, 3, place=1),
+    Plan("ttt_mlp_under_way", "strict", 0, 4, 3, place=2),
+    Plan("ttt_mlp_under_way", "inclusive", 2, 6, 2, place=1),
     Plan("mesa", "inclusive", 0, 6, zero=("state_G", "state_H")),
     Plan("mesa", "strict", 3, 8),
 )
@@ -293,6 +384,7 @@ RANGES = {  # of what is not normal
     "momentum": (0.0, 0.8),
     "decay": (0.0, 0.4),
     "step": (0.05, 0.3),
+    "factor": (0.2, 1.2),
     "ridge": (0.5, 1.5),
     "gain": (0.7, 1.3),
 }
@@ -334,6 +426,7 @@ def describe(plan: Plan, case: Arrays) -> str:
     """A name that says what is inside."""
     form = f"chunk{plan.chunk}" if plan.chunk else "recurrent"
     batching = f"_minibatch{plan.minibatch}" if plan.minibatch else ""
+    batching += f"_place{plan.place}" if plan.place else ""
     stale = "_stale" if plan.stale else ""
     zero = "".join(f"_no_{name}" for name in plan.zero)
     (b, t, k), e = case["q"].shape, case["v"].shape[-1]

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from fwl_ref.backend import like
-from fwl_ref.rules import mesa, titans, ttt_linear, ttt_mlp
+from fwl_ref.rules import mesa, titans, titans_mlp, ttt_linear, ttt_mlp
 from fwl_ref.rules.mesa import MesaState
 from fwl_ref.rules.titans import TitansState
+from fwl_ref.rules.titans_mlp import TitansMLPState
 from fwl_ref.rules.ttt_linear import TTTLinearState
 from fwl_ref.rules.ttt_mlp import TTTMLPState
 from tests.rules.table import Rule, Shape, memory, rates, unit_keys
@@ -92,19 +93,26 @@ def ttt_tokens(n: Shape, seed: int) -> tuple:
     return *sequences(n, seed), rates(seed, 0.02, 0.1, n.batch, n.length)
 
 
-def fixed(fwd: Callable, bwd: Callable, norm: bool, minibatch: int = 1) -> tuple[Callable, Callable]:
-    """A form of TTT with a fixed mini-batch as a function of tokens and state."""
+def fixed(fwd: Callable, bwd: Callable, norm: bool, minibatch: int = 1, rates: int = 1) -> tuple[Callable, Callable]:
+    """A form of TTT or of Titans with an MLP with a fixed mini-batch, as a function of tokens and state."""
+
+    def called_fwd(q: Any, k: Any, v: Any, rate: Any, *rest: Any, read: str) -> tuple:
+        shared = (like(p, v, v.dtype) for p in gain_and_bias(v.shape[-1])) if norm else (None, None)
+        *more, state = rest
+        return fwd(q, k, v, rate, *more, *shared, state, minibatch=minibatch, read=read, eps=EPS)
 
     def ttt_fwd(q: Any, k: Any, v: Any, step: Any, state: Any, *, read: str) -> tuple:
-        shared = (like(p, v, v.dtype) for p in gain_and_bias(v.shape[-1])) if norm else (None, None)
-        return fwd(q, k, v, step, *shared, state, minibatch=minibatch, read=read, eps=EPS)
+        return called_fwd(q, k, v, step, state, read=read)
 
-    def ttt_bwd(g_out: Any, g_state: Any, res: Any) -> tuple:
-        g_q, g_k, g_v, g_step, g_gain, g_bias, g_state = bwd(g_out, g_state, res)
+    def titans_fwd(q: Any, k: Any, v: Any, momentum: Any, decay: Any, step: Any, state: Any, *, read: str) -> tuple:
+        return called_fwd(q, k, v, momentum, decay, step, state, read=read)
+
+    def called_bwd(g_out: Any, g_state: Any, res: Any) -> tuple:
+        *g_tokens, g_gain, g_bias, g_state = bwd(g_out, g_state, res)
         assert (g_gain is not None) == (g_bias is not None) == norm
-        return g_q, g_k, g_v, g_step, g_state
+        return *g_tokens, g_state
 
-    return ttt_fwd, ttt_bwd
+    return ttt_fwd if rates == 1 else titans_fwd, called_bwd
 
 
 def ttt_rows(module: Any, state: Callable, norm: bool) -> list[Rule]:
@@ -131,6 +139,31 @@ def ttt_rows(module: Any, state: Callable, norm: bool) -> list[Rule]:
         )
 
     return [row("token by token", rf, rb), row("dual", df, db)] if norm else [row("dual", df, db)]
+
+
+def titans_mlp_state(n: Shape, seed: int) -> TitansMLPState:
+    U = mlp_state(n, seed + 1)
+    return TitansMLPState(mlp_state(n, seed), TTTMLPState(*(0.3 * p for p in U)))
+
+
+def titans_mlp_tokens(n: Shape, seed: int) -> tuple:
+    per_token = n.batch, n.length
+    heavy = rates(seed, 0, 0.8, *per_token), rates(seed + 1, 0, 0.5, *per_token)
+    return *sequences(n, seed), *heavy, rates(seed + 2, 0.02, 0.1, *per_token)
+
+
+def titans_mlp_row(form: str, fwd: Callable, bwd: Callable) -> Rule:
+    return Rule(
+        f"titans_mlp, LayerNorm, {form}",
+        titans_mlp.titans_mlp_loss,
+        titans_mlp.titans_mlp_gradient,
+        fixed(fwd, bwd, True, rates=3),
+        None,
+        lambda n, seed: titans_mlp_tokens(square(n), seed),
+        lambda n, seed: titans_mlp_state(square(n), seed),
+        lambda n, seed: (mlp_state(square(n), seed), *token(square(n), seed), *gain_and_bias(n.values)),
+        starts_empty=False,
+    )
 
 
 # Mesa
@@ -190,5 +223,7 @@ RULES = [
     *ttt_rows(ttt_linear, linear_state, norm=False),
     *ttt_rows(ttt_linear, linear_state, norm=True),
     *ttt_rows(ttt_mlp, mlp_state, norm=True),
+    titans_mlp_row("token by token", titans_mlp.titans_mlp_recurrent_fwd, titans_mlp.titans_mlp_recurrent_bwd),
+    titans_mlp_row("dual", titans_mlp.titans_mlp_dual_fwd, titans_mlp.titans_mlp_dual_bwd),
     MESA,
 ]

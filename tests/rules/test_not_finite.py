@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fwl_ref.rules import mesa, titans, ttt_linear, ttt_mlp
+from fwl_ref.rules import mesa, titans, titans_mlp, ttt_linear, ttt_mlp
 from fwl_ref.rules.common import READS, asked_for
 from fwl_ref.rules.longhorn import longhorn_rate, longhorn_rate_bwd
 from fwl_ref.rules.mesa import MesaState, mesa_chunked_bwd, mesa_chunked_fwd
@@ -56,6 +56,11 @@ def forms(read: str) -> list[Form]:
             both = (getattr(module, f"{name}_{form}_{way}") for way in ("fwd", "bwd"))
             fwd, bwd = several_arrays.fixed(*both, norm=True, minibatch=3)
             found.append(Form(f"{name}, {form}, mini-batches of 3", with_read(fwd, read), apart(bwd), draws, state(SHAPE, SEED)))
+    for form in ("recurrent", "dual"):
+        both = (getattr(titans_mlp, f"titans_mlp_{form}_{way}") for way in ("fwd", "bwd"))
+        fwd, bwd = several_arrays.fixed(*both, norm=True, minibatch=3, rates=3)
+        draws, state = several_arrays.titans_mlp_tokens(SHAPE, SEED), several_arrays.titans_mlp_state(SHAPE, SEED)
+        found.append(Form(f"titans_mlp, {form}, mini-batches of 3", with_read(fwd, read), apart(bwd), draws, state))
     tokens, state = several_arrays.titans_tokens(SHAPE, SEED), several_arrays.titans_state(SHAPE, SEED)
     for chunk in CHUNKS:
         fwd = with_read(lambda *case, chunk=chunk, read: titans.titans_stale_fwd(*case, chunk, read=read), read)

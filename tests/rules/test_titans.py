@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwl_ref.gradcheck import AdjointError, check_adjoint
-from fwl_ref.rules import titans
+from fwl_ref.rules import heavy_ball, titans
 from fwl_ref.rules.common import READS
 from fwl_ref.rules.delta import delta_chunked_bwd, delta_chunked_fwd
 from fwl_ref.rules.gated_delta import gated_delta_recurrent_fwd
@@ -29,8 +29,16 @@ from fwl_ref.rules.titans import (
     titans_stale_bwd,
     titans_stale_fwd,
 )
+from fwl_ref.rules.titans_per_chunk import (
+    titans_per_chunk_chunked_bwd,
+    titans_per_chunk_chunked_fwd,
+    titans_per_chunk_recurrent_bwd,
+    titans_per_chunk_recurrent_fwd,
+    titans_per_chunk_stale_bwd,
+    titans_per_chunk_stale_fwd,
+)
 from tests.rules.several_arrays import titans_state, titans_tokens
-from tests.rules.table import Shape
+from tests.rules.table import Shape, rates
 from tests.strategies import chunks, generator, seeds
 from tests.tolerances import assert_close, assert_trees_close, relative_error
 
@@ -44,10 +52,11 @@ def arguments(n: Shape, seed: int) -> tuple:
     return *titans_tokens(n, seed), titans_state(n, seed)
 
 
-def heavy_ball(q, k, v, momentum, decay, step, state, read, chunk=1) -> tuple:
+def walked(q, k, v, momentum, decay, step, state, read, chunk=1, join=None) -> tuple:
     """Columns, one sequence after another: U <- eta U - theta (M k - v) k^T,  M <- (1 - alpha) M +
-    U.  Gradients at chunk starts.
+    iota U.  Gradients at chunk starts.
     """
+    join = np.ones_like(step) if join is None else join
     outs, final = (np.zeros((*q.shape[:2], v.shape[2])), TitansState(np.zeros_like(state.M), np.zeros_like(state.U)))
     for b in range(q.shape[0]):
         M, U = state.M[b].T, state.U[b].T  # (E,K)
@@ -56,7 +65,7 @@ def heavy_ball(q, k, v, momentum, decay, step, state, read, chunk=1) -> tuple:
                 start = M
             before = M
             U = momentum[b, t] * U - step[b, t] * np.outer(start @ k[b, t] - v[b, t], k[b, t])
-            M = (1 - decay[b, t]) * M + U
+            M = (1 - decay[b, t]) * M + join[b, t] * U
             outs[b, t] = (before if read == "strict" else M) @ q[b, t]
         final.M[b], final.U[b] = M.T, U.T
     return outs, final
@@ -69,7 +78,7 @@ def test_titans_is_heavy_ball_with_weight_decay_run_literally(read: str, n: Shap
     memory.   (W.1), (W.2), (W.4), (W.5)
     """
     case, chunk = arguments(n, seed), data.draw(chunks(n.length), label="chunk")
-    expected = heavy_ball(*case, read)
+    expected = walked(*case, read)
     assert_trees_close(titans_recurrent_fwd(*case, read=read)[0], expected, what="recurrent", scale=1.0)
     assert_trees_close(titans_chunked_fwd(*case, chunk, read=read)[0], expected, what="chunked", scale=1.0)
 
@@ -79,7 +88,7 @@ def test_titans_is_heavy_ball_with_weight_decay_run_literally(read: str, n: Shap
 def test_the_stale_form_is_heavy_ball_on_the_gradients_at_chunk_starts(read: str, n: Shape, seed: int, data: st.DataObject) -> None:
     """The same loop, dl/dM at the chunk's first memory, for every chunk size.   (W.7)"""
     case, chunk = arguments(n, seed), data.draw(chunks(n.length), label="chunk")
-    expected = heavy_ball(*case, read, chunk or max(n.length, 1))
+    expected = walked(*case, read, chunk or max(n.length, 1))
     assert_trees_close(titans_stale_fwd(*case, chunk, read=read)[0], expected, scale=1.0)
 
 
@@ -178,6 +187,126 @@ def test_rates_may_be_zero_one_and_negative(read: str, momentum: float, decay: f
         assert_trees_close(titans_chunked_bwd(*cotangent, chunk_res), titans_recurrent_bwd(*cotangent, res), scale=1.0)
 
 
+# How much of the update joins the memory
+# --------------------------------------------------------------------------------------
+
+
+def with_join(case: tuple) -> tuple:
+    """A join before the state."""
+    return *case[:6], rates(11, -0.5, 1.5, *case[5].shape), case[6]
+
+
+FORMS = {
+    "recurrent": (titans_recurrent_fwd, titans_recurrent_bwd, ()),
+    "chunked": (titans_chunked_fwd, titans_chunked_bwd, (3,)),
+    "stale": (titans_stale_fwd, titans_stale_bwd, (3,)),
+}
+
+
+@every_read
+@pytest.mark.parametrize("form", FORMS)
+def test_an_update_joins_the_memory_as_far_as_it_is_told(form: str, read: str) -> None:
+    """M' = (1 - alpha) M + iota U', literally; the adjoint, join's gradient included; a join of 1 is
+    none, to the last bit of a product.   (W.2), (W.4), (W.5), (W.7)
+    """
+    case, (fwd, bwd, chunk) = with_join(arguments(SHAPE, 2)), FORMS[form]
+    joined = lambda *a: fwd(*a[:6], a[7], *chunk, read=read, join=a[6])  # noqa: E731
+    expected = walked(*case[:6], case[7], read, 3 if form == "stale" else 1, join=case[6])
+    assert_trees_close(joined(*case)[0], expected, scale=1.0)
+    check_adjoint(joined, lambda d, res: bwd(*d, res), case)
+    one = np.ones_like(case[6])
+    assert_trees_close(joined(*case[:6], one, case[7])[0], fwd(*case[:6], case[7], *chunk, read=read)[0], scale=1.0)
+    with pytest.raises(ValueError, match=r"^join must have shape \(B,T\)"):
+        joined(*case[:6], one[:, :2], case[7])
+
+
+PER_CHUNK = {
+    "recurrent": (titans_per_chunk_recurrent_fwd, titans_per_chunk_recurrent_bwd),
+    "chunked": (titans_per_chunk_chunked_fwd, titans_per_chunk_chunked_bwd),
+    "stale": (titans_per_chunk_stale_fwd, titans_per_chunk_stale_bwd),
+}
+
+
+def stored(q, k, v, momentum, decay, step, state, read, size, batch) -> tuple:
+    """Columns; the gradients of a chunk summed, all at the memory that its batch began with; one update
+    of U and of M for each full chunk; a read is from the last one.
+    """
+    outs, final = np.zeros((*q.shape[:2], v.shape[2])), TitansState(np.zeros_like(state.M), np.zeros_like(state.U))
+    for b in range(q.shape[0]):
+        M, U = state.M[b].T, state.U[b].T  # (E,K)
+        first = M
+        for start in range(0, q.shape[1], size):
+            chunk = range(start, min(start + size, q.shape[1]))
+            surprise = 0
+            for t in chunk:
+                first = M if t % batch == 0 else first
+                surprise = surprise - step[b, t] * np.outer(first @ k[b, t] - v[b, t], k[b, t])
+            U, before = momentum[b, start] * U + surprise, M
+            M = (1 - decay[b, start]) * M + U if len(chunk) == size else M
+            for t in chunk:
+                outs[b, t] = (M if read == "inclusive" and t == start + size - 1 else before) @ q[b, t]
+        final.M[b], final.U[b] = M.T, U.T
+    return outs, final
+
+
+@every_read
+@pytest.mark.parametrize("length", [6, 7])
+@pytest.mark.parametrize(("size", "batch"), [(1, 1), (2, 2), (3, 3), (2, 4), (3, 6), (9, 9)])
+def test_rates_per_chunk_are_one_update_for_every_chunk(read: str, length: int, size: int, batch: int) -> None:
+    """The library's loop literally, for any number of chunks at one memory; forms agree, and each has its
+    own adjoint.   (W.30)
+    """
+    case = arguments(SHAPE._replace(length=length), size)
+    expected = stored(*case, read, size, batch)
+    calls = {
+        "recurrent": lambda *a: titans_per_chunk_recurrent_fwd(*a, minibatch=size, read=read),
+        "chunked": lambda *a: titans_per_chunk_chunked_fwd(*a, 4, minibatch=size, read=read),
+        "stale": lambda *a: titans_per_chunk_stale_fwd(*a, batch, minibatch=size, read=read),
+    }
+    for form, fwd in calls.items():
+        if form == "stale" or batch == size:
+            assert_trees_close(fwd(*case)[0], expected, what=form, scale=1.0)
+        check_adjoint(fwd, lambda d, res, form=form: PER_CHUNK[form][1](*d, res), case)
+
+
+def test_rates_per_chunk_are_not_rates_per_token() -> None:
+    """N: a chunk of one token is Titans itself; rates that are constant in a chunk of two are another
+    function, since each of its tokens fades the memory and adds the update.   (W.30)
+    """
+    q, k, v, momentum, decay, step, state = arguments(SHAPE, 5)
+    alone, _ = titans_per_chunk_chunked_fwd(q, k, v, momentum, decay, step, state, 2, minibatch=1, read="inclusive")
+    assert_trees_close(alone, titans_chunked_fwd(q, k, v, momentum, decay, step, state, 2, read="inclusive")[0], scale=1.0)
+    constant = [np.repeat(a[:, ::2], 2, axis=1)[:, : SHAPE.length] for a in (momentum, decay)]
+    (_, ours), _ = titans_per_chunk_chunked_fwd(q, k, v, *constant, step, state, 2, minibatch=2, read="inclusive")
+    (_, tokens), _ = titans_stale_fwd(q, k, v, *constant, step, state, 2, read="inclusive")
+    assert relative_error(ours.M, tokens.M) > CLEAR
+
+
+def test_rates_per_chunk_are_checked() -> None:
+    """A chunk of no token, rates of another shape.   (W.30)"""
+    case = arguments(SHAPE, 5)
+    with pytest.raises(ValueError, match="a chunk must hold at least 1 token, got 0"):
+        titans_per_chunk_recurrent_fwd(*case, minibatch=0, read="strict")
+    with pytest.raises(ValueError, match=r"^momentum must have shape \(B,T\) = \(2, 7\), as step has, got \(2, 4\)"):
+        titans_per_chunk_recurrent_fwd(*case[:3], case[3][:, ::2], *case[4:], minibatch=2, read="strict")
+
+
+def test_momentum_on_the_delta_rule_is_titans_without_decay() -> None:
+    """S' = S + m', m' = theta m - eta dl/dS at S: heavy ball on the delta rule, a rate per token; with
+    forgetting S' = alpha S + m' it is Titans.   (W.2), (W.5)
+    """
+    q, k, v, theta, forget, eta, (S, m) = case = arguments(SHAPE, 6)
+    for keep in (np.ones_like(forget), 1 - forget):
+        (out, (S_out, m_out)), _ = titans_chunked_fwd(q, k, v, theta, 1 - keep, eta, case[6], 3, read="inclusive")
+        memory, moved = S.copy(), m.copy()
+        for t in range(SHAPE.length):
+            error = np.einsum("bk,bke->be", k[:, t], memory) - v[:, t]
+            moved = theta[:, t, None, None] * moved - eta[:, t, None, None] * np.einsum("bk,be->bke", k[:, t], error)
+            memory = keep[:, t, None, None] * memory + moved
+            assert_close(out[:, t], np.einsum("bk,bke->be", q[:, t], memory), scale=1.0)
+        assert_trees_close((S_out, m_out), (memory, moved), scale=1.0)
+
+
 # Teeth
 # -----------------------------------------------------------------------------------------------------------------------
 
@@ -189,7 +318,7 @@ def is_sound() -> None:
     """Both forms are heavy ball, agree in their gradients, and are their own adjoints."""
     case = arguments(SHAPE, 7)
     for read in READS:
-        expected = heavy_ball(*case, read)
+        expected = walked(*case, read)
         output, res = titans_recurrent_fwd(*case, read=read)
         chunked, chunk_res = titans_chunked_fwd(*case, 3, read=read)
         draw = generator(8)
@@ -197,12 +326,15 @@ def is_sound() -> None:
         assert_trees_close((output, chunked), (expected, expected), scale=1.0)
         assert_trees_close(titans_chunked_bwd(*cotangent, chunk_res), titans_recurrent_bwd(*cotangent, res), scale=1.0)
         check_adjoint(lambda *a: titans_chunked_fwd(*a, 3, read=read), lambda d, res: titans_chunked_bwd(*d, res), case)  # noqa: B023
+        joined = lambda *a: titans_chunked_fwd(*a[:6], a[7], 3, read=read, join=a[6])  # noqa: B023, E731
+        check_adjoint(joined, lambda d, res: titans_chunked_bwd(*d, res), with_join(case))
+        assert_trees_close(joined(*with_join(case))[0], walked(*case, read, join=with_join(case)[6]), scale=1.0)
 
 
-def replaced(name: str, change: Callable) -> tuple[str, Callable]:
-    """The function of that name in titans.py, as ``change`` makes it."""
-    original = getattr(titans, name)
-    return name, lambda *args: change(original, *args)
+def replaced(name: str, change: Callable, module: Any = titans) -> tuple[Any, str, Callable]:
+    """The function of that name in titans.py or heavy_ball.py, as ``change`` makes it."""
+    original = getattr(module, name)
+    return module, name, lambda *args: change(original, *args)
 
 
 def reverse(read: str) -> str:
@@ -221,20 +353,21 @@ def other_column(f: Callable, *args: Any) -> Any:
 
 MUTANTS = {
     "strict and inclusive exchanged token by token": replaced("reads", lambda f, q, S, read: f(q, S, reverse(read))),
-    "strict and inclusive exchanged in chunks": replaced("sums", lambda f, *a: f(*a[:-1], reverse(a[-1]))),
-    "strict and inclusive exchanged for U_0": replaced("read_from", lambda f, S, read: f(S, reverse(read))),
+    "strict and inclusive exchanged in chunks": replaced("sums", lambda f, *a: f(*a[:-1], reverse(a[-1])), heavy_ball),
+    "strict and inclusive exchanged for U_0": replaced("read_from", lambda f, S, read: f(S, reverse(read)), heavy_ball),
     "stale errors in the exact form": replaced("_seen_by_keys", lambda f, table, stale: f(table, True)),
     "own token in its error": replaced("_seen_by_keys", lambda f, table, stale: (table.fade[:, 1:, :1], *f(table, stale)[1:])),
     "sign of the gradient": replaced("titans_gradient", lambda f, *a: -f(*a)),
-    "key and value swapped": replaced("sums", lambda f, q, k, u, *a: f(k, q, u, *a)),
-    "momentum for decay": replaced("_responses", lambda f, momentum, decay: f(1 - decay, 1 - momentum)),
-    "writes fade by momentum only": replaced("_responses", other_column),
-    "products off by one token": replaced("_products", lambda f, rate: f(np.concatenate([rate[:, 1:], rate[:, :1]], axis=1))),
-    "adjoint of products dropped": replaced("_products_bwd", lambda f, *a: 0 * f(*a)),
+    "key and value swapped": replaced("sums", lambda f, q, k, u, *a: f(k, q, u, *a), heavy_ball),
+    "momentum for decay": replaced("responses", lambda f, momentum, decay, join: f(1 - decay, 1 - momentum, join)),
+    "writes fade by momentum only": replaced("responses", other_column),
+    "products off by one token": replaced("_products", lambda f, rate: f(np.concatenate([rate[:, 1:], rate[:, :1]], axis=1)), heavy_ball),
+    "adjoint of products dropped": replaced("_products_bwd", lambda f, *a: 0 * f(*a), heavy_ball),
     "gradient of the system dropped": replaced("solve_bwd", dropped(0)),
     "gradient of the right side dropped": replaced("solve_bwd", dropped(1)),
-    "gradient of the fades dropped": replaced("sums_bwd", dropped(3)),
-    "gradient of the memory dropped": replaced("sums_bwd", dropped(4)),
+    "gradient of the fades dropped": replaced("sums_bwd", dropped(3), heavy_ball),
+    "gradient of the memory dropped": replaced("sums_bwd", dropped(4), heavy_ball),
+    "join forgotten in the table": replaced("responses", lambda f, momentum, decay, join: f(momentum, decay, None)),
     "gradient of a read memory dropped": replaced("reads_bwd", dropped(1)),
     "memory's share of a step's gradient dropped": replaced("delta_gradient_bwd", dropped(0)),
 }
@@ -250,6 +383,6 @@ def test_the_library_is_sound() -> None:
 @pytest.mark.parametrize("what", MUTANTS)
 def test_a_mutant_of_titans_is_rejected(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """N: one function of the file replaced.   (W.2) to (W.6)"""
-    monkeypatch.setattr(titans, *MUTANTS[what])
+    monkeypatch.setattr(*MUTANTS[what])
     with pytest.raises((AssertionError, AdjointError)):
         is_sound()

@@ -760,7 +760,7 @@ MUTANTS = {
     "sign of the step": replaced("descend", lambda f, state, rate, g: f(state, -rate, g), ttt),
     "residual forgotten": replaced("predict_fwd", lambda f, x, *a, **s: f(0 * x, *a, **s), ttt, *BOTH),
     "factor 2 forgotten": replaced("inner_gradient", lambda f, *a, **s: (0.5 * f(*a, **s)[0], f(*a, **s)[1]), *BOTH),
-    "constant channel of zeros": replaced("_with_one", lambda f, x, b: f(x, b) * (np.arange(x.shape[2] + 1) < x.shape[2]), ttt),
+    "constant channel of zeros": replaced("with_one", lambda f, x, b: f(x, b) * (np.arange(x.shape[2] + 1) < x.shape[2]), ttt),
     "gradient of the key of an inner gradient dropped": replaced("layer_gradient_bwd", dropped(0), *BOTH),
     "gradient of the value of an inner gradient dropped": replaced("layer_gradient_bwd", dropped(1), *BOTH),
     "state after the mini-batch not passed on": replaced("dual_layer_bwd", lambda f, g, after, *a: f(g, None, *a), ttt),

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fwl_ref.tree import tree_map
 from fwl_ref.verify.golden_rules import RULES
 from tests.testing import naive
 
 CHUNK = 4
 MINIBATCH = 2
+PLACE = 1  # of a mini-batch under way
 
 
 class Mutant(NamedTuple):
@@ -41,10 +43,25 @@ def pieces(length: int) -> list[slice]:
 
 def functions(rule: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward pass of the package for a whole sequence, chunked or dual."""
-    form = "dual" if rule.startswith("ttt") else "chunked"
-    fwd, bwd = (getattr(RULES[rule].module, f"{rule}_{form}_{way}") for way in ("fwd", "bwd"))
-    words = {"read": "inclusive"} | ({"minibatch": MINIBATCH, "eps": 1e-6} if form == "dual" else {})
-    return partial(fwd, **words), bwd
+    name = RULES[rule].function or rule
+    form = "dual" if hasattr(RULES[rule].module, f"{name}_dual_fwd") else "chunked"
+    return called(rule, form), getattr(RULES[rule].module, f"{name}_{form}_bwd")
+
+
+def called(rule: str, form: str, read: str = "inclusive") -> Callable[..., Any]:
+    """A forward pass of the package as the kit calls a kernel: the rule's arrays, then the state."""
+    row = RULES[rule]
+    fwd = getattr(row.module, f"{row.function or rule}_{form}_fwd")
+    words = {"read": read} | {n: x for n, x in (("minibatch", MINIBATCH), ("eps", 1e-6)) if n in (*row.counts, *row.numbers)}
+    names = (*row.tokens, *row.shared)
+
+    def kernel(*inputs: Any) -> Any:
+        *given, state = inputs
+        named = {n: a for n, a in zip(names, given, strict=True) if n in row.keywords}
+        rest = [a for n, a in zip(names, given, strict=True) if n not in row.keywords]
+        return fwd(*rest, state._replace(place=PLACE) if "place" in row.counts else state, **named, **words)
+
+    return kernel
 
 
 def split(rule: str, inputs: tuple) -> tuple[list, list, Any]:
@@ -85,7 +102,7 @@ def driver(rule: str, bug: str = "") -> Callable[..., Any]:
 
 
 def zero(state: Any) -> Any:
-    return type(state)(*(0 * a for a in state)) if isinstance(state, tuple) else 0 * state
+    return tree_map(lambda a: 0 * a, state)
 
 
 def whole(rule: str, *inputs: Any) -> Any:
@@ -140,9 +157,7 @@ def changed(rule: str, name: str, change: Callable[[Any], Any]) -> Callable[...,
 
 def loops(rule: str) -> Callable[..., Any]:
     """The package's loops take any gate."""
-    fwd = getattr(RULES[rule].module, f"{rule}_recurrent_fwd")
-    words = {"read": "inclusive"} | ({"minibatch": MINIBATCH, "eps": 1e-6} if rule.startswith("ttt") else {})
-    return lambda *inputs: fwd(*inputs, **words)[0]
+    return lambda *inputs: called(rule, "recurrent")(*inputs)[0]
 
 
 def after_backward(rule: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Any]:
@@ -183,9 +198,7 @@ def no_state(cotangents: tuple, *inputs: Any, rule: str) -> tuple:
 
 
 def strict(rule: str) -> Callable[..., Any]:
-    words = {"minibatch": MINIBATCH, "eps": 1e-6} if rule.startswith("ttt") else {}
-    fwd = getattr(RULES[rule].module, f"{rule}_recurrent_fwd")
-    return lambda *inputs: fwd(*inputs, read="strict", **words)[0]
+    return lambda *inputs: called(rule, "recurrent", "strict")(*inputs)[0]
 
 
 # The table
@@ -252,10 +265,58 @@ def mutants() -> list[Mutant]:
         found.append(Mutant(rule, "g_k transposed", driver(rule), transposed_dk(rule)))
         found.append(Mutant(rule, "g_q times 0.5", driver(rule), after_backward(rule, lambda g: {"q": g["q"] / 2})))
         found.append(Mutant(rule, "g_v zero", driver(rule), after_backward(rule, lambda g: {"v": 0 * g["v"]})))
+    for rule in ("ttt_linear_under_way", "ttt_mlp_under_way"):
+        found.append(Mutant(rule, "no factor", changed(rule, "factor", lambda f: 0 * f + 1)))
+        found.append(Mutant(rule, "factor of the writer", partial(writers_factor, rule)))
+        found.append(Mutant(rule, "begins a mini-batch", partial(begins, rule)))
+    for rule in ("titans_per_chunk", "titans_mlp"):
+        for rate in ("momentum", "decay"):
+            found.append(Mutant(rule, f"no {rate}", changed(rule, rate, lambda a: 0 * a)))
+    found.append(Mutant("titans_per_chunk", "rates at every token", at_every_token))
+    found.append(Mutant("titans_per_chunk", "stale gradients", partial(stale, "titans_per_chunk")))
+    found.append(Mutant("titans", "stale gradients", partial(stale, "titans")))
+    found.append(Mutant("titans_mlp", "stale throughout", stale_throughout))
     found.append(Mutant("linear", "g_k transposed", driver("linear"), transposed_product))
     found.append(Mutant("gated_delta", "state out transposed", transposed_state, options={"sizes": {"K": 4, "E": 4}}))
     found.append(Mutant("attention", "not finite", partial(naive.attention, bug="no max")))
     return found
+
+
+def writers_factor(rule: str, q: Any, k: Any, v: Any, step: Any, factor: Any, *rest: Any) -> Any:
+    return loops(rule)(q, k, v, step * factor, 0 * factor + 1, *rest)
+
+
+def begins(rule: str, q: Any, k: Any, v: Any, step: Any, factor: Any, gain: Any, bias: Any, state: Any) -> Any:
+    """The call takes what comes in for the first token of a mini-batch."""
+    row = RULES[rule]
+    fwd = getattr(row.module, f"{row.function}_recurrent_fwd")
+    words = {"minibatch": MINIBATCH, "eps": 1e-6, "read": "inclusive", "factor": factor}
+    return fwd(q, k, v, step, gain, bias, state._replace(place=0), **words)[0]
+
+
+def at_every_token(q: Any, k: Any, v: Any, momentum: Any, decay: Any, step: Any, state: Any) -> Any:
+    """A loop that fades, and adds the update to the memory, at every token of a chunk."""
+    M, U = (np.zeros((len(k), k.shape[2], v.shape[2])),) * 2 if state is None else state
+    first, out = M, []
+    for t in range(q.shape[1]):
+        start = t - t % MINIBATCH
+        first = M if t == start else first
+        error = v[:, t] - np.einsum("bk,bke->be", k[:, t], first)
+        U = momentum[:, start, None, None] * U + np.einsum("bk,be->bke", k[:, t], step[:, t, None] * error)
+        M = (1 - decay[:, start, None, None]) * M + U
+        out.append(np.einsum("bk,bke->be", q[:, t], M))
+    return np.stack(out, 1), (M, U)
+
+
+def stale(rule: str, *inputs: Any) -> Any:
+    row = RULES[rule]
+    words = {"minibatch": MINIBATCH} if "minibatch" in row.counts else {}
+    return getattr(row.module, f"{rule}_stale_fwd")(*inputs, CHUNK, read="inclusive", **words)[0]
+
+
+def stale_throughout(*inputs: Any) -> Any:
+    fwd = RULES["titans_mlp"].module.titans_mlp_dual_fwd
+    return fwd(*inputs, minibatch=inputs[0].shape[1], eps=1e-6, read="inclusive")[0]
 
 
 def late(gate: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from fwl_ref.fwl import FastSettings, fast_block_bwd, fast_block_fwd
+from fwl_ref.sequential import sequential_bwd, sequential_fwd
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.testing import KernelError, Plan, check_kernel
 from fwl_ref.testing.options import Options
@@ -54,7 +55,7 @@ def test_the_page_names_every_rule_every_option_and_their_number() -> None:
     rows = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])}
     options = {*Options._fields, *inspect.signature(check_kernel).parameters} - {"rule", "kernel", "options"}
     assert rows == {*SUBJECTS, *options}
-    assert "over 200 kernels" in page and len(ALL) > 200
+    assert "over 400 kernels" in page and len(ALL) > 400
 
 
 def test_readme_names_every_rule_and_both_ways_in() -> None:
@@ -136,6 +137,54 @@ def test_faults_of_its_backward_pass_are_named() -> None:
     assert first.fault == "first order" and "sweep 5" in str(first)
     unused = rejected("fast_block", block, lambda *a: block_bwd(*a, used=0.0))
     assert unused.fault == "cotangent of the state ignored"
+
+
+# And with true gradients between segments
+# ----------------------------------------------------------------------------------------
+
+
+def chain(x: Any, labels: Any, weights: Any, slow: Any, eta: Any, decay: Any, state: Any, *, bug: str = "") -> Any:
+    """Segments of two tokens, each a block of its own with step sizes 0."""
+    labels = np.concatenate([0 * labels[:, :1], labels[:, :-1]], axis=1) if bug == "labels one late" else labels
+    held = FastParameters(*(np.zeros((len(x), *p.shape)) for p in slow[:6])) if state is None else state
+    sign, rows, none = -1.0 if bug == "ascends" else 1.0, [], FastParameters(*(0 * e for e in eta))
+    for start in range(0, x.shape[1], MINIBATCH):
+        part, outs, sums = slice(start, start + MINIBATCH), [], []
+        for b in range(len(x)):
+            data = x[b : b + 1, part], labels[b : b + 1, part], weights[b : b + 1, part]
+            moved = slow._replace(**{n: getattr(slow, n) - sign * e * a[b] for n, e, a in zip(held._fields, eta, held, strict=True)})
+            (_, logits, written), _ = fast_block_fwd(*data, moved, none, 0 * decay, FastSettings())
+            if bug == "own segment":
+                (logits, _, _), _ = fast_block_fwd(*data, moved, eta, 0 * decay, FastSettings())
+            if bug == "stale gradients":
+                (_, _, written), _ = fast_block_fwd(*data, slow, none, 0 * decay, FastSettings())
+            outs.append(logits)
+            sums.append(written)
+        rows.append(np.concatenate(outs))
+        keep = 1.0 if bug == "no decay" else 1 - decay
+        held = FastParameters(*(keep * a + np.concatenate([s[i] for s in sums]) for i, a in enumerate(held)))
+    return np.concatenate(rows, axis=1), held
+
+
+def chain_bwd(cotangents: tuple, *inputs: Any, first_order: bool = False, used: float = 1.0) -> tuple:
+    *rest, state = inputs
+    _, res = sequential_fwd(*rest, FastSettings(first_order=first_order), state, segment=MINIBATCH, within=False)
+    g_x, g_slow, g_eta, g_decay, g_in = sequential_bwd(cotangents[0], FastParameters(*(used * g for g in cotangents[1])), res)
+    return g_x, None, None, g_slow, g_eta, g_decay, g_in
+
+
+def test_a_chain_of_segments_passes() -> None:
+    check_kernel("sequential_block", chain, backward=chain_bwd, chunk=CHUNK, minibatch=MINIBATCH, examples=12)
+
+
+@pytest.mark.parametrize("bug", ["stale gradients", "own segment", "no decay", "ascends", "labels one late"])
+def test_faults_of_a_chain_of_segments_are_named(bug: str) -> None:
+    assert rejected("sequential_block", lambda *a: chain(*a, bug=bug)).fault == bug
+
+
+def test_faults_of_the_backward_pass_of_a_chain_are_named() -> None:
+    assert rejected("sequential_block", chain, lambda *a: chain_bwd(*a, first_order=True)).fault == "first order"
+    assert rejected("sequential_block", chain, lambda *a: chain_bwd(*a, used=0.0)).fault == "cotangent of the state ignored"
 
 
 # What a kernel can do wrong besides
@@ -228,6 +277,7 @@ def test_bad_options_are_refused_before_the_kernel_runs() -> None:
         ("read must be one of inclusive, strict", "delta", {"read": "causal"}),
         ("no axis is called X", "delta", {"sizes": {"X": 3}}),
         ("about q, which fast_block does not have", "fast_block", {"scale": 2.0}),
+        ("place must be from 0 to minibatch - 1 = 3, got 4", "ttt_mlp_under_way", {"place": 4}),
         ("l2norm must be the epsilon under the root", "delta", {"l2norm": -1.0}),
         ("has no state of shape (K,E)", "attention", {"state_layout": "EK"}),
         ("needs no_such_library", "delta", {"library": "no_such_library"}),
@@ -272,11 +322,12 @@ def test_a_kernel_without_states_is_checked_without() -> None:
 def test_what_a_kernel_gets_is_what_its_documentation_says() -> None:
     """Arrays in the order of the rule's own arguments, states as its own type."""
     for rule, arrays in RULES.items():
-        form = "dual" if rule.startswith("ttt") else "chunked"
-        function = getattr(arrays.module, f"{rule}_{form}_fwd")
-        fixed = ("state", "chunk", "read", "minibatch", "eps", "iterations", "factor")  # a kernel's read has factor 1
+        name = arrays.function or rule
+        form = "dual" if hasattr(arrays.module, f"{name}_dual_fwd") else "chunked"
+        function = getattr(arrays.module, f"{name}_{form}_fwd")
+        fixed = ("state", "chunk", "read", "minibatch", "eps", "iterations", "factor", "join")  # by keyword, 1 unless given
         names = [n for n in inspect.signature(function).parameters if n not in fixed]
-        assert list(SUBJECTS[rule].arguments) == names
+        assert [n for n in SUBJECTS[rule].arguments if n not in arrays.keywords] == names
     got: list[Any] = []
     rejected("titans", lambda *a: got.append(a[-1]), plan=Plan(state=True))
     assert type(got[0]).__name__ == "TitansState"

@@ -20,6 +20,7 @@ FAST, SLOW = FastParameters._fields, SlowParameters._fields
 FWL = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "fwl"]
 DYNAMIC = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "dynamic_evaluation"]
 # The last case of each rule: no zeros in it.
+CHAIN = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "sequential"]
 RULE = {plan.kind: i for i, plan in enumerate(golden.PLANS) if plan.kind in golden_rules.KINDS}
 
 
@@ -141,6 +142,48 @@ def sequential(case):
         all_logits.append(rows)
         finals.append(p)
     return {"logits": np.array(all_logits)} | {name: np.array([p[name] for p in finals]) for name in FAST}
+
+
+def chained(case):
+    """Logits and outer loss of a text whose weights change after every segment, and within one if its tokens are read; complex inputs
+    give derivatives by the complex step.
+    """
+    p0, kind, segment, (batch, length) = {n: case[n] for n in SLOW}, settings(case), int(case["segment"]), case["labels"].shape
+    logits, loss = np.zeros((batch, length, len(p0["c"])), dtype=complex), 0
+    for b, n in enumerate(normalizers(case)):
+        held = {name: 0 * p0[name] for name in FAST}
+        for start in range(0, length, segment):
+            p = p0 | {name: p0[name] - case[f"eta_{name}"] * held[name] for name in FAST}
+            total = {name: 0 * p0[name] for name in FAST}
+            for t in range(start, min(start + segment, length)):
+                x, y, w = case["x"][b, t], case["labels"][b, t], case["weights"][b, t]
+                read = int(case["within"])
+                logits[b, t] = block(x, p | {m: p[m] - read * case[f"eta_{m}"] * total[m] for m in FAST}, *kind)[-1]
+                loss = loss + w * cross_entropy(logits[b, t], y)
+                _, a, zhat, *_ = block(x, p, *kind)
+                dh, dz, dn = gradients(x, y, w / n, p, *kind)
+                new = {"W1": np.outer(x, dh), "b1": dh, "W2": np.outer(a, dz), "b2": dz, "gain": dn * zhat, "bias": dn}
+                total = {name: total[name] + new[name] for name in FAST}
+            held = {name: (1 - case["decay"]) * held[name] + total[name] for name in FAST}
+    return logits, loss / max(case["weights"].sum(), 1e-8)
+
+
+@pytest.mark.parametrize("i", CHAIN)
+def test_segments_one_after_the_other_are_a_loop_that_is_differentiated(i):
+    """Logits and loss of an explicit loop, and three entries of every gradient by its complex step."""
+    case = draw(i)
+    answers, rng = golden.run_case(case), np.random.default_rng(i)
+    logits, loss = chained(case)
+    assert_close(answers["logits"], logits)
+    assert_close(answers["loss"], loss)
+    for name in ["x", *SLOW, *(f"eta_{n}" for n in FAST), "decay"]:
+        answer = answers[f"g_{name}"]
+        for _ in range(3 if answer.ndim else 1):
+            index = tuple(int(rng.integers(0, n)) for n in answer.shape)
+            moved = case[name].astype(complex)
+            moved[index] += 1e-30j
+            slope = chained(case | {name: moved})[1].imag / 1e-30
+            assert abs(answer[index] - slope) <= 1e-10 * max(np.abs(answer).max(), 1e-6), name
 
 
 def assert_close(found, expected, tolerance=1e-10):
@@ -363,7 +406,7 @@ def test_check_sees_every_corrupted_answer(kind, tmp_path, capsys):
     """A relative error of 1e-6 in one entry of any answer is found, named, and makes the exit code
     non-zero.
     """
-    arrays = golden.answered_case(draw(({"fwl": FWL[1], "dynamic_evaluation": DYNAMIC[0]} | RULE)[kind]))
+    arrays = golden.answered_case(draw(({"fwl": FWL[1], "dynamic_evaluation": DYNAMIC[0], "sequential": CHAIN[0]} | RULE)[kind]))
     for name in golden.ANSWERS[kind]:
         wrong = arrays[name].copy()
         place = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from ...backend import host
+from ...ops.common import chunk_slices
 from ..options import Options
-from ..subjects import SUBJECTS, Arrays, Settings, Subject
+from ..subjects import SUBJECTS, Arrays, Settings, Subject, state_out, tokens_of
 from .common import Fault, NotHere, changed, length_of
 
 
@@ -143,14 +144,39 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "the step is explicit, the delta rule's: its rate beta lacks 1 / (1 + beta |k|^2)",
             _explicit,
         )
-    if name == "titans":
+    if name in ("titans", "titans_per_chunk"):
         yield Fault(
             "stale gradients",
             "the gradients of a chunk are taken at its first memory: give stale=True if that "
             "is meant",
             lambda s, a, o: s.answers(a, o | {"stale": not o["stale"]}),
         )
-    if name in ("ttt_linear", "ttt_mlp"):
+    if name == "titans_per_chunk":
+        yield Fault(
+            "rates at every token",
+            "momentum and decay act at every token, and every token adds the update to the "
+            "memory: once per chunk",
+            _at_every_token,
+        )
+    if name.endswith("under_way"):
+        yield Fault(
+            "no factor", "the reader's factor is missing", changed("factor", lambda f: 0 * f + 1)
+        )
+        yield Fault(
+            "factor of the writer",
+            "the factor multiplies a token's own step: it is the reader's, and multiplies all that "
+            "the mini-batch has written",
+            lambda s, a, o: s.answers(
+                a | {"step": a["step"] * a["factor"], "factor": 0 * a["factor"] + 1}, o
+            ),
+        )
+        yield Fault(
+            "begins a mini-batch",
+            "it begins a mini-batch at the first token: the one under way goes on, with the "
+            "gradients at the network it began with",
+            lambda s, a, o: s.answers(a, o | {"place": 0}),
+        )
+    if subject.needs_state:
         yield Fault(
             "fresh gradients",
             "every token takes its gradient at the current state: within a mini-batch all "
@@ -160,7 +186,7 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
         yield Fault(
             "stale throughout",
             "all tokens take their gradients at the state that came in: the mini-batch never ends",
-            lambda s, a, o: s.answers(a, o | {"minibatch": length_of(s, a)}),
+            lambda s, a, o: s.answers(a, o | {"minibatch": length_of(s, a) + o["place"]}),
         )
         yield Fault(
             "no gain", "the gain of the LayerNorm is missing", changed("gain", lambda g: 0 * g + 1)
@@ -195,7 +221,20 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "it takes the mask for yes or no: its weights are missing",
             changed("mask", lambda m: (m != 0) * 1.0),
         )
-    if name == "fast_block":
+    if name == "sequential_block":
+        yield Fault(
+            "stale gradients",
+            "all gradients are taken at the slow weights: each segment's at the weights that the "
+            "segments before it left",
+            _stale_segments,
+        )
+        yield Fault(
+            "own segment",
+            "the other reading of a token's own segment: give within=True if a token reads what "
+            "its segment has written, False if all of a segment is read with the same weights",
+            lambda s, a, o: s.answers(a, o | {"within": not o["within"]}),
+        )
+    if name in ("fast_block", "sequential_block"):
         yield Fault(
             "first order",
             "the gradient stops at the memory's values: sweep 5, the gradient of the "
@@ -229,6 +268,39 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
                 f"{step} stays slow: its step is missing",
                 changed(f"eta_{step}", lambda g: 0 * g),
             )
+
+
+def _stale_segments(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    """Segments read at their start, what each writes taken at the slow weights"""
+    if settings["within"]:
+        raise NotHere
+    fast = ("W1", "b1", "W2", "b2", "gain", "bias")
+    still = {f"eta_{n}": 0 * a[f"eta_{n}"] for n in fast} | {"decay": 0 * a["decay"]}
+    empty = {f"state_{n}": 0 * a[f"state_{n}"] for n in fast}
+    block, logits = SUBJECTS["fast_block"], []
+    held = {n: a[n] for n in empty}
+    for part in chunk_slices(length_of(subject, a), settings["minibatch"]):
+        piece = tokens_of(subject, a, part)
+        rows = []
+        for b in range(len(a["x"])):
+            moved = {n: a[n] - a[f"eta_{n}"] * held[f"state_{n}"][b] for n in fast}
+            own = {n: piece[n][b : b + 1] for n in piece if n not in subject.shared}
+            alone = piece | own | still | moved | {n: x[b : b + 1] for n, x in empty.items()}
+            rows.append(block.answers(alone, settings)["logits_slow"])
+        logits.append(host.concat(rows, axis=0))
+        written = block.answers(piece | still | empty, settings)
+        held = {n: (1 - a["decay"]) * x + written[state_out(n)] for n, x in held.items()}
+    return {"logits": host.concat(logits, axis=1)} | {state_out(n): x for n, x in held.items()}
+
+
+def _at_every_token(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    """Titans with the rates of a chunk's first token at all of them, the gradients stale"""
+    size = settings["minibatch"]
+    first = [t - t % size for t in range(length_of(subject, a))]
+    spread = {n: a[n][:, first] for n in ("momentum", "decay")}
+    case = {n: a[n] for n in a} | spread
+    found = SUBJECTS["titans"].answers(case, settings | {"stale": True, "chunk": size})
+    return {n: found[n] for n in ("out", "state_out_M", "state_out_U")}
 
 
 def _late(a):
