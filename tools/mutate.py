@@ -73,6 +73,10 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "lm.transformer": ["tests/lm/test_model.py", *THEOREMS],
     "lm.model": ["tests/lm/test_model.py", "tests/lm/test_checkpoint.py", "tests/lm/test_train.py", *THEOREMS, "tests/test_bad_input.py"],
     **dict.fromkeys(("lm.llama", "lm.gpt2", "lm.unembed", "lm.heads", "lm.stack"), ["tests/lm/test_families.py"]),
+    "norm": ["tests/test_fast_matrix.py", *THEOREMS],
+    **dict.fromkeys(("key_map", "fast_matrix"), ["tests/test_fast_matrix.py"]),
+    "ops.blocked_head": [*LAWS, "tests/ops/test_narrow_integers.py", "tests/test_fast_matrix.py"],
+    "sequential": ["tests/test_sequential.py"],
     "fast_layer": ["tests/test_fast_layer.py", *THEOREMS, MASKS],
     "fwl": [*THEOREMS, MASKS],
     "stream": ["tests/theorems/test_07_to_09_forms.py", MASKS, "tests/test_bad_input.py"],
@@ -88,6 +92,7 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     **{f"rules.{p.stem}": RULES for p in sorted((PACKAGE / "rules").glob("*.py")) if p.stem != "__init__"},
     **{f"rules.{name}": [f"tests/rules/test_{name}.py", *RULES] for name in ("gates", "heads", "documents")},
     "rules.mesa": [*RULES, "tests/rules/test_heads.py"],  # a ridge per head
+    **{f"rules.{name}": ["tests/rules/test_titans_mlp.py", *RULES] for name in ("titans_mlp", "heavy_ball")},
 }
 
 
