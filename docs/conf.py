@@ -36,7 +36,7 @@ author = "the fwl_ref authors"
 copyright = author
 release = version = fwl_ref.__version__
 
-extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "links", "api", "notebooks", "ranking", "demo"]
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "links", "api", "ways"]
 exclude_patterns = ["conf.py", "_ext/**", "handout/**", "lectures/slides/**"]
 nitpicky = True
 
@@ -63,6 +63,7 @@ html_title = f"fwl_ref {release}"
 html_static_path = ["_static", str(STATIC)]
 html_extra_path = [str(HANDOUT), str(SLIDES / "site"), str(FILES)]
 html_css_files = ["site.css"]
+html_search_scorer = str(HERE / "_static" / "scorer.js")
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
