@@ -63,6 +63,7 @@ html_title = f"fwl_ref {release}"
 html_static_path = ["_static", str(STATIC)]
 html_extra_path = [str(HANDOUT), str(SLIDES / "site"), str(FILES)]
 html_css_files = ["site.css"]
+html_js_files = ["fit.js"]
 html_search_scorer = str(HERE / "_static" / "scorer.js")
 html_show_sphinx = False
 html_copy_source = False

@@ -84,7 +84,7 @@ def test_the_standard_library_is_read_out_of_an_archive(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "python.zip", "w") as archive:
         for name, text in texts.items():
             archive.writestr(name, text)
-    monkeypatch.setattr(reading.os, "__file__", str(tmp_path / "python.zip" / "os.py"))
+    monkeypatch.setattr(reading.tempfile, "__file__", str(tmp_path / "python.zip" / "tempfile.py"))
     found = reading.read("stdlib")
     assert [(d.name, bytes(d.data)) for d in found.documents] == [("json/two.py", b"2\n"), ("one.py", b"1\n")]
 

@@ -84,7 +84,7 @@ def shown(path: str | Path) -> str:
 
 def _standard_library() -> Reading:
     """Every source file; some Pythons have them in an archive, as in a browser."""
-    root = Path(os.__file__).parent
+    root = Path(tempfile.__file__).parent  # os would not do, which is part of the interpreter
 
     def read_in(folder: Path) -> Reading:
         return _folder(folder, lambda name: name.endswith(".py"), SKIPPED_FOLDERS)
