@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.PHONY: help demo check bench test lab notebooks docs lint format golden peers clean
+.PHONY: help demo check bench test lab notebooks docs site lint format golden peers clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -18,6 +18,10 @@ help: ## list the targets
 
 .venv/lab: .venv/run
 	$(BIN)/python -m pip install -q -e '.[notebooks]'
+	@touch $@
+
+.venv/site: .venv/run
+	$(BIN)/python -m pip install -q -e '.[site]'
 	@touch $@
 
 # pip keeps a PyTorch that is in .venv already: put the CPU build there first, for on Linux it takes the CUDA build, gigabytes
@@ -49,6 +53,12 @@ docs: .venv/dev ## build the site and the handout into build/docs, strictly (the
 	$(BIN)/python tools/equations.py
 	$(BIN)/python -m sphinx -n -W --keep-going -q -E -d build/docs/doctrees -b html docs build/docs/html
 	@echo "build/docs/html/index.html, build/docs/handout.pdf"
+
+site: .venv/site ## the site with notebooks that run in the reader's browser, in build/site: to publish, or to serve over http
+	rm -rf build/site
+	$(BIN)/python -m sphinx -n -W --keep-going -q -E -t site -d build/docs/doctrees-site -b html docs build/site
+	$(BIN)/python tools/lite.py build/site/lite
+	@echo "python3 -m http.server -d build/site, then http://localhost:8000"
 
 lint: .venv/dev ## check style and types
 	$(STYLE)

@@ -36,7 +36,7 @@ author = "the fwl_ref authors"
 copyright = author
 release = version = fwl_ref.__version__
 
-extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "links", "api"]
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "links", "api", "ways"]
 exclude_patterns = ["conf.py", "_ext/**", "handout/**", "lectures/slides/**"]
 nitpicky = True
 
@@ -46,8 +46,12 @@ nb_execution_mode = "off"
 NOTEBOOKS = HERE / "notebooks"
 shutil.rmtree(NOTEBOOKS, ignore_errors=True)
 NOTEBOOKS.mkdir()
+FILES = ROOT / "build" / "docs" / "files"  # copied to the top of the site: the notebooks to download
+shutil.rmtree(FILES, ignore_errors=True)
+(FILES / "notebooks").mkdir(parents=True)
 for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
     shutil.copy2(notebook, NOTEBOOKS)
+    shutil.copy2(notebook, FILES / "notebooks")
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -57,8 +61,10 @@ mathjax3_config = {"options": {"enableMenu": False}, "chtml": {"scale": 0.9}}
 html_theme = "furo"
 html_title = f"fwl_ref {release}"
 html_static_path = ["_static", str(STATIC)]
-html_extra_path = [str(HANDOUT), str(SLIDES / "site")]
+html_extra_path = [str(HANDOUT), str(SLIDES / "site"), str(FILES)]
 html_css_files = ["site.css"]
+html_js_files = ["fit.js"]
+html_search_scorer = str(HERE / "_static" / "scorer.js")
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}

@@ -8,6 +8,7 @@ NumPy, on CuPy or on a strict array-API implementation.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ Tree: TypeAlias = Any
 
 __all__ = [
     "Array", "Tree", "host", "namespace", "library", "is_host", "to_numpy", "like", "as_dtype",
+    "device", "as_index",
     "BACKENDS", "BackendError", "backend_target", "backend_versions", "use_device", "wait",
     "waiting_refused", "peak_bytes",
 ]  # fmt: skip
@@ -86,6 +88,19 @@ def library(*arrays: Array) -> Any:
                 "move them with like()"
             )
     return xp
+
+
+def device(x: Array) -> Any:
+    """Where ``x`` is. NumPy's scalars, which an operation on arrays without axes gives, say it
+    themselves only since NumPy 2.1.
+    """
+    return array_api_compat.device(x)
+
+
+def as_index(index: Array) -> Array:
+    """``index`` as ``take`` wants it: on 32 bits, as in a browser, NumPy takes no int64."""
+    xp = array_api_compat.array_namespace(index)
+    return xp.astype(index, xp.int64 if sys.maxsize > 2**32 else xp.int32)
 
 
 def is_host(x: Array) -> bool:

@@ -9,7 +9,10 @@ thorough profile and where Sphinx is installed.
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -213,6 +216,17 @@ def test_the_handout_takes_its_formulas_from_the_docs():
     assert "tag" not in handout.TEMPLATE.read_text(encoding="utf-8")
 
 
+def test_n_has_one_meaning_on_the_handout():
+    """LayerNorm's page calls the normalised vector n and the centred one c; the block has an n and a c of its own."""
+    assert handout.renamed("N.1", r"n = \rho\, c , \mathrm{mean}(c \odot n)") == (
+        r"\hat z = \rho\, z_{\mathrm{c}} , \mathrm{mean}(z_{\mathrm{c}} \odot \hat z)"
+    )
+    assert handout.renamed("F.1", "n = c") == "n = c"
+    for label in ("N.1", "N.2", "N.3"):
+        assert not re.search(r"(?<![\\a-zA-Z])n(?![a-zA-Z])", handout.renamed(label, KNOWN[label].latex))
+    assert "label is the next token" in handout.TEMPLATE.read_text(encoding="utf-8")
+
+
 @pytest.mark.skipif(not (find_spec("typst") and find_spec("pypandoc")), reason="typst and pypandoc (the extra docs) are not installed")
 def test_the_handout_is_two_pages_of_the_equations_of_the_docs(tmp_path, monkeypatch):
     """It is made of the sources as they are; a third page and an unknown label are refused."""
@@ -275,6 +289,46 @@ def test_requests_to_the_network_are_found():
     assert offline.requests_of_style("a { background: url(x.png) } /* https://example.org */") == []
 
 
+def test_the_demo_is_on_the_site_without_a_second_copy_of_its_numbers():
+    """The page takes the README's section by its headings, and the picture from where the README has it."""
+    page, readme = ((folder / name).read_text(encoding="utf-8") for folder, name in ((DOCS, "adapting.md"), (ROOT, "README.md")))
+    start, end = re.findall(r':(?:start-after|end-before): "(.*)"', page)
+    assert "| static  " in readme.split(start)[1].split(end)[0] and not re.search(r"\d", page)
+    assert "](demo.png)" in page and "](docs/demo.png)" in readme
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js, which runs what a browser would")
+def test_a_search_for_layernorm_finds_its_derivation_first():
+    """As the page scores results: a page named so, then its sections, notebooks, the API."""
+    rows = [["api/ops", "ops/layernorm.py", "#x", None, 40], ["notebooks/02_layernorm_twice", "2.", "", None, 15]]
+    rows += [["theory/layernorm", "Layer normalisation, twice", "", None, 5], ["theory/layernorm", "Adjoint", "#adjoint", None, 20]]
+    order = [["theory/layernorm", ""], ["theory/layernorm", "#adjoint"], ["api/ops", "#x"], ["notebooks/02_layernorm_twice", ""]]
+    for asked in ("layernorm", "LayerNorm", "layer norm"):
+        program = (DOCS / "_static" / "scorer.js").read_text(encoding="utf-8").replace("var Scorer", "globalThis.Scorer")
+        program = f"globalThis.window = {{location: {{search: '?q={asked}'}}}};\n{program}"
+        program += f"\nconst rows = {json.dumps(rows)}.sort((a, b) => Scorer.score(b) - Scorer.score(a));"
+        program += "\nconsole.log(JSON.stringify(rows.map(r => [r[0], r[2]])));"
+        done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == order
+
+
+def test_every_notebook_page_has_its_ways(monkeypatch):
+    """Download and source always, the browser where JupyterLite is part of the site."""
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    ways = importlib.import_module("ways").ways
+    assert re.findall(r">([^<>]+)</a>", ways("01_x", in_browser=True)) == ["open in the browser", "download", "source"]
+    assert re.findall(r'href="([^"]+)"', ways("01_x", in_browser=False)) == ["01_x.ipynb", "source_01_x.html"]
+    assert "../lite/notebooks/index.html?path=01_x.ipynb" in ways("01_x", in_browser=True)
+
+
+def test_the_hosted_pages_are_built_by_make():
+    """The workflow knows nothing but the target, which builds site and notebooks."""
+    workflow = (ROOT / ".github" / "workflows" / "pages.yml").read_text(encoding="utf-8")
+    assert re.findall(r"- run: (.*)", workflow) == ["make site"] and "path: build/site" in workflow
+    recipe = re.search(r"^site: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe and "-t site" in recipe[1] and "tools/lite.py build/site/lite" in recipe[1]
+
+
 # --- the built site
 
 
@@ -300,6 +354,9 @@ def test_the_site_builds_strictly_and_asks_nothing_of_the_network(site):
     assert {page for page in sources() if not (site / f"{page}.html").exists()} == set()
     assert (site / "_static/mathjax/tex-chtml.js").exists() and len(list((site / "_static/mathjax").rglob("*.woff"))) > 20
     assert "mathjax/tex-chtml.js" in (site / "theory/layernorm.html").read_text(encoding="utf-8")
+    for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        assert (site / "notebooks" / notebook.name).read_bytes() == notebook.read_bytes()
+    assert "dynamic evaluation, block only" in (site / "adapting.html").read_text(encoding="utf-8")
     assert (site / "handout.pdf").read_bytes().startswith(b"%PDF")
     assert (site / "searchindex.js").stat().st_size > 10_000
 

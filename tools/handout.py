@@ -21,6 +21,8 @@ from tools import equations
 TEMPLATE = equations.DOCS / "handout" / "handout.typ"
 PICTURE = equations.ROOT / "fwl_ref" / "figures" / "six_sweeps.svg"
 PAGES = 2
+# On its own page LayerNorm has short names, n for the normalised vector and c for the centred one. Here both stand for parts of the block.
+RENAMED = {"N": {"n": r"\hat z", "c": r"z_{\mathrm{c}}"}}
 USED = re.compile(r'#eq\("([A-Z]\.\d+)"')
 
 
@@ -60,12 +62,19 @@ def typst_equations(wanted: list[str]) -> str:
     unknown = [label for label in wanted if label not in known]
     if unknown:
         raise ValueError(f"the handout asks for equations that the docs do not have: {', '.join(unknown)}")
-    markdown = "\n\n".join(f"$${known[label].latex}$$" for label in wanted)
+    markdown = "\n\n".join(f"$${renamed(label, known[label].latex)}$$" for label in wanted)
     formulas = re.findall(r"\$ .*? \$", pypandoc.convert_text(markdown, "typst", format="markdown"), re.S)
     if len(formulas) != len(wanted):
         raise ValueError(f"{len(wanted)} equations became {len(formulas)} formulas: a dollar sign in one of them?")
     entries = [f'  "{label}": {formula.replace("#h(0em)", "thin")},' for label, formula in zip(wanted, formulas, strict=True)]
     return "#let equations = (\n" + "\n".join(entries) + "\n)\n"
+
+
+def renamed(label: str, latex: str) -> str:
+    """The formula with the names that its symbols have on these two pages."""
+    for old, new in RENAMED.get(label[0], {}).items():
+        latex = re.sub(rf"(?<![\\a-zA-Z]){old}(?![a-zA-Z}}])", lambda _, new=new: new, latex)
+    return latex.replace("& &", r"& \quad &")  # columns apart, as MathJax sets them
 
 
 def plain_svg(svg: str) -> str:

@@ -19,8 +19,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from threadpoolctl import threadpool_info
-
 from ..backend import Array, as_dtype, backend_target, backend_versions, host, to_numpy
 from ..checks import check_segment
 from ..dynamic_evaluation import Descent, RmsScale, evaluate_block, mean_square, rms_scale
@@ -40,6 +38,7 @@ from ..lm.model import (
     loss_and_gradient,
 )
 from ..lm.resume import CONFIG, TRAINING, resume, train_towards
+from ..lm.shards import blas_kernel
 from ..lm.train import Progress, TrainSettings, check_train_settings
 from ..tree import size, tree_map
 from . import cost
@@ -176,8 +175,7 @@ def _demo(
         "validation_documents": [document.name for document in validation],
         "seed": s.training.seed,
         "parameters": size(plain.params),
-        "versions": backend_versions(backend)
-        | {"blas": "; ".join(sorted({str(i.get("architecture")) for i in threadpool_info()}))},
+        "versions": backend_versions(backend) | {"blas": blas_kernel()},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.date.today().isoformat(),
         "seconds": round(time.perf_counter() - clock, 1),

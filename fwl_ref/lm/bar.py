@@ -1,17 +1,47 @@
-"""A progress bar that ends alone: a terminal or pipe that is gone does not end the work."""
+"""A progress bar that ends alone: a terminal or pipe that is gone does not end the work.
+
+Where tqdm is not installed, as in a browser, the work goes on without a bar.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
-from tqdm import tqdm
+
+class NoBar:
+    """What is used of tqdm, and shows nothing."""
+
+    def __init__(self, iterable: Iterable = (), *, initial: int = 0, **options: Any) -> None:
+        self.iterable, self.n = iterable, initial
+
+    def __iter__(self) -> Iterator:
+        return iter(self.iterable)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, n: int = 1) -> None:
+        """Only count."""
+        self.n += n
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        """Nobody reads it."""
+
+
+try:
+    from tqdm import tqdm
+except ImportError:
+    tqdm = NoBar
 
 
 class Bar(tqdm):
-    """tqdm on standard error; what it cannot show it leaves out."""
+    """tqdm on standard error, if it is installed; what it cannot show it leaves out."""
 
     def __init__(self, *args: Any, disable: bool = False, **options: Any) -> None:
         super().__init__(*args, disable=disable or sys.stderr is None, **options)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import stat
 import sysconfig
+import tempfile
+import zipfile
 from collections.abc import Callable, Set
 from pathlib import Path
 from typing import NamedTuple
@@ -52,16 +54,14 @@ def read(source: str) -> Reading:
         No such path.
     ValueError
         A path to one file that is not UTF-8 (with the byte and its offset), or to a pipe or device;
-        an empty name.
+        an empty name; "topics" where Python came without them.
     OSError
         A path to a file or folder that may not be read.
     """
     if source == "stdlib":
-        root = Path(sysconfig.get_paths()["stdlib"])
-        return _folder(root, lambda name: name.endswith(".py"), SKIPPED_FOLDERS)
+        return _standard_library()
     if source == "topics":
-        from pydoc_data.topics import topics
-
+        topics = _topics()
         return Reading([document(f"topics/{k}", topics[k].encode()) for k in sorted(topics)], [])
     if not source:  # as a path that would be the current folder
         raise ValueError("the name of the corpus is empty: give '.' for the current folder")
@@ -80,6 +80,31 @@ def shown(path: str | Path) -> str:
     """A path as text that can be printed on one line and encoded, whatever bytes it is made of."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _standard_library() -> Reading:
+    """Every source file; some Pythons have them in an archive, as in a browser."""
+    root = Path(tempfile.__file__).parent  # os would not do, which is part of the interpreter
+
+    def read_in(folder: Path) -> Reading:
+        return _folder(folder, lambda name: name.endswith(".py"), SKIPPED_FOLDERS)
+
+    if not root.is_file():
+        return read_in(Path(sysconfig.get_paths()["stdlib"]))
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(root) as archive:
+        archive.extractall(folder)
+        return read_in(Path(folder))
+
+
+def _topics() -> dict[str, str]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise ValueError(
+            "this Python came without its reference texts (pydoc_data.topics): give 'stdlib', or "
+            "the path of a UTF-8 file or folder"
+        ) from None
+    return topics
 
 
 def _one_file(path: Path) -> bytes:

@@ -73,19 +73,35 @@ def at_once(batch: int, size: int) -> int:
 
 
 def blas_threads() -> int:
-    """How many threads a product would take: OPENBLAS_NUM_THREADS and threadpoolctl set it."""
+    """How many threads a product would take: OPENBLAS_NUM_THREADS and threadpoolctl set it.
+
+    1 where threadpoolctl is not installed, as in a browser, which has no threads either.
+    """
+    if _blas() is None:
+        return 1
     counts = [lib.num_threads for lib in _blas().lib_controllers if lib.user_api == "blas"]
     return min(counts, default=1)
 
 
 def one_thread() -> None:
     """From here on this process' products take one thread, for there are others beside it."""
-    _blas().limit(limits=1, user_api="blas")
+    if _blas() is not None:
+        _blas().limit(limits=1, user_api="blas")
+
+
+def blas_kernel() -> str:
+    """The kernel that BLAS chose for this processor, such as Haswell, or "unknown"."""
+    found = [lib.info().get("architecture") for lib in getattr(_blas(), "lib_controllers", ())]
+    return "; ".join(sorted({name for name in found if name})) or "unknown"
 
 
 @cache
 def _blas() -> Any:
-    """The linear algebra libraries of this process; finding them takes some milliseconds."""
-    from threadpoolctl import ThreadpoolController
-
+    """The linear algebra libraries of this process, None without threadpoolctl; finding them takes
+    some milliseconds.
+    """
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
     return ThreadpoolController()

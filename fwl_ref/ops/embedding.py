@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, as_index, namespace
 from .common import check_integers
 
 
@@ -23,7 +23,7 @@ def embedding_fwd(table: Array, tokens: Array) -> tuple[Array, EmbeddingResidual
     check_integers(tokens, "tokens")
     xp = namespace(table)
     tokens = xp.astype(tokens, xp.int64)  # (...)
-    y = xp.take(table, xp.reshape(tokens, (-1,)), axis=0)  # (N,D)
+    y = xp.take(table, as_index(xp.reshape(tokens, (-1,))), axis=0)  # (N,D)
     return xp.reshape(y, (*tokens.shape, table.shape[1])), EmbeddingResidual(tokens, table.shape[0])
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from .common import anticausal_product, before, causal_product, chunk_slices, masked
 
 
@@ -178,14 +178,14 @@ def _faded(scores: Array, decay: Decay) -> Array:
 def _decay(keep: Array, length: int) -> Decay:
     """The powers of keep; powers, never ratios of cumulative products, which overflow."""
     xp = namespace(keep)
-    power = xp.pow(keep, xp.arange(length + 1, dtype=keep.dtype, device=keep.device))  # (L+1,)
+    power = xp.pow(keep, xp.arange(length + 1, dtype=keep.dtype, device=device(keep)))  # (L+1,)
     return _arrange(power, length)
 
 
 def _decay_slope(keep: Array, length: int) -> Decay:
     """d/d keep of every entry of _decay: n keep^(n-1)."""
     xp = namespace(keep)
-    n = xp.arange(length + 1, dtype=keep.dtype, device=keep.device)  # (L+1,)
+    n = xp.arange(length + 1, dtype=keep.dtype, device=device(keep))  # (L+1,)
     slope = n * xp.pow(keep, xp.where(n > 0, n - 1, xp.zeros_like(n)))  # (L+1,)
     return _arrange(slope, length)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..backend import Array, host, like, namespace
+from ..backend import Array, as_index, host, like, namespace
 from ..fwl import FastSettings
 from ..slow_block import FastParameters, SlowParameters
 from ..tree import tree_map
@@ -167,6 +167,6 @@ def sequences(case: BlockCase, index: slice | Sequence[int]) -> BlockCase:
 def _taken(case: BlockCase, index: slice | Sequence[int], axis: int) -> BlockCase:
     every = range(case.labels.shape[axis])
     chosen = [every[i] for i in (every[index] if isinstance(index, slice) else index)]
-    xp, at = namespace(case.x), like(host.asarray(chosen, dtype="int64"), case.x)
+    xp, at = namespace(case.x), as_index(like(host.asarray(chosen, dtype="int64"), case.x))
     x, labels, weights = (xp.take(a, at, axis=axis) for a in (case.x, case.labels, case.weights))
     return case._replace(x=x, labels=labels, weights=weights)

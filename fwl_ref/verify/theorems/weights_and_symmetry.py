@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...backend import Array, host, like, namespace
+from ...backend import Array, as_index, host, like, namespace
 from ..cases import D, T, generator, small_case, tokens
 from ..measure import Finding, different, same
 from ..runs import run
@@ -15,7 +15,7 @@ def weights(target: Array, dtype: str) -> Iterator[Finding]:
     case, s, xp = small_case(target, dtype, decay=0.0), 3, namespace(target)
     mark = like(host.arange(T) == s, target)  # (T,)
     others = [t for t in range(T) if t != s]
-    at = like(host.asarray(others, dtype="int64"), target)
+    at = as_index(like(host.asarray(others, dtype="int64"), target))
 
     absent = run(case._replace(weights=xp.where(mark, 0 * case.weights, case.weights)))
     found = (xp.take(absent.logits, at, axis=1), absent.state)

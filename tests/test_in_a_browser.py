@@ -1,0 +1,129 @@
+"""What a browser's Python has not: tqdm, threadpoolctl, the reference texts, a folder with the standard library, 64 bits.
+
+The notebooks run there with NumPy, Matplotlib and array-api-compat alone; tools/lite.py builds what readers open.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+from fwl_ref import backend
+from fwl_ref.lm import reading
+from fwl_ref.lm.bar import NoBar
+from fwl_ref.ops.embedding import embedding_fwd
+from tools import lite
+
+pytestmark = pytest.mark.host("about Python in a browser")
+
+PROGRAM = """
+import sys
+for name in {absent}:
+    sys.modules[name] = None  # importing it fails
+{imports}
+from fwl_ref.lm import shards
+from fwl_ref.lm.bar import Bar
+assert shards.blas_threads() == 1 and shards.blas_kernel() == "unknown"
+assert list(Bar(range(3), desc="counting", unit="number")) == [0, 1, 2]
+with Bar(total=3, initial=1, disable=True) as bar:
+    bar.set_postfix_str("so far", refresh=False)
+    bar.update(2)
+assert bar.n == 3
+import fwl_ref.__main__, fwl_ref.demo.run, fwl_ref.lm.train
+print(sorted({{name.partition(".")[0] for name in sys.modules}} & {absent!r}))
+"""
+ABSENT = {"tqdm", "threadpoolctl", "hypothesis", "cupy", "torch", "jax", "gguf", "safetensors", "tokenizers", "ml_dtypes", "pytest"}
+
+
+def imports() -> str:
+    """Every import statement of the notebooks that names the package."""
+    lines = set()
+    for path in lite.NOTEBOOKS:
+        for node in ast.walk(ast.parse(path.with_suffix(".py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fwl_ref"):
+                lines.add(ast.unparse(node))
+    return "\n".join(sorted(lines))
+
+
+def test_the_package_and_all_that_notebooks_import_need_numpy_matplotlib_and_array_api_compat_alone():
+    """In a process where everything else that is optional cannot be imported."""
+    program = PROGRAM.format(absent=ABSENT, imports=imports())
+    assert program.count("from fwl_ref") > 40
+    done = subprocess.run([sys.executable, "-c", program], cwd=lite.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(sorted(ABSENT))
+
+
+def test_a_bar_that_nobody_sees_passes_everything_on():
+    """Also as an iterator in a ``with``, and with an error."""
+    assert list(NoBar("abc", desc="letters")) == ["a", "b", "c"]
+    with pytest.raises(KeyError), NoBar(total=2):
+        raise KeyError
+
+
+def test_rows_are_taken_with_integers_of_the_width_of_the_machine(monkeypatch):
+    """int32 where addresses have 32 bits: NumPy there takes no int64. The values are the same."""
+    table, tokens = np.arange(12.0).reshape(6, 2), np.asarray([[5, 0, 2]], dtype=np.uint8)
+    assert backend.as_index(tokens).dtype == np.int64
+    expected, _ = embedding_fwd(table, tokens)
+    monkeypatch.setattr(backend.sys, "maxsize", 2**31 - 1)
+    assert backend.as_index(tokens).dtype == np.int32
+    found, _ = embedding_fwd(table, tokens)
+    assert np.array_equal(found, expected) and np.array_equal(found, table[tokens])
+
+
+def test_the_standard_library_is_read_out_of_an_archive(tmp_path, monkeypatch):
+    """There it is one: the same documents under the same names, without the folders that are left out."""
+    texts = {"one.py": "1\n", "json/two.py": "2\n", "json/data.txt": "no", "test/three.py": "3\n"}
+    with zipfile.ZipFile(tmp_path / "python.zip", "w") as archive:
+        for name, text in texts.items():
+            archive.writestr(name, text)
+    monkeypatch.setattr(reading.tempfile, "__file__", str(tmp_path / "python.zip" / "tempfile.py"))
+    found = reading.read("stdlib")
+    assert [(d.name, bytes(d.data)) for d in found.documents] == [("json/two.py", b"2\n"), ("one.py", b"1\n")]
+
+
+def test_missing_reference_texts_are_named(monkeypatch):
+    """Pyodide leaves pydoc_data out; the error says what to give instead."""
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(ValueError, match=r"(?s)came without.*pydoc_data.topics.*give 'stdlib'"):
+        reading.read("topics")
+
+
+# --- what readers open
+
+
+@pytest.mark.parametrize("path", lite.NOTEBOOKS, ids=lambda p: p.stem[:2])
+def test_a_notebook_in_the_browser_installs_the_package_and_is_otherwise_the_same(path):
+    """One cell more, below the title; it names the wheels that are built."""
+    committed = json.loads(path.read_text(encoding="utf-8"))
+    there = lite.in_browser(committed)
+    cells = there["cells"]
+    assert [cells[0], *cells[2:]] == committed["cells"]
+    assert cells[1]["source"].startswith("%pip install -q fwl_ref ") and there["metadata"]["kernelspec"]["name"] == "python"
+    assert json.loads(path.read_text(encoding="utf-8")) == committed
+
+
+def test_the_reference_texts_travel_as_a_wheel(tmp_path):
+    """It has the texts of this Python, under the name that is imported."""
+    import pydoc_data.topics
+
+    with zipfile.ZipFile(lite.write_texts(tmp_path)) as wheel:
+        scope: dict = {}
+        exec(wheel.read("pydoc_data/topics.py"), scope)
+        assert any(name.endswith("dist-info/METADATA") for name in wheel.namelist())
+    assert scope["topics"] == pydoc_data.topics.topics
+
+
+def test_without_jupyterlite_the_build_says_what_to_install(tmp_path, monkeypatch):
+    """Before anything is built."""
+    monkeypatch.setattr(lite.sys, "prefix", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"pip install -e '\.\[site\]'"):
+        lite.build(tmp_path / "lite")
+    assert not list(tmp_path.iterdir())
