@@ -37,6 +37,7 @@ def test_l2norm_is_shorter_than_1_and_keeps_the_direction(seed: int) -> None:
     y, res = l2norm_fwd(x, 0.0)
     assert_close(np.sum(y * y, axis=1), np.ones(4))
     assert_close(np.sum(l2norm_bwd(dy, res) * x, axis=1), np.zeros(4), scale=1.0)
+    assert_bitwise(l2norm_fwd(x)[0], l2norm_fwd(x, 1e-6)[0])
 
 
 def test_every_vector_has_its_own_norm() -> None:
