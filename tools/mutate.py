@@ -71,7 +71,11 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "ops.masked_attention": ["tests/ops/test_masked_attention.py", *LAWS],
     "slow_block": ["tests/lm/test_model.py", *THEOREMS],
     "lm.transformer": ["tests/lm/test_model.py", *THEOREMS],
-    "lm.model": ["tests/lm/test_model.py", "tests/lm/test_checkpoint.py", "tests/lm/test_train.py", *THEOREMS, "tests/test_bad_input.py"],
+    "lm.model": [
+        *(f"tests/lm/test_{name}.py" for name in ("model", "shards", "checkpoint", "train", "generate")),
+        *THEOREMS,
+        "tests/test_bad_input.py",
+    ],
     **dict.fromkeys(("lm.llama", "lm.gpt2", "lm.unembed", "lm.heads", "lm.stack"), ["tests/lm/test_families.py"]),
     "norm": ["tests/test_fast_matrix.py", *THEOREMS],
     **dict.fromkeys(("key_map", "fast_matrix"), ["tests/test_fast_matrix.py"]),
