@@ -18,7 +18,7 @@ from benchmarks.agreement import agree
 from benchmarks.curves import Point, by_formula, config, points, read_on_by_formula, ways
 from benchmarks.processes import SideError
 from benchmarks.sides import ours
-from fwl_ref.lm.generate import read_text, reader_start
+from fwl_ref.lm.generate import read_text, reader_start, write_text
 from fwl_ref.lm.model import initialize
 from tests.test_benchmarks import twin
 
@@ -199,6 +199,21 @@ def test_reading_on_forms_what_the_formula_says(length: int, piece: int, window:
     assert found == read_on_by_formula(c, length, piece)
     if length > piece:
         assert found != read_on_by_formula(c._replace(attention_window=window - 1), length, piece)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_one_more_byte_is_one_byte_of_work(fast: bool) -> None:
+    """Products while text is written: the trunk's for one byte, whose query meets every cached key, and the slow block's; a fast model
+    forms its slow block once more, the slow backward, and two outer products. A plain model writes nothing to a memory.
+    """
+    d, layers, prompt, count = 64, 2, 5, 6
+    c = config(Point(layers, d, 100))._replace(fast=fast)
+    params = initialize(c)
+    reader = read_text(params, c, reader_start(params), bytes(range(prompt)), 100)
+    trunk = sum(layers * (12 * d * d + 2 * d * (prompt + i + 1)) for i in range(count))
+    block = 8 * d * d + 256 * d
+    written = block + 256 * d + 4 * d * d + 8 * d * d
+    assert ours.formed(lambda: write_text(params, c, reader, count, window=100)) == trunk + count * (block + (written if fast else 0))
 
 
 def test_the_cost_of_a_byte_does_not_grow_with_the_text() -> None:
