@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.PHONY: help demo pretrained check bench test lab notebooks docs site lint format golden peers clean
+.PHONY: help demo pretrained check bench cost test lab notebooks docs site lint format golden peers clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -46,6 +46,9 @@ check: .venv/run ## is this installation sound? every theorem and the quick demo
 
 bench: .venv/bench ## time and memory beside PyTorch and JAX, the same numbers checked first; ONLY="--size small" for less
 	$(BIN)/python -m benchmarks.bench $(ONLY)
+
+cost: .venv/bench ## what fast weights and dynamic evaluation cost, counted and measured: writes docs/cost.md; ONLY="counted" for a part
+	$(BIN)/python -m benchmarks.curves $(if $(ONLY),--only $(ONLY))
 
 test: .venv/dev ## the whole suite on every backend there is; QUICK=1 for fewer examples
 	$(STYLE)

@@ -10,6 +10,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from fwl_ref import __version__
+from fwl_ref.lm.generate import read_text, reader_start, write_text
 from fwl_ref.lm.model import Config, loss_and_gradient, model_score, parameter_shapes
 from fwl_ref.tree import named_leaves, rebuild
 
@@ -18,6 +19,8 @@ def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dic
     """What a reader calls to read, and what training calls. ``threads`` is not passed on: the process is on that many cores."""
     config = Config(**problem["config"])
     weights = rebuild(parameter_shapes(config), list(problem["weights"].values()))
+    if problem["work"] == "write":
+        return writer(problem, weights, config)
     text = problem["tokens"], problem["labels"]
 
     def forward() -> tuple[float, dict]:
@@ -28,6 +31,19 @@ def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dic
         return float(loss), dict(named_leaves(gradient))
 
     return {"forward": forward, "step": step}[problem["work"]]
+
+
+def writer(problem: dict[str, Any], weights: Any, config: Config) -> Callable[[], tuple[float, dict]]:
+    """The likeliest bytes after a prompt that has been read: the text, and the features and the memory at its end."""
+    count, length = problem["count"], problem["tokens"].shape[1] + problem["count"] + 1
+    start = read_text(weights, config, reader_start(weights), bytes(problem["tokens"][0].tolist()), length)
+
+    def write() -> tuple[float, dict]:
+        text, reader = write_text(weights, config, start, count, window=length, temperature=0.0)
+        found = {"text": np.frombuffer(text, "uint8").astype("float64"), "features": reader.last}
+        return float(np.mean(found["text"])), found | (reader.stream.state._asdict() if config.fast else {})
+
+    return write
 
 
 def host(gradients: dict) -> dict[str, np.ndarray]:

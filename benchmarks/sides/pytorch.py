@@ -25,6 +25,10 @@ def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dic
     if config["dialect"] != "tf" or config["normalizer"] != "constant" or config["constant"] != 1.0 or config["first_order"]:
         raise ValueError(f"the twin is of the model as it is by default, got {config}")
     weights = {name: torch.from_numpy(np.array(a)) for name, a in problem["weights"].items()}
+    if problem["work"] == "write":
+        from benchmarks.sides.pytorch_stream import writer
+
+        return writer(weights, torch.from_numpy(problem["tokens"]), problem["count"], config)
     tokens, labels = torch.from_numpy(problem["tokens"]), torch.from_numpy(problem["labels"])
     tables = rotary_tables(tokens.shape[1], config["width"] // config["heads"], weights["embedding"].dtype)
 
@@ -121,9 +125,19 @@ def fading(keep: Tensor, length: int) -> Fading:
     return Fading(power[:, None], mask, power.flip(0)[:, None], keep)
 
 
-def fast_block(x: Tensor, labels: Tensor, p: Weights, eta: Weights, fade: Fading) -> Tensor:
-    """(B,T,D)->(B,T,V)   logits with the weights that the past has changed"""
-    width = x.shape[-1:]
+class Memory(NamedTuple):
+    """What the slow weights make of each token: what each weight's gradient is an outer product of, and the slow hidden input."""
+
+    h: Tensor  # (B,T,F)
+    dh: Tensor  # (B,T,F)
+    a: Tensor  # (B,T,F)
+    dz: Tensor  # (B,T,D)
+    dgain: Tensor  # (B,T,D)
+    dbias: Tensor  # (B,T,D)
+
+
+def memory(x: Tensor, labels: Tensor, p: Weights) -> Memory:
+    """(B,T,D),(B,T)   the slow forward pass and its backward pass, per token"""
     # slow forward
     h = linear(x, p["W1"].t(), p["b1"])  # (B,T,F)
     r = torch.relu(h)
@@ -133,18 +147,23 @@ def fast_block(x: Tensor, labels: Tensor, p: Weights, eta: Weights, fade: Fading
     rstd = centred.square().mean(-1, keepdim=True).rsqrt()  # (B,T,1)
     n = centred * rstd
     logits = linear(n * p["gain"] + p["bias"], p["U"].t(), p["c"])  # (B,T,V)
-    # slow backward, per token, down to what each weight's gradient is an outer product of
+    # slow backward
     hit = labels[..., None]
     dlogits = logits.softmax(-1).scatter_add(-1, hit, logits.new_full((1, 1, 1), -1.0).expand(hit.shape))
     dn = linear(dlogits, p["U"])  # (B,T,D), and the bias's gradient
     dgain, v = dn * n, dn * p["gain"]
     dz = rstd * (v - v.mean(-1, keepdim=True) - n * (n * v).mean(-1, keepdim=True))
     dh = 2 * r * linear(dz, p["W2"])  # (B,T,F)
-    # fast forward
+    return Memory(h, dh, a, dz, dgain, dn)
+
+
+def fast_block(x: Tensor, labels: Tensor, p: Weights, eta: Weights, fade: Fading) -> Tensor:
+    """(B,T,D)->(B,T,V)   logits with the weights that the past has changed"""
+    h, dh, a, dz, dgain, dbias = memory(x, labels, p)
     a_fast = torch.relu(h - read_past(x, x, dh, eta["W1"], eta["b1"], fade)).square()
     z = linear(a_fast, p["W2"].t(), p["b2"]) - read_past(a_fast, a, dz, eta["W2"], eta["b2"], fade)
-    gain, bias = sum_past(torch.cat([dgain, dn], -1), fade).chunk(2, -1)  # (B,T,D)
-    n = layer_norm(z, width, eps=0.0)
+    gain, bias = sum_past(torch.cat([dgain, dbias], -1), fade).chunk(2, -1)  # (B,T,D)
+    n = layer_norm(z, x.shape[-1:], eps=0.0)
     return linear(n * (p["gain"] - eta["gain"] * gain) + (p["bias"] - eta["bias"] * bias), p["U"].t(), p["c"])
 
 

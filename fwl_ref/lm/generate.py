@@ -138,7 +138,10 @@ def write_text(
                 "sizes prevent"
             )
         byte = sample(scores, temperature, rng)
-        stream = reveal(stream, byte, float(adapt), params, settings)
+        if config.fast:
+            stream = reveal(stream, byte, float(adapt), params, settings)
+        else:  # nothing reads what a plain model would write
+            stream = stream._replace(pending=None)
         x, context = read_on(params, config, context, bytes([byte]), window)  # (1,1,D)
         last = x[:, 0, :]
         text.append(byte)

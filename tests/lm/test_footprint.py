@@ -14,7 +14,7 @@ from fwl_ref.lm import footprint
 from fwl_ref.lm import train as training
 from fwl_ref.lm.data import Corpus, Document
 from fwl_ref.lm.evaluate import dynamic_block, fast_weights
-from fwl_ref.lm.model import Config, initialize, model_fwd
+from fwl_ref.lm.model import Config, initialize, model_fwd, model_score
 from fwl_ref.lm.train import TrainSettings, begin, train_step
 from fwl_ref.tree import leaves, size
 
@@ -117,6 +117,21 @@ def test_reading_a_long_document_takes_no_more_than_a_short_one(carried: bool) -
     for read, options in ways:
         few, many = (peak(lambda d=d: read(p, config, d, 64, **options)) for d in (short, long))
         assert many < 1.1 * few + 40 * 64 * 9
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_reading_keeps_nothing_of_a_layer_but_its_keys_and_values(fast: bool) -> None:
+    """``model_score`` of twelve layers peaks where that of four does, but for the keys and values that it returns: 4 D numbers per token
+    and layer. N: ``model_fwd`` keeps 23 D of each.
+    """
+    text = TEXT[:256].astype("int64")[None, :]
+    taken = {}
+    for function in (model_score, model_fwd):
+        for layers in (4, 12):
+            config = Config(width=32, layers=layers, heads=1, fast=fast)
+            taken[function, layers] = peak(lambda p=initialize(config), c=config, f=function: f(p, text, text, None, c))  # noqa: B008
+    each = {f: (taken[f, 12] - taken[f, 4]) / 8 / (256 * 32 * 4) for f in (model_score, model_fwd)}
+    assert each[model_score] == pytest.approx(4, rel=0.1) and each[model_fwd] > 20
 
 
 def test_memory_grows_with_the_text_and_not_with_its_square() -> None:
