@@ -30,6 +30,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ import types
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import array_api_compat
@@ -136,6 +138,14 @@ def described(name: str) -> str:
 def absent_required() -> list[str]:
     """Backends that must be there and are not."""
     return [f"{name}: {missing(name)}" for name in sorted(REQUIRED) if missing(name)]
+
+
+def host_file(path: Path) -> str:
+    """Why a whole test file is about the host, by its ``pytestmark`` or by ``HOST_ONLY``; empty if it
+    is not. The file is read, not imported: what it imports may take seconds.
+    """
+    mark = re.search(r'^pytestmark = \[?\s*pytest\.mark\.host\("(.*?)"\)', path.read_text(encoding="utf-8"), re.MULTILINE)
+    return mark[1] if mark else host_reason(path.relative_to(Path(__file__).parents[1]).as_posix())
 
 
 def host_reason(nodeid: str) -> str:
@@ -359,7 +369,7 @@ def install() -> None:
     imports as before.
     """
     for found in pkgutil.walk_packages(fwl_ref.__path__, "fwl_ref."):
-        if not found.name.endswith("__main__"):
+        if _module(found.name) not in HOST_MODULES:
             importlib.import_module(found.name)
     if NAME == "strict":
         _quicken(TARGET)
@@ -381,29 +391,35 @@ def install() -> None:
 # --------------------------------------------------------------------------------------------------------
 
 
+def said(name: str, part: str) -> str:
+    return f"{described(name)}, {part}" if part else described(name)
+
+
 def main(arguments: list[str]) -> int:
-    """The suite on every backend there is, side by side, NumPy's in two halves: it is the longest.
-    What pytest says of the first is shown as it comes, of the others at the end.
+    """The suite on every backend there is, side by side, NumPy's in two halves that start at its two
+    ends and meet: it is the longest. What pytest says of the first is shown as it comes, of the
+    others at the end.
 
     ``--quick``: each test runs with its first and its last parameters only, slow ones not at all.
     The rest is for pytest.
     """
     quick, arguments = "--quick" in arguments, [a for a in arguments if a != "--quick"]
     profile = os.environ.get("HYPOTHESIS_PROFILE", "quick")
-    fewer = "few" if profile == "thorough" else "one"
     absent, running = absent_required(), {}
-    parts = [("numpy", "1/2"), ("numpy", "2/2"), *((name, "1/1") for name in BACKENDS if name != "numpy")]
+    claims = tempfile.TemporaryDirectory()
+    parts = [("numpy", "first half"), ("numpy", "last half"), *((name, "") for name in BACKENDS if name != "numpy")]
     for name, part in parts:
         if missing(name):
             continue
-        # the mathematics has its many examples on NumPy; elsewhere a few of each show that the
-        # library does the same one BLAS thread each: the arrays are small, and two suites with two
-        # threads each wait for one another
+        # the mathematics has its many examples on NumPy; elsewhere two of each show that the library
+        # does the same. One BLAS thread each: the arrays are small, and two suites with two threads
+        # each wait for one another
         environment = (
             {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
             | os.environ
-            | {"FWL_REF_BACKEND": name, "FWL_REF_PART": part, "HYPOTHESIS_PROFILE": profile if name == "numpy" else fewer}
+            | {"FWL_REF_BACKEND": name, "HYPOTHESIS_PROFILE": profile if name == "numpy" else "few"}
         )
+        environment |= {"FWL_REF_HALF": f"{part.split()[0]}:{claims.name}"} if part else {}
         environment |= {"FWL_REF_ENDS": "1"} if quick else {}
         output = tempfile.TemporaryFile("w+") if running else None  # noqa: SIM115 read below
         running[name, part] = (output, subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=environment, stdout=output))
@@ -413,10 +429,11 @@ def main(arguments: list[str]) -> int:
             failed.append((name, part))
         if output:
             output.seek(0)
-            print(f"\nThe suite on {described(name)}, part {part}:\n{output.read()}", flush=True)
+            print(f"\nThe suite on {said(name, part)}:\n{output.read()}", flush=True)
+    claims.cleanup()
     for name, part in parts:
         verdict = "FAILED" if (name, part) in failed else "passed" if (name, part) in running else "NOT RUN"
-        print(f"{verdict}  {described(name)}, part {part}")
+        print(f"{verdict}  {said(name, part)}")
     if absent and os.environ.get("CI", "").lower() not in ("", "0", "false"):
         print(f"CI=true, and a required backend is missing: {'; '.join(absent)}")
         return 3

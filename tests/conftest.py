@@ -7,7 +7,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -17,8 +19,7 @@ from tests import backends
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 _AWAY = {"derandomize": True, "phases": [Phase.explicit, Phase.generate]}  # on other backends: no search for the smallest failure
-settings.register_profile("one", max_examples=1, **_AWAY, **_COMMON)
-settings.register_profile("few", max_examples=3, **_AWAY, **_COMMON)
+settings.register_profile("few", max_examples=2, **_AWAY, **_COMMON)  # the simplest, which may be empty, and one that was drawn
 settings.register_profile("quick", max_examples=10, **_COMMON)
 settings.register_profile("mutants", max_examples=10, **_AWAY, **_COMMON)  # of tools/mutate.py: the same examples for each of them
 settings.register_profile("thorough", max_examples=100, derandomize=True, print_blob=True, **_COMMON)
@@ -26,7 +27,9 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)
 
 left_out: Counter[str] = Counter()  # reason -> tests about the host alone
+files_left_out: dict[Path, str] = {}  # files of such tests -> reason
 unmoved: list[str] = []  # tests that ran and moved no array to the device
+elsewhere: list[pytest.Item] = []  # tests of the other half of the suite
 notes: dict[str, str] = {}  # things that could not be checked here, and why: said at the end of every run
 
 
@@ -52,6 +55,16 @@ def pytest_configure(config: pytest.Config) -> None:
         backends.install()
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """A file about the host alone is not even imported elsewhere."""
+    if backends.NAME == "numpy" or not collection_path.name.startswith("test_"):
+        return None
+    reason = backends.host_file(collection_path)
+    if reason:
+        files_left_out[collection_path] = reason
+    return True if reason else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reason = backends.missing("cupy") if any(item.get_closest_marker("gpu") for item in items) else ""
     kept, host = [], []
@@ -62,28 +75,70 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         why = mark.args[0] if mark else backends.host_reason(item.nodeid)
         (host if why and backends.NAME != "numpy" else kept).append(item)
         left_out.update([why] if why else [])
-    rest = between(kept) if os.environ.get("FWL_REF_ENDS") else []
+    rest = between(kept) if os.environ.get("FWL_REF_ENDS") else set()
     if rest:
         notes["slow tests, and parameters between the first and the last of each test"] = f"{len(rest)} cases, left out of a quick run"
-    elsewhere = others(kept)
-    items[:] = [item for item in kept if item not in rest and item not in elsewhere]
-    config.hook.pytest_deselected(items=[*host, *({*rest, *elsewhere} & {*kept})])
+    items[:] = [item for item in kept if item not in rest]
+    config.hook.pytest_deselected(items=[*host, *rest])
+    if PROFILE != "mutants":
+        share_examples(items)
+    if os.environ.get("FWL_REF_HALF", "").startswith("last:"):
+        items.reverse()
 
 
-def others(items: list[pytest.Item]) -> set[pytest.Item]:
-    """What another process runs, if ``tests.backends`` has divided the suite: FWL_REF_PART = "2/2" is every second test function."""
-    part, parts = map(int, os.environ.get("FWL_REF_PART", "1/1").split("/"))
-    functions = list(dict.fromkeys(item.nodeid.split("[")[0] for item in items))
-    mine = set(functions[part - 1 :: parts])
-    return {item for item in items if item.nodeid.split("[")[0] not in mine}
+def functions(items: list[pytest.Item]) -> list[list[pytest.Item]]:
+    """The cases of each test function."""
+    found: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        found.setdefault(item.nodeid.split("[")[0], []).append(item)
+    return list(found.values())
 
 
 def between(items: list[pytest.Item]) -> set[pytest.Item]:
     """The slow tests, and those that are neither the first nor the last of their function."""
-    functions: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        functions.setdefault(item.nodeid.split("[")[0], []).append(item)
-    return {item for cases in functions.values() for item in cases[1:-1]} | {item for item in items if item.get_closest_marker("slow")}
+    inner = {item for cases in functions(items) for item in cases[1:-1]}
+    return inner | {item for item in items if item.get_closest_marker("slow")}
+
+
+def share_examples(items: list[pytest.Item]) -> None:
+    """A property that runs over many cases, every rule say, has the examples of its profile shared out among them."""
+    for cases in functions(items):
+        test = cases[0].function  # one for all of its cases
+        if hasattr(test, "hypothesis"):
+            given = test._hypothesis_internal_use_settings
+            test._hypothesis_internal_use_settings = settings(given, max_examples=share(given.max_examples, len(cases)))
+
+
+def share(examples: int, cases: int) -> int:
+    """The examples of each case: a fair share, but a tenth of all and three at least."""
+    return min(examples, max(3, examples // 10, examples // cases))
+
+
+def claimed(item: pytest.Item) -> bool:
+    """Whether this process is the one to run a test. Two halves of the suite start at its two ends and
+    meet wherever the faster one has got to: who first makes the file of a test runs it.
+    """
+    folder = os.environ.get("FWL_REF_HALF", "").partition(":")[2]
+    if not folder:
+        return True
+    try:
+        (Path(folder) / sha256(item.nodeid.encode()).hexdigest()).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    if claimed(item):
+        return None  # as ever
+    elsewhere.append(item)  # and so are all that follow: what is set up is torn down at the end
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    session.config.hook.pytest_deselected(items=elsewhere)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -119,12 +174,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not terminalreporter.showheader:
         for line in _report():
             terminalreporter.write_line(line)
-    reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+    counts = (left_out, Counter(files_left_out.values()))
+    reasons, files = ("; ".join(f"{count} {why}" for why, count in found.most_common()) for found in counts)
     if backends.NAME == "numpy":
         terminalreporter.write_line(f"about the host alone, left out on other backends: {left_out.total()} ({reasons})")
     else:
-        line = f"left out as about the host alone: {left_out.total()} ({reasons}); ran without moving an array: {len(unmoved)}"
-        terminalreporter.write_line(f"arrays moved to the device: {backends.moved[0]:,}; {line}")
+        host = f"{len(files_left_out)} files ({files}); {left_out.total()} other tests ({reasons})"
+        terminalreporter.write_line(f"arrays moved to the device: {backends.moved[0]:,}; ran without moving an array: {len(unmoved)}")
+        terminalreporter.write_line(f"left out as about the host alone: {host}")
         if os.environ.get("FWL_REF_UNMOVED"):
             terminalreporter.write_line("\n".join(unmoved))
     for what, why in notes.items():

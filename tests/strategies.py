@@ -8,11 +8,12 @@ suite and for the self-test, in ``fwl_ref/verify/cases.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import array_api_strict
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ sizes = st.integers(1, 6)  # of an axis that must not be empty
 lengths = st.integers(0, 9)  # T, empty included
 dtypes = st.sampled_from(["float64", "float32"])
 scales = st.sampled_from([0.1, 1.0, 3.0])
+MORE_NUMBERS = pytest.mark.host("more numbers for calls that are made elsewhere too")
 MASKS = ("ones", "zero_one", "real", "zeros")
 
 
@@ -38,6 +40,14 @@ def at_most(examples: int) -> settings:
     leaf by leaf, so that one example is many checks.
     """
     return settings(max_examples=min(examples, settings.default.max_examples))
+
+
+def first_elsewhere(values: Iterable[Any]) -> list:
+    """Parameters of which other backends run the first alone: the others are more numbers for the same
+    calls, and show no other name of the library.
+    """
+    first, *more = values
+    return [first, *(pytest.param(value, marks=MORE_NUMBERS) for value in more)]
 
 
 def move_like(a: np.ndarray, target: Any) -> Any:

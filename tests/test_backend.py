@@ -17,8 +17,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import array_api_strict
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from fwl_ref.__main__ import main, parser
 from fwl_ref.backend import (
@@ -46,7 +48,7 @@ from fwl_ref.lm.train import LOG_EVERY, Progress, TrainSettings, advance, begin,
 from fwl_ref.ops import attention
 from fwl_ref.tree import leaves, tree_map
 from tests import backends
-from tests.conftest import others
+from tests.conftest import claimed, pytest_configure, pytest_report_header, share, share_examples
 from tests.tolerances import assert_bitwise
 
 pytestmark = pytest.mark.host("moves arrays itself")
@@ -494,22 +496,59 @@ def test_a_facade_hands_out_stand_ins_and_passes_on_what_is_set(away: Any, monke
     assert module.write_fwd is original
 
 
-@pytest.mark.host("about the suite")
-def test_the_parts_of_the_suite_are_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every case of a test runs in one part, and in one alone; without parts all run."""
+def test_the_two_halves_of_the_suite_are_all_of_it_and_meet_where_they_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test is run by one half, and by one alone, however fast each of them is; what one runs lies
+    together, so that nothing is set up in vain; without halves all run.
+    """
 
     class Item(NamedTuple):
         nodeid: str
 
     items = [Item(f"tests/test_x.py::test_{name}[{case}]") for name in "abcde" for case in range(3)]
-    monkeypatch.delenv("FWL_REF_PART", raising=False)
-    assert others(items) == set()
-    elsewhere = []
-    for part in ("1/2", "2/2"):
-        monkeypatch.setenv("FWL_REF_PART", part)
-        elsewhere.append(others(items))
-    assert elsewhere[0] | elsewhere[1] == set(items) and not elsewhere[0] & elsewhere[1]
-    assert {item.nodeid[:-3] for item in elsewhere[1]} == {f"tests/test_x.py::test_{name}" for name in "ace"}
+    monkeypatch.delenv("FWL_REF_HALF", raising=False)
+    assert all(claimed(item) for item in items)
+    for i, speed in enumerate((1, 2, 30)):
+        folder, ran = tmp_path / str(i), {"first": [], "last": []}
+        folder.mkdir()
+        ways = {"first": iter(items), "last": iter(items[::-1])}
+        for half in (["first"] * speed + ["last"]) * 30:
+            monkeypatch.setenv("FWL_REF_HALF", f"{half}:{folder}")
+            item = next(ways[half], None)
+            if item and claimed(item):
+                ran[half].append(item)
+        assert ran["first"] + ran["last"][::-1] == items
+
+
+def test_a_file_about_the_host_alone_is_known_by_its_mark_or_by_the_list() -> None:
+    """Read from its text: what other backends do not run is not imported there."""
+    found = {name: backends.host_file(ROOT / "tests" / name) for name in ("test_backend.py", "test_wheel.py", "testing/test_teeth.py")}
+    assert found == {
+        "test_backend.py": "moves arrays itself",
+        "test_wheel.py": "builds and installs a wheel",
+        "testing/test_teeth.py": "kernels are functions of host arrays",
+    }
+    assert backends.host_file(ROOT / "tests" / "test_structure.py") == "reads source files and docs"
+    assert not any(backends.host_file(ROOT / "tests" / name) for name in ("test_tree.py", "rules/test_laws.py", "rules/test_ttt.py"))
+
+
+def test_examples_are_shared_out_among_the_cases_of_a_property() -> None:
+    """All of them for one case; never fewer than a tenth, nor than three, nor more than there are."""
+    assert [share(100, cases) for cases in (1, 2, 7, 10, 400)] == [100, 50, 14, 10, 10]
+    assert [share(10, cases) for cases in (1, 2, 4, 400)] == [10, 5, 3, 3] and share(2, 1) == share(2, 9) == 2
+
+    @hypothesis.settings(max_examples=40)
+    @hypothesis.given(st.integers())
+    def drawn(x: int) -> None:
+        seen.append(x)
+
+    class Item(NamedTuple):
+        nodeid: str
+        function: Any
+
+    seen: list[int] = []
+    share_examples([Item(f"tests/test_x.py::test_drawn[{case}]", drawn) for case in range(8)] + [Item("tests/test_x.py::test_other", len)])
+    drawn()
+    assert len(seen) == 5
 
 
 def test_the_suite_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -690,23 +729,48 @@ def test_a_training_step_on_a_gpu_does_not_wait() -> None:
     ("settings", "code", "words"),
     [
         ({"CI": "true", "FWL_REF_REQUIRE": "cupy"}, 3, "a required backend is missing: cupy"),
-        ({"CI": "true"}, 0, "backend of this run: numpy"),
-        ({"FWL_REF_REQUIRE": "cupy"}, 0, "cupy ("),
-        ({"FWL_REF_BACKEND": "cupy"}, 3, "FWL_REF_BACKEND=cupy: cupy"),
-        ({"FWL_REF_BACKEND": "torch"}, 3, "expected one of numpy, strict, cupy"),
         ({"FWL_REF_BACKEND": "strict"}, 0, "backend of this run: array_api_strict"),
     ],
 )
 def test_a_run_without_a_required_backend_fails(settings: dict, code: int, words: str) -> None:
-    """Under CI=true; one that was asked for by name always; and every run says which backend it
-    was.
+    """The variables of the environment are read, the exit code is one of failure, and a run says which
+    backend it was.
     """
-    if code and "torch" not in settings.values() and not backends.missing("cupy"):
+    if code and not backends.missing("cupy"):
         pytest.skip("CuPy is here")
-    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "FWL_REF_REQUIRE", "FWL_REF_BACKEND", "FWL_REF_PART")}
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "FWL_REF_REQUIRE", "FWL_REF_BACKEND", "FWL_REF_HALF")}
     command = [sys.executable, "-m", "pytest", "tests/test_tree.py", "-k", "have_names"]
     run = subprocess.run(command, cwd=ROOT, env=kept | settings, capture_output=True, text=True)
     assert run.returncode == code and words in run.stdout + run.stderr, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("ci", "required", "name", "words"),
+    [
+        ("true", {"cupy"}, "numpy", "a required backend is missing: cupy"),
+        ("true", set(), "numpy", ""),
+        ("0", {"cupy"}, "numpy", ""),
+        ("0", set(), "cupy", "FWL_REF_BACKEND=cupy: cupy"),
+        ("0", set(), "torch", "expected one of numpy, strict, cupy"),
+    ],
+)
+def test_what_is_missing_ends_a_run_under_ci_and_what_was_asked_for_by_name_always(
+    ci: str, required: set, name: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is collected; what is not required is only said."""
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(backends, "REQUIRED", {"numpy", "strict"} | required)
+    monkeypatch.setattr(backends, "NAME", name)
+    monkeypatch.setattr(backends, "TARGET", np.zeros(0) if name == "numpy" else None)
+    config: Any = SimpleNamespace(addinivalue_line=lambda *_: None)
+    if words:
+        with pytest.raises(pytest.exit.Exception, match=words) as caught:
+            pytest_configure(config)
+        assert caught.value.returncode == 3
+    else:
+        pytest_configure(config)
+    assert "cupy (" in " ".join(pytest_report_header())
 
 
 # What the page on GPUs says

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
-import nbformat
 import pytest
 
 from fwl_ref import exercises
@@ -37,15 +36,15 @@ SHOWS = "inspect.getsource("
 STYLE = 'plt.style.use("fwl_ref.figures.lecture")'
 
 
-def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+def code(notebook: notebooks.nbformat.NotebookNode) -> list[notebooks.nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def tags(cell: nbformat.NotebookNode) -> list[str]:
+def tags(cell: notebooks.nbformat.NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def sections(notebook: nbformat.NotebookNode) -> dict[str, list[nbformat.NotebookNode]]:
+def sections(notebook: notebooks.nbformat.NotebookNode) -> dict[str, list[notebooks.nbformat.NotebookNode]]:
     """Heading -> its cells; what stands before the first section is not in it."""
     found: dict[str, list] = {}
     for cell in notebook.cells:
@@ -84,7 +83,7 @@ def names(source: str) -> tuple[set[str], set[str]]:
     return bound - {"_"}, used - {"_"}
 
 
-def bound_again(notebook: nbformat.NotebookNode) -> list[str]:
+def bound_again(notebook: notebooks.nbformat.NotebookNode) -> list[str]:
     """Names that an exercise needs and that two cells bind: to run one of them again breaks it."""
     bound = [name for cell in code(notebook) for name in names(cell.source)[0]]
     exercises_ = [part for heading, part in sections(notebook).items() if heading.startswith("## Exercise")]
@@ -92,7 +91,7 @@ def bound_again(notebook: nbformat.NotebookNode) -> list[str]:
     return sorted(name for name in used if bound.count(name) > 1)
 
 
-def rules_broken(notebook: nbformat.NotebookNode) -> list[str]:
+def rules_broken(notebook: notebooks.nbformat.NotebookNode) -> list[str]:
     """What notebooks/README.md asks for and a notebook does not do."""
     cells, found = code(notebook), []
     everything = "\n".join(cell.source for cell in cells)
@@ -170,14 +169,14 @@ def test_the_rules_reject_what_breaks_them() -> None:
     assert any("no label" in fault for fault in broken(figure, lambda s: s.replace("xlabel", "label")))
     assert any("assertion" in fault for fault in broken(figure + 1, lambda s: s.replace("assert ", "_ = ")))
     untagged = notebooks.read(SOURCES[0])
-    untagged.cells[exercise].metadata = nbformat.from_dict({})
+    untagged.cells[exercise].metadata = notebooks.nbformat.from_dict({})
     assert any("that tag" in fault for fault in rules_broken(untagged))
 
 
 @every_notebook
 def test_the_committed_notebook_has_the_cells_of_its_source(source: Path) -> None:
     """.ipynb = .py cell by cell, ids and tags too: nobody edited one of them alone."""
-    committed, fresh = nbformat.read(source.with_suffix(".ipynb"), 4), notebooks.read(source)
+    committed, fresh = notebooks.nbformat.read(source.with_suffix(".ipynb"), 4), notebooks.read(source)
     parts = lambda nb: [(c.id, c.cell_type, c.source, tags(c)) for c in nb.cells]  # noqa: E731
     assert parts(committed) == parts(fresh), "run: python tools/notebooks.py"
 
@@ -187,7 +186,7 @@ def test_the_committed_outputs_are_complete_and_clean(source: Path) -> None:
     """Every code cell ran, in order, with no error, no warning, no address, no clock; every figure
     is there; blanks are blank.
     """
-    committed = nbformat.read(source.with_suffix(".ipynb"), 4)
+    committed = notebooks.nbformat.read(source.with_suffix(".ipynb"), 4)
     assert [cell.execution_count for cell in code(committed)] == list(range(1, len(code(committed)) + 1))
     assert notebooks.faults(committed, seconds=0.0) == []
     for cell in code(committed):
@@ -370,7 +369,7 @@ def test_the_tool_writes_the_same_bytes_twice_and_check_compares(tiny: Path, mon
     target = tiny.with_suffix(".ipynb")
     assert tool(monkeypatch) == 0
     first = target.read_bytes()
-    assert [notebooks._output_text(o) for c in code(nbformat.read(target, 4)) for o in c.outputs] == ["6\n", "picture"]
+    assert [notebooks._output_text(o) for c in code(notebooks.nbformat.read(target, 4)) for o in c.outputs] == ["6\n", "picture"]
     assert tool(monkeypatch, "01") == 0
     assert target.read_bytes() == first
     assert tool(monkeypatch, "--check") == 0
@@ -390,14 +389,14 @@ def test_the_tool_writes_the_same_bytes_twice_and_check_compares(tiny: Path, mon
 
 def typed_into(path: Path, cell: int, answer: str) -> bytes:
     """As an editor does it: the content of a cell changes, its id stays; an empty cell comes last."""
-    notebook = nbformat.read(path, 4)
+    notebook = notebooks.nbformat.read(path, 4)
     notebook.cells[cell].source = answer
-    notebook.cells.append(nbformat.v4.new_code_cell(""))
-    nbformat.write(notebook, path)
+    notebook.cells.append(notebooks.nbformat.v4.new_code_cell(""))
+    notebooks.nbformat.write(notebook, path)
     return path.read_bytes()
 
 
-def without_running(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def without_running(notebook: notebooks.nbformat.NotebookNode) -> notebooks.nbformat.NotebookNode:
     return notebook
 
 
@@ -419,9 +418,9 @@ def test_an_answer_is_not_written_over(tiny: Path, monkeypatch, capsys) -> None:
     assert said.startswith("01_tiny.ipynb: not written, for somebody has edited cell 2. To keep that, move the file")
     assert target.read_bytes() == before
     target.write_bytes(clean)
-    notebook = nbformat.read(target, 4)
-    notebook.cells.insert(1, nbformat.v4.new_code_cell("mine = 1"))
-    nbformat.write(notebook, target)
+    notebook = notebooks.nbformat.read(target, 4)
+    notebook.cells.insert(1, notebooks.nbformat.v4.new_code_cell("mine = 1"))
+    notebooks.nbformat.write(notebook, target)
     assert notebooks.answers(target) == [1]
     target.unlink()
     assert tool(monkeypatch) == 0
@@ -439,7 +438,7 @@ def test_the_copies_for_answers_keep_them(tmp_path: Path, monkeypatch, capsys) -
     assert tool(monkeypatch, "--copy", str(lab)) == 0
     first, second = (lab / path.with_suffix(".ipynb").name for path in SOURCES[:2])
     assert [path.name for path in sorted(lab.iterdir())] == [path.with_suffix(".ipynb").name for path in SOURCES]
-    exercise = next(i for i, cell in enumerate(nbformat.read(first, 4).cells) if "exercise" in tags(cell))
+    exercise = next(i for i, cell in enumerate(notebooks.nbformat.read(first, 4).cells) if "exercise" in tags(cell))
     kept = typed_into(first, exercise, "shape_of_g_dy = (7, 9)")
     second.write_text(second.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert capsys.readouterr().out == ""
@@ -456,12 +455,12 @@ def test_check_sees_an_edit_of_a_source_or_an_output_and_not_of_pixels() -> None
     path = SOURCES[0].with_suffix(".ipynb")
 
     def edited(edit) -> str | None:
-        notebook = nbformat.read(path, 4)
+        notebook = notebooks.nbformat.read(path, 4)
         edit(notebook)
-        return notebooks.difference(nbformat.read(path, 4), notebook)
+        return notebooks.difference(notebooks.nbformat.read(path, 4), notebook)
 
-    printed = next(i for i, c in enumerate(nbformat.read(path, 4).cells) if c.get("outputs") and "text" in c.outputs[0])
-    drawn = next(i for i, c in enumerate(nbformat.read(path, 4).cells) if "plt.show()" in c.source)
+    printed = next(i for i, c in enumerate(notebooks.nbformat.read(path, 4).cells) if c.get("outputs") and "text" in c.outputs[0])
+    drawn = next(i for i, c in enumerate(notebooks.nbformat.read(path, 4).cells) if "plt.show()" in c.source)
     assert edited(lambda nb: None) is None
     assert edited(lambda nb: nb.cells[drawn].outputs[0].data.update({"image/png": "other"})) is None
     assert edited(lambda nb: nb.cells[1].update(source="x = 1")) == "the source of cell 1 is not what the .py gives"

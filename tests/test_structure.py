@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwl_ref.tree import leaves
+from tests.signatures import parse
 from tests.strategies import generator, seeds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -248,13 +249,6 @@ def first_line(node: ast.FunctionDef) -> str:
 
 FORWARD = {(m, n.name): first_line(n) for m, n in functions() if m in OPS and n.name.endswith("_fwd")}
 INTEGERS = {"labels", "tokens"}
-SIGNATURE = re.compile(r"^((?:\([^()]*\),?)+)->((?:\([^()]*\),?)+)(?:\s|$)")
-
-
-def parse(signature: str) -> tuple[list[list[str]], list[list[str]]]:
-    match = SIGNATURE.match(signature)
-    assert match, f"not a signature such as (B,T),(T)->(B): {signature!r}"
-    return tuple([[d for d in dims.split(",") if d] for dims in re.findall(r"\(([^()]*)\)", side)] for side in match.groups())
 
 
 def test_every_op_has_a_signature_to_run() -> None:

@@ -18,17 +18,32 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
+import importlib.util
 import os
 import re
 import shutil
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
-import jupytext
-import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
+def later(name: str) -> ModuleType:
+    """A module that is imported when something of it is first used: these take seconds, and so would
+    every process of the suite that collects the tests of notebooks and leaves them to another. pytest
+    looks at every name of a test file: there, ``notebooks.nbformat`` keeps it from being imported.
+    """
+    spec = importlib.util.find_spec(name)
+    if name in sys.modules or spec is None or spec.loader is None:
+        return importlib.import_module(name)  # or says what is missing
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+jupytext, nbformat, nbclient = (later(name) for name in ("jupytext", "nbformat", "nbclient"))
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -92,7 +107,7 @@ def execute(notebook: nbformat.NotebookNode, folder: Path = FOLDER) -> nbformat.
     resources = {"metadata": {"path": str(folder)}}
     quiet = ["--log-level=ERROR"]  # of the kernel itself; what cells say is kept
     settings = {"timeout": int(LIMIT), "record_timing": False, "coalesce_streams": True, "extra_arguments": quiet}
-    NotebookClient(notebook, resources=resources, **settings).execute(env=environment)
+    nbclient.NotebookClient(notebook, resources=resources, **settings).execute(env=environment)
     notebook.metadata = nbformat.from_dict(METADATA)
     return notebook
 
@@ -157,9 +172,9 @@ def main() -> int:
             execute(notebook)
             seconds = time.perf_counter() - start
             found = faults(notebook, seconds)
-        except CellTimeoutError:
+        except nbclient.exceptions.CellTimeoutError:
             seconds, found = time.perf_counter() - start, [f"a cell took over {LIMIT:.0f} s"]
-        except CellExecutionError as error:
+        except nbclient.exceptions.CellExecutionError as error:
             seconds, found = (time.perf_counter() - start, [f"a cell raised an error\n{COLOUR.sub('', str(error))}"])
         if options.check and not found:
             stale = difference(nbformat.read(target, 4), notebook) if target.exists() else "there is no .ipynb"

@@ -17,7 +17,7 @@ from fwl_ref.ops.linear_attention import (
     linear_attention_recurrent_bwd,
     linear_attention_recurrent_fwd,
 )
-from tests.strategies import AttentionCase, attention_cases, chunks, generator, seeds, splits
+from tests.strategies import AttentionCase, attention_cases, chunks, first_elsewhere, generator, seeds, splits
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, float32_bound
 
 
@@ -71,7 +71,7 @@ def test_parallel_chunked_and_recurrent_linear_attention_agree(case: AttentionCa
         assert_trees_close(form(*case)[0], expected, what=name, scale=size(case))
 
 
-@pytest.mark.parametrize("length", [0, 1, 2, 7, 12])
+@pytest.mark.parametrize("length", first_elsewhere([7, 0, 1, 2, 12]))
 def test_every_chunk_size_gives_the_same_output_and_state(length: int) -> None:
     """chunked_S = recurrent for S = 1, ..., T + 2: divisors, non-divisors, T and more than T;
     theorem 6. (L.3)
@@ -240,8 +240,8 @@ def test_an_inclusive_mask_is_caught_by_the_causality_test() -> None:
     assert_bitwise(inclusive(moved)[:, :2], inclusive(v)[:, :2])  # tokens before it are still untouched
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("chunk", [None, 1, 2, 3, 9])
+@pytest.mark.parametrize("bad", first_elsewhere([np.nan, np.inf]))
+@pytest.mark.parametrize("chunk", first_elsewhere([2, None, 1, 3, 9]))
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 def test_what_is_not_finite_reaches_no_earlier_token(where: str, bad: float, chunk: int | None) -> None:
     """o_{<=s} are bitwise unmoved by a NaN or an infinity in k_s or v_s, o_{<s} by one in q_s:

@@ -21,12 +21,12 @@ from fwl_ref.tree import leaves, rebuild, tree_map, zeros_like
 from tests.rules import several_arrays
 from tests.rules.table import Shape, unit_keys
 from tests.rules.test_laws import FORMS, RULES, pair
-from tests.strategies import arrays, generator
+from tests.strategies import MORE_NUMBERS, arrays, first_elsewhere, generator
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close
 
 SHAPE, SEED, TOKEN = Shape(2, 7, 3, 3), 5, 4  # one token of seven is spoilt, in the second sequence only
 CHUNKS = (None, 1, 3, 5)
-BAD = pytest.mark.parametrize("bad", [np.nan, np.inf])
+BAD = pytest.mark.parametrize("bad", first_elsewhere([np.nan, np.inf]))
 every_read = pytest.mark.parametrize("read", READS)
 
 
@@ -85,7 +85,10 @@ def spoilt(a: np.ndarray, bad: float) -> np.ndarray:
 
 ALL_FORMS = {read: forms(read) for read in READS}
 NAMES = [form.name for form in ALL_FORMS["strict"]]
-every_form = pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)
+SAME_CALLS = (" by 1", " by 5")  # those of chunks of 3, with other numbers
+every_form = pytest.mark.parametrize(
+    "index", [pytest.param(i, id=name, marks=[MORE_NUMBERS] if name.endswith(SAME_CALLS) else []) for i, name in enumerate(NAMES)]
+)
 
 
 @every_form

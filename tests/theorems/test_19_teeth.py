@@ -32,6 +32,7 @@ from tests.strategies import fast_state, make_block_case, off_the_kink
 from tests.theorems.compare import CLEAR, EVERY_NORMALIZER, assert_equivalent, equivalence_error
 from tests.tolerances import RTOL, assert_bitwise, assert_close, relative_error
 
+COMPARISONS = pytest.mark.host("about the comparisons, not about arrays")
 SQUARE = 4  # D = F, so that a transposed weight still has the right shape
 CASES = {n: make_block_case(2, 7, SQUARE, SQUARE, 5, FastSettings(n, 2.0, 0.0, 3), 16, "real", 0.1) for n in EVERY_NORMALIZER}
 CASE = CASES["constant"]
@@ -156,6 +157,7 @@ def install(monkeypatch: pytest.MonkeyPatch, mutant: dict[str, Callable]) -> Non
         monkeypatch.setattr(module, name, replacement)
 
 
+@COMPARISONS
 @pytest.mark.parametrize("mutant", FORWARD_MUTANTS)
 def test_the_equivalence_comparison_rejects_every_mutant_of_the_block(mutant, monkeypatch):
     """N: a wrong block is told from dynamic evaluation at the slow weights, in its logits, far
@@ -275,6 +277,7 @@ def smooth_case():
     return case
 
 
+@COMPARISONS
 @pytest.mark.parametrize("mutant", BACKWARD_MUTANTS)
 def test_the_gradient_check_rejects_every_mutant_of_the_second_backward_pass(mutant, smooth_case, monkeypatch):
     """N: one term dropped anywhere in sweeps 4, 5 or 6 is found   (F.7)"""
@@ -283,12 +286,14 @@ def test_the_gradient_check_rejects_every_mutant_of_the_second_backward_pass(mut
         check_block(smooth_case)
 
 
+@COMPARISONS
 def test_the_gradient_check_rejects_a_stop_gradient_in_the_write(smooth_case):
     """N: first_order=True passed off as the gradient   (F.5)"""
     with pytest.raises(AdjointError, match="they differ by"):
         check_block(with_settings(smooth_case, first_order=True))
 
 
+@COMPARISONS
 def test_the_gradient_check_rejects_a_small_error(smooth_case, monkeypatch):
     """N: a second backward pass that is wrong by one part in a hundred thousand is found: the check
     is sharp   (F.7)

@@ -46,7 +46,7 @@ from fwl_ref.slow_block import FastParameters
 from fwl_ref.tree import leaves, tree_map
 from fwl_ref.verify.cases import tokens, with_settings, with_steps
 from fwl_ref.verify.runs import run
-from tests.strategies import BlockCase, block_cases, generator, make_block_case, off_the_kink, seeds
+from tests.strategies import MORE_NUMBERS, BlockCase, block_cases, generator, make_block_case, off_the_kink, seeds
 from tests.theorems import literal
 from tests.theorems.compare import (
     CLEAR,
@@ -327,7 +327,13 @@ OPTIMIZERS["momentum, preconditioned"] = preconditioned(momentum(0.7), divisors(
 
 
 # SGD is the block itself, of theorem 16
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == "SGD" else []) for n in OPTIMIZERS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[*([pytest.mark.slow] if n == "SGD" else []), *([] if n == "momentum, preconditioned" else [MORE_NUMBERS])])
+        for n in OPTIMIZERS
+    ],
+)
 def test_the_backward_pass_of_the_block_is_the_adjoint_for_every_optimizer(name: str) -> None:
     """<u, J v> = <J^T u, v> for x, slow, eta and the slots that come in: theorem 16 with the mask
     of (O.23); (O.17), (O.20)
