@@ -416,7 +416,7 @@ def test_the_gradient_of_the_keys(unit, seed):
 def test_whitened_keys_have_mean_0_and_variance_1(seed, width, parts):
     """mean k = 0 and k^T k / N = 1 in the kept directions, up to the ridge; in any parts   (X.4)"""
     draw = generator(seed)
-    x = draw(60, 5) @ draw(5, 5) + 100 * draw(5)
+    x = draw(60, 5) @ draw(5, 5) + 1e4 * draw(5)
     p = whitening(np.array_split(x, parts), width, ridge=1e-12)
     k, _ = key_fwd(x, p, False)
     covariance = k.T @ k / 60
@@ -431,6 +431,16 @@ def test_the_widest_directions_are_kept_and_the_ridge_bounds_the_others():
     p = whitening([x], 3, ridge=0.5)
     assert_close(np.abs(p.A), np.eye(3)[:, [1, 0, 2]] / np.sqrt(v + 0.5 * np.mean(v)))
     assert_close(whitening([x], 1, ridge=0.5).A, p.A[:, :1])
+
+
+def test_features_come_in_any_shape_and_in_pieces_that_may_be_empty():
+    """(B,T,D) are B T features, no token adds nothing, and the ridge is 1e-3   (X.4)"""
+    x = generator(0)(2, 4, 3)
+    rows = np.reshape(x, (8, 3))
+    whole = whitening([rows], ridge=1e-3)
+    for other in (whitening([x]), whitening([rows[:0], rows])):
+        assert_bitwise(other.mean, whole.mean)
+        assert_bitwise(other.A, whole.A)
 
 
 @pytest.mark.parametrize(
