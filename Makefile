@@ -70,7 +70,7 @@ site: .venv/site ## the site with notebooks that run in the reader's browser, in
 	rm -rf build/site
 	$(BIN)/python -m sphinx -n -W --keep-going -q -E -t site -d build/docs/doctrees-site -b html docs build/site
 	$(BIN)/python tools/lite.py build/site/lite
-	@echo "python3 -m http.server -d build/site, then http://localhost:8000"
+	@echo "python3 -m http.server -d build/site, and open the address that it prints"
 
 lint: .venv/dev ## check style and types
 	$(STYLE)
