@@ -141,14 +141,14 @@ def blocked_head_bwd_bwd(
         g_logits = pulled  # (S,V)
         # forward: logits = n U + c
         g_n_part = xp.matmul(g_logits, xp.matrix_transpose(U))  # (S,D)
-        if g_dU is not None or g_U is not None:
+        if g_U is not None:  # a frozen head has no dU either
             dlogits = _minus_one(p, hit)  # (S,V)
             dlogits *= dy
             if g_dU is not None:  # backward: dU = n^T dlogits
                 g_n_part += xp.matmul(dlogits, xp.matrix_transpose(g_dU))
-            if g_U is not None:  # backward: dn = dlogits U^T;  forward: logits = n U + c
-                g_U += xp.matmul(xp.matrix_transpose(g), dlogits)
-                g_U += xp.matmul(xp.matrix_transpose(n), g_logits)
+            # backward: dn = dlogits U^T;  forward: logits = n U + c
+            g_U += xp.matmul(xp.matrix_transpose(g), dlogits)
+            g_U += xp.matmul(xp.matrix_transpose(n), g_logits)
         if g_c is not None:
             g_c += xp.sum(g_logits, axis=0)
         g_n.append(g_n_part)
