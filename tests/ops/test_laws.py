@@ -454,6 +454,12 @@ def test_what_is_not_finite_spoils_its_own_token_of_the_head() -> None:
     assert_bitwise(blocked_head_dn(nll, spoilt)[kept], blocked_head_dn(nll, res)[kept])
 
 
+def test_large_logits_have_a_finite_loss_in_the_blocked_head() -> None:
+    """The largest of them is taken off before the exponential.   (C.4)"""
+    n, U = np.ones((1, 1)), np.asarray([[2000.0, 0.0, -2000.0]])
+    assert_close(blocked_head_nll(n, U, None, np.asarray([1])), np.asarray([2000.0]))
+
+
 @pytest.mark.host("memory of NumPy's arrays")
 def test_the_head_in_blocks_never_holds_all_logits() -> None:
     """At most eight arrays of (block,V) at once, in every pass; all logits would be 32.   (C.4), (C.5), (C.6)"""
