@@ -36,6 +36,8 @@ SLIDES = FOLDER / "slides"
 PICTURES = (FOLDER / "figures", equations.ROOT / "fwl_ref" / "figures")
 SOURCES = {"lecture_1": SLIDES / "1.md", "lecture_2": SLIDES / "2.md"}
 EQUATION = re.compile(r"^\(([A-Z]\.\d+)(?::([\d,-]+/?))?\)$")
+MEASURED = re.compile(r"^::: \{\.measured (.*)\}\n:::$", re.M)
+SETTING = re.compile(r'(\w+)="([^"]*)"')
 Node = dict[str, Any]  # of pandoc's tree
 
 
@@ -128,18 +130,28 @@ def picture(name: str) -> Path:
 # --- pandoc's tree
 
 
-def tree(source: Path) -> Node:
-    """A lecture as pandoc reads it."""
+def pandoc(text: str, form: str, to: str, *options: str) -> str:
+    """``text`` in another form. One start of pandoc: pypandoc asks it for its formats each time, if it may."""
     import pypandoc
 
-    return json.loads(pypandoc.convert_text(source.read_text(encoding="utf-8"), "json", format="markdown-implicit_figures"))
+    return pypandoc.convert_text(text, to, format=form, extra_args=options, verify_format=False)
+
+
+def tree(source: Path) -> Node:
+    """A lecture as pandoc reads it, with the tables of results."""
+    text = MEASURED.sub(lambda found: table(measured(**dict(SETTING.findall(found[1])))), source.read_text(encoding="utf-8"))
+    return json.loads(parsed(text))
+
+
+@cache
+def parsed(text: str) -> str:
+    """Read once for the page and the PDFs. No line is too long for a table that keeps its own widths."""
+    return pandoc(text, "markdown-implicit_figures", "json", "--columns=9999")
 
 
 def written(document: Node, blocks: list[Node], to: str) -> str:
-    import pypandoc
-
-    extra = ["--mathjax", "--slide-level=2"] if to == "revealjs" else []
-    return pypandoc.convert_text(json.dumps({**document, "blocks": blocks}), to, format="json", extra_args=extra)
+    options = ["--mathjax", "--slide-level=2"] if to == "revealjs" else []
+    return pandoc(json.dumps({**document, "blocks": blocks}), "json", to, *options)
 
 
 def expand(blocks: list[Node], to: str) -> Iterator[Node]:
@@ -150,8 +162,6 @@ def expand(blocks: list[Node], to: str) -> Iterator[Node]:
             yield from equation(match[1], match[2] or "", to)
         elif kind == "Para" and len(inner) == 1 and inner[0]["t"] == "Image":
             yield image(inner[0], to)
-        elif kind == "Div" and "measured" in inner[0][1]:
-            yield from table(measured(**dict(inner[0][2])))
         elif kind == "Div" and "columns" in inner[0][1] and to == "typst":
             yield from grid(inner[1])
         elif kind == "Div":
@@ -183,15 +193,12 @@ def image(node: Node, to: str) -> Node:
     return raw(html.replace(f"{height}vh", f"{7.2 * float(height):.0f}px"), "html")  # a slide is 720 pixels high
 
 
-def table(rows: list[list[str]]) -> list[Node]:
-    """As pandoc reads it: cells are Markdown; numbers stand to the right."""
-    import pypandoc
-
+def table(rows: list[list[str]]) -> str:
+    """In Markdown, as the cells are; numbers stand to the right."""
     right = [all(re.match(r"[-\d]", row[i]) for row in rows[1:]) for i in range(len(rows[0]))]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "|" + "|".join("--:" if number else ":--" for number in right) + "|")
-    text = "\n".join(lines)
-    return json.loads(pypandoc.convert_text(text, "json", format="markdown-raw_tex", extra_args=[f"--columns={len(text)}"]))["blocks"]
+    return "\n".join(lines) + "\n"
 
 
 def grid(columns: list[Node]) -> Iterator[Node]:
