@@ -24,7 +24,7 @@ import pytest
 
 from tests.conftest import PROFILE
 from tests.test_structure import OPS, functions, labels_in_code, labels_in_docs, labels_in_tests
-from tools import equations, handout, npm, offline
+from tools import equations, handout, npm, offline, widths
 
 pytestmark = pytest.mark.host("reads the documentation")
 
@@ -131,7 +131,8 @@ def test_every_page_of_theory_says_why_and_shows_that_it_agrees():
         assert page.name == "reading.md" or "Why" in headings(page), f"{page.name} does not say why"
 
 
-AROUND = ("__init__", "common", "channels", "gates", "heads", "documents", "ttt")  # what rules share and what stands around them
+# what rules share, what stands around them, and what titans.md derives in a section
+AROUND = ("__init__", "common", "channels", "gates", "heads", "documents", "ttt", "heavy_ball", "titans_per_chunk")
 RULES = [p.stem for p in sorted((ROOT / "fwl_ref" / "rules").glob("*.py")) if p.stem not in AROUND]
 
 
@@ -146,9 +147,9 @@ def test_every_rule_has_a_page_of_the_same_form(rule):
     """Why, inner loss, two forms, each with its backward pass, special cases, cost, agreement, in
     this order; and the overview links to it.
     """
-    page, second = rule_page(rule), "Dual form" if rule.startswith("ttt") else "Chunked form"
+    page, second = rule_page(rule), "Dual form" if rule.startswith("ttt") or rule.endswith("mlp") else "Chunked form"
     form = ["", "Why", "Inner loss", "Recurrent form", second, "Special cases", "Cost", "Agreement"]
-    assert [heading for heading in page if heading != "The stale form"] == form
+    assert [heading for heading in page if heading not in ("The stale form", "Rates per chunk")] == form
     assert f"`rules/{rule}.py`" in page[""]
     for heading in ("Recurrent form", second):
         assert f"### Backward of the {heading.lower()}\n" in page[heading]
@@ -234,7 +235,7 @@ def test_the_handout_is_two_pages_of_the_equations_of_the_docs(tmp_path, monkeyp
     assert (tmp_path / "handout.pdf").read_bytes().startswith(b"%PDF")
     text = handout.TEMPLATE.read_text(encoding="utf-8")
     monkeypatch.setattr(handout, "TEMPLATE", tmp_path / "handout.typ")
-    for change, words in (("\n#pagebreak()\nmore", "must be 2 pages, it is 3"), ('\n#eq("X.9")', "do not have: X.9")):
+    for change, words in (("\n#pagebreak()\nmore", "must be 2 pages, it is 3"), ('\n#eq("X.99")', "do not have: X.99")):
         (tmp_path / "handout.typ").write_text(text + change)
         with pytest.raises(ValueError, match=words):
             handout.build(tmp_path / "other.pdf")
@@ -295,6 +296,14 @@ def test_the_demo_is_on_the_site_without_a_second_copy_of_its_numbers():
     start, end = re.findall(r':(?:start-after|end-before): "(.*)"', page)
     assert "| static  " in readme.split(start)[1].split(end)[0] and not re.search(r"\d", page)
     assert "](demo.png)" in page and "](docs/demo.png)" in readme
+
+
+def test_what_is_cut_is_told_from_what_may_scroll():
+    """tools/widths.py: on a desktop nothing is wider than its column; on a phone a formula may be, where it says so."""
+    formula = {"kind": "formula", "over": 5, "outside": 0, "told": True}
+    assert widths.cut(formula, 1366) and not widths.cut(formula, 390) and not widths.cut(formula | {"over": 1}, 1366)
+    assert widths.cut(formula | {"told": False}, 390) and widths.cut(formula | {"kind": "code"}, 390)
+    assert widths.cut(formula | {"over": 0, "outside": 2}, 390)
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js, which runs what a browser would")

@@ -15,7 +15,7 @@ from typing import Any
 
 WIDTHS = (1366, 1440, 1920, 390)
 PHONE = 600  # below it a formula may scroll
-WAIT = 120_000  # milliseconds
+WAIT = 600_000  # milliseconds: machines may be busy
 READY = "() => (window.MathJax?.startup?.promise ?? Promise.resolve()).then(fit)"
 FOUND = """() => [...document.querySelectorAll('article pre, article mjx-container[display="true"]')].filter(e => e.clientWidth).map(e => ({
     kind: e.tagName === "PRE" ? "code" : "formula",
@@ -57,6 +57,7 @@ def main(root: Path, names: list[str]) -> int:
                     if cut(block, width):
                         bad += 1
                         print(f"{name} at {width}: {block}", flush=True)
+            print(f"{name} seen", flush=True)
         browser.close()
     print(f"{len(names)} pages, {counted} blocks at {len(WIDTHS)} widths, {bad} cut")
     for width, (scale, where) in smallest.items():
