@@ -107,6 +107,7 @@ HOST_CODE = {
     ("study.make", ""): "losses that came home",
     ("study.ngram", ""): "text",
     ("study.outside", ""): "text",
+    ("study.row", ""): "no arrays",
     ("study.statistics", ""): "results that came home",
     ("study.training", ""): "gradients that came home",
     ("study.ways", ""): "losses that came home",
