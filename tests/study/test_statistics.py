@@ -1,4 +1,4 @@
-"""Intervals over seeds and documents: cases known by hand, and a simulation."""
+"""Intervals over seeds and documents: cases known by hand, and a simulation. A docstring that opens with "N:" is a negative control."""
 
 import math
 
@@ -74,7 +74,7 @@ def test_intervals_hold_the_true_mean_95_times_in_100(deviations):
 
 
 def test_documents_alone_would_be_too_sure():
-    """N: a mutant that takes all S D numbers as independent misses the mean more than once in three. "N:" marks a negative control."""
+    """N: a mutant that takes all S D numbers as independent misses the mean more than once in three."""
     rng, hits = np.random.default_rng(1), 0
     for _ in range(500):
         x = 3 + rng.normal(size=(4, 1)) + 0.1 * rng.normal(size=(4, 12))
