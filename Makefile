@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STYLE = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.PHONY: help demo pretrained check bench cost test lab notebooks docs site lint format golden peers clean
+.PHONY: help demo pretrained study check bench cost test lab notebooks docs site lint format golden peers clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -40,6 +40,9 @@ demo: .venv/run ## train both models on real text and compare; QUICK=1 for a min
 
 pretrained: .venv/pretrained ## a real model reads text, as it is and adapting; QUICK=1, BACKEND=cupy, ARGS="--data my.txt"
 	$(BIN)/python -m fwl_ref adapt $(if $(QUICK),--quick) $(if $(BACKEND),--backend $(BACKEND)) $(ARGS)
+
+study: .venv/run ## what fast weights buy on real text: two hours of a plan of runs, then the page; run again to go on; FULL=1, MINUTES=10
+	$(BIN)/python -m fwl_ref study --page docs/study.md $(if $(FULL),--full) $(if $(MINUTES),--minutes $(MINUTES))
 
 check: .venv/run ## is this installation sound? every theorem and the quick demo; BACKEND=cupy on a GPU
 	$(BIN)/python -m fwl_ref check $(if $(BACKEND),--backend $(BACKEND))

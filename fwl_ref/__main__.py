@@ -22,12 +22,13 @@ from .lm.commands import generate as generation
 from .lm.commands import train as training
 from .lm.commands.common import DEFAULT, add_backend, add_data, say
 from .lm.ranks import ALONE, end_all, first_one_first, started, workers
+from .study import command as study
 from .testing import command as kernel
 from .verify import golden
 
 RESULTS = Path("results")
 MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, BackendError)
-SPREAD = ("train", "evaluate", "demo")  # what several ranks do together
+SPREAD = ("train", "evaluate", "demo", "study")  # what several ranks do together
 AFTER_ROW = "; every finished row and training step is saved, and the next run goes on from there"
 GOING_ON = "; every finished step is saved, and training goes on from there when run again"
 
@@ -58,7 +59,7 @@ def _status(args: argparse.Namespace) -> int:
         if hasattr(stream, "reconfigure"):  # what an encoding lacks is no reason to lose the text
             stream.reconfigure(errors="backslashreplace")
     going_on = GOING_ON if args.command in ("train", "demo") else ""
-    going_on = AFTER_ROW if args.command == "adapt" else going_on
+    going_on = AFTER_ROW if args.command in ("adapt", "study") else going_on
     try:
         with _signals_as_exceptions(), ExitStack() as kept:
             if args.command in SPREAD:
@@ -139,6 +140,12 @@ def parser() -> argparse.ArgumentParser:
     _add_out(demo, RESULTS, "folder for table, figure and models")
     add_backend(demo)
     demo.set_defaults(run=_demo)
+
+    plan = commands.add_parser(
+        "study", help="what fast weights buy on real text: many runs, resumable, and a page"
+    )
+    study.add_arguments(plan)
+    plan.set_defaults(run=study.main)
 
     train = commands.add_parser(
         "train", help="train a model on your text; run again to resume, with more --steps to go on"

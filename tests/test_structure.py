@@ -42,6 +42,7 @@ LAYERS = [
     {"lm.*"},
     {"pretrained.*"},
     {"demo.*", "adapt.*"},
+    {"study.*"},
     {"verify.*", "audit.*"},
     {"testing.*"},
     {"__main__"},

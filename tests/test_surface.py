@@ -101,6 +101,19 @@ HOST_CODE = {
     ("adapt.figure", ""): "figures",
     ("adapt.study", "measure"): "features and gradients that came home",
     ("adapt.study", "mean_loss"): "losses that came home",
+    ("study.collect", ""): "results that came home",
+    ("study.estimate", ""): "text",
+    ("study.journal", ""): "files",
+    ("study.make", ""): "losses that came home",
+    ("study.ngram", ""): "text",
+    ("study.outside", ""): "text",
+    ("study.row", ""): "no arrays",
+    ("study.statistics", ""): "results that came home",
+    ("study.training", ""): "gradients that came home",
+    ("study.ways", ""): "losses that came home",
+    ("study.where", ""): "text",
+    ("study.tables", ""): "results that came home",
+    ("study.page", ""): "files",
 }
 
 

@@ -1,0 +1,163 @@
+"""What a row will cost, before it is made: multiply-adds by formula (``demo/cost.py``), times the
+seconds of one that were measured on this machine a moment ago.
+
+Every kind of work has a speed of its own: large products are faster than small ones. What is no
+matrix product is counted in bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..backend import host
+from ..demo import cost
+from ..lm import footprint
+from ..lm.corpus import Corpus, Document
+from ..lm.data import Batch, training_batch
+from ..lm.model import Config, initialize, loss_and_gradient
+from .make import settings_of
+from .ngram import ngram_nats
+from .row import Row
+from .settings import Sizes
+from .ways import WAYS, Given
+from .where import frequencies
+
+BACKWARD = 3  # a training step in units of a reading
+SAMPLE = 4096  # bytes of text to measure what is no matrix product
+WORKS = {"rms": "sgd", "untrained": "fast"}  # a way -> the way that has its speed
+
+
+class Work(NamedTuple):
+    """What kind of work, and how much."""
+
+    kind: str
+    amount: float  # multiply-adds, or bytes
+
+
+def work(row: Row, train_bytes: int = 0) -> list[Work]:
+    """The parts of a row. ``train_bytes`` is the size of the corpus' training part."""
+    if row.kind == "outside":
+        return [Work("n-grams", row.settings["test"][0] * row.settings["test"][1])]
+    if row.kind == "where":
+        return [Work("where", train_bytes)]
+    config, training = settings_of(row)
+    if row.kind == "train":
+        one = BACKWARD * cost.fast(config, training.window)
+        if not config.fast:
+            one = BACKWARD * cost.static(config, training.window)
+        kind = "train fast" if config.fast else "train plain"
+        return [Work(kind, float(one * training.batch * training.steps))]
+    o, window = row.settings, training.window
+    (few, short), (many, long) = o["validation"], o["test"]
+    passes = (len(o["rates"]) + 1) * len(o["decays"]) if "rates" in o else 0
+    passes += 1 if "thetas" in o else 0
+    size = passes * few * short + many * long
+    way = WORKS.get(o["way"], o["way"])
+    if way == "cache":
+        pairs = config.width * (len(o["thetas"]) * few * short**2 + many * long**2) / 2
+        below = "fast" if config.fast else "static"
+        return [Work("cache", pairs), Work(below, 2 * size * per_byte(below, config, window, o))]
+    return [Work(way, size * per_byte(way, config, window, o))]
+
+
+def per_byte(way: str, config: Config, window: int, o: dict[str, Any]) -> float:
+    """Multiply-adds to read one byte."""
+    segment = o.get("segment", 1)
+    counts: dict[str, Callable[[], int]] = {
+        "static": lambda: cost.static(config._replace(fast=False), window),
+        "fast": lambda: cost.fast(config._replace(fast=True), window, carried=True),
+        "sgd": lambda: cost.dynamic(config, window, segment),
+        "block": lambda: cost.dynamic_block(config, window),
+        "fresh": lambda: cost.dynamic_block(config, window),
+    }
+    return counts[way]() / window
+
+
+def reading(row: Row) -> float | None:
+    """Multiply-adds a byte of a row that reads, for the table; None for others. The cache's are
+    those of all earlier bytes, of which a document has ``long`` / 2 on average.
+    """
+    if row.kind != "read":
+        return None
+    config, training = settings_of(row)
+    o = row.settings
+    way = WORKS.get(o["way"], o["way"])
+    if way == "cache":
+        below = "fast" if config.fast else "static"
+        return per_byte(below, config, training.window, o) + config.width * o["test"][1] / 2
+    if o["way"] == "fast" and not o["carried"]:
+        return cost.fast(config, training.window) / training.window
+    return per_byte(way, config, training.window, o)
+
+
+def seconds(row: Row, speeds: dict[str, float], train_bytes: int = 0) -> float:
+    """Estimated seconds of a row on one core."""
+    return sum(speeds[part.kind] * part.amount for part in work(row, train_bytes))
+
+
+def measure(s: Sizes, corpus: Corpus) -> dict[str, float]:
+    """Seconds a multiply-add, or a byte, of every kind of work; about a second or two."""
+    window = s.windows[0]
+    data = host.random.default_rng(0).integers(97, 123, window + 1).astype("uint8")
+    document, found = Document("measured", data), {}
+    for fast in (False, True):
+        config = s.config._replace(fast=fast)
+        params = initialize(config)
+        batch = training_batch([document], 1, window, 0, 0)
+        one = BACKWARD * (cost.fast if fast else cost.static)(config, window)
+
+        def step(params: Any = params, batch: Batch = batch, config: Config = config) -> None:
+            loss_and_gradient(params, batch.tokens, batch.labels, batch.weights, config)
+
+        found[f"train {'fast' if fast else 'plain'}"] = _timed(step) / one
+    given = Given(params, config, window, 0, corpus, [document])
+    plain = given._replace(config=config._replace(fast=False))
+    settings: dict[str, dict[str, Any]] = {
+        "static": {},
+        "fast": {"carried": True},
+        "sgd": {"segment": s.segment},
+        "block": {"segment": s.segment},
+        "fresh": {},
+    }
+    for way, o in settings.items():
+        o |= {"rates": (1e-3,), "decays": (0.0,), "more": 0}
+        own = given if way in ("fast", "fresh") else plain
+        read = WAYS[way](own, o).read
+
+        def once(read: Any = read) -> None:
+            read(document)
+
+        found[way] = _timed(once) / (window * per_byte(way, config, window, o))
+    o = {"carried": False, "thetas": (10.0,), "shares": (0.1,), "more": 0}
+    pairs = config.width * window**2  # half of it twice
+    both = _timed(lambda: WAYS["cache"](plain, o).read(document))
+    rest = 4 * found["static"] * window * per_byte("static", config, window, o)
+    found["cache"] = max(0.1 * both, both - rest) / pairs
+    sample = corpus.train[0].data[:SAMPLE]
+    found["n-grams"] = _timed(lambda: ngram_nats(sample.tobytes())) / len(sample)
+    pieces = [Document("piece", sample)]
+    found["where"] = _timed(lambda: frequencies(pieces, pieces)) / len(sample)
+    return found
+
+
+def memory(rows: list[Row], at_once: int) -> float:
+    """Bytes at the peak of the largest training step, ``at_once`` of them together."""
+    peak = 0
+    for row in rows:
+        if row.kind == "train":
+            config, t = settings_of(row)
+            need = footprint.training(config, t.batch, t.window, together=1)
+            peak = max(peak, need.total)
+    return float(peak * at_once)
+
+
+def _timed(once: Callable[[], Any]) -> float:
+    """Seconds of the faster of two goes; the first one also warms up."""
+    best = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        once()
+        best = min(best, time.perf_counter() - began)
+    return best

@@ -1,0 +1,285 @@
+"""The plan: all runs as data, the most important ones first.
+
+Within a stage every seed comes before the next group of rows. So a study that is stopped at any
+time has its most important rows for all seeds, and an interval for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+from ..demo import cost
+from ..lm.model import Config
+from ..lm.train import TrainSettings
+from .outside import OUTSIDE
+from .row import BASE, BLOCK, CACHE, CARRIED, RESET, RMS, SGD, Row, key_of
+from .settings import Sizes
+
+SOON = 2  # so many training lengths beside the main one come before the second corpus
+NUDGE = 1e-6  # of all parameters, relative: what another order of rounding does
+
+
+class Place(NamedTuple):
+    """A corpus, a window and a seed."""
+
+    corpus: str
+    window: int
+    seed: int
+
+
+def plan(s: Sizes, texts: dict[str, str]) -> list[Row]:
+    """All rows, in the order in which they are to be made; a key once. ``texts`` has the digest of
+    each corpus.
+    """
+    first, builder = Place(s.corpora[0], s.windows[0], 0), Builder(s, texts)
+
+    def main(corpus: str, window: int) -> list[Row]:
+        return builder.stage(builder.main, Place(corpus, window, 0))
+
+    rows = [row for corpus in s.corpora for row in builder.outside(corpus)]
+    rows += main(s.corpora[0], s.windows[0])
+    rows += builder.stage(partial(builder.lengths, times=(1, *s.lengths[:SOON])), first)
+    for corpus in s.corpora[1:]:
+        rows += main(corpus, s.windows[0])
+    rows += builder.stage(builder.health, first)
+    for window in s.windows[1:]:
+        for corpus in s.corpora:
+            rows += main(corpus, window)
+    rows += builder.stage(builder.ablations, first)
+    rows += builder.stage(builder.sizes, first)
+    rows += builder.stage(partial(builder.lengths, times=s.lengths[SOON:]), first)
+    return rows
+
+
+def once(rows: Iterable[Row]) -> list[Row]:
+    """The first row of each key: what there is to run. The page shows a run wherever it is asked
+    for.
+    """
+    found: dict[str, Row] = {}
+    for row in rows:
+        found.setdefault(row.key, row)
+    return list(found.values())
+
+
+class Builder(NamedTuple):
+    """Makes rows of given sizes."""
+
+    s: Sizes
+    texts: dict[str, str]
+
+    def stage(self, groups: Any, place: Place) -> list[Row]:
+        """The groups of all seeds: the first group of each seed, then the second, and so on."""
+        columns = [groups(place._replace(seed=seed)) for seed in self.s.seeds]
+        return [row for group in zip(*columns, strict=True) for rows in group for row in rows]
+
+    def row(
+        self,
+        kind: str,
+        section: int,
+        variant: str,
+        name: str,
+        place: Place,
+        settings: dict[str, Any],
+        needs: tuple[str, ...] = (),
+    ) -> Row:
+        """A row with its key."""
+        key = key_of(kind, self.texts[place.corpus], place.seed, settings, needs)
+        return Row(key, kind, section, variant, name, *place, settings, needs)
+
+    def train(
+        self,
+        section: int,
+        variant: str,
+        place: Place,
+        config: Config,
+        training: TrainSettings | None = None,
+        nudge: float = 0.0,
+    ) -> Row:
+        """A model to train."""
+        t = training or self.training(place)
+        t = t._replace(seed=place.seed)
+        name = "fast weights" if config.fast else "plain"
+        settings = {"config": config._asdict(), "training": t._asdict(), "nudge": nudge}
+        return self.row("train", section, variant, name, place, settings)
+
+    def read(
+        self, section: int, model: Row, name: str, way: str, place: Place, **options: Any
+    ) -> Row:
+        """A way of reading with a trained model; the windows are those it was trained with."""
+        s = self.s
+        asked = {"way": way, "validation": s.validation, "test": s.test, **options}
+        settings = {**model.settings, **asked}
+        return self.row("read", section, model.variant, name, place, settings, (model.key,))
+
+    def training(self, place: Place) -> TrainSettings:
+        """Of the main table; a longer window has as many tokens a step."""
+        t = self.s.training
+        return t._replace(window=place.window, batch=max(1, t.batch * t.window // place.window))
+
+    def outside(self, corpus: str) -> list[Row]:
+        """Compressors of each document."""
+        place = Place(corpus, 0, 0)
+        settings = {"test": self.s.test, "order": self.s.order}
+        rows = [(name, {**settings, "way": name}) for name in OUTSIDE]
+        return [self.row("outside", 1, "", name, place, own) for name, own in rows]
+
+    def tuned(self, way: str) -> dict[str, Any]:
+        """What dynamic evaluation tries on validation documents."""
+        s = self.s
+        found = {"rates": getattr(s, way), "decays": s.decays, "more": s.more}
+        own = {"batches": s.statistics_batches} if way == "rms" else {}
+        return found | {"segment": s.segment} | own
+
+    def main(self, place: Place) -> list[list[Row]]:
+        """Section 1, and section 4 from the losses of its rows."""
+        s, t = self.s, self.training(place)
+        fast, plain = s.config._replace(fast=True), s.config._replace(fast=False)
+        cached = {"thetas": s.thetas, "shares": s.shares}
+        p, f = (self.train(1, "", place, config) for config in (plain, fast))
+        static = self.read(1, p, BASE, "static", place)
+        reset = self.read(1, f, RESET, "fast", place, carried=False)
+        carried = self.read(1, f, CARRIED, "fast", place, carried=True)
+        names = {
+            "sgd": SGD,
+            "rms": RMS,
+            "block": BLOCK,
+            "untrained": "plain, fast weights switched on at test time",
+        }
+        adapting = {
+            way: self.read(1, p, name, way, place, **self.tuned(way)) for way, name in names.items()
+        }
+        same = "plain, equal training compute"
+        c = self.train(1, same, place, plain, t._replace(steps=equal_steps(plain, fast, t)))
+        longer = "plain, longer window of equal inference compute"
+        width = equal_window(plain, fast, t.window)
+        long = t._replace(window=width, batch=max(1, t.batch * t.window // width))
+        w = self.train(1, longer, place, plain, long)
+        o = self.train(1, "first order", place, fast._replace(first_order=True))
+        caches = [
+            self.read(1, p, CACHE, "cache", place, carried=False, **cached),
+            self.read(
+                1, f, "fast weights, carried, neural cache", "cache", place, carried=True, **cached
+            ),
+        ]
+        where = [
+            self.row("where", 4, "", r.name, place, {"test": s.test}, (static.key, r.key))
+            for r in (carried, adapting["sgd"], adapting["block"])
+        ]
+        return [
+            [p, f, static, carried, reset],
+            [adapting["block"], adapting["sgd"]],
+            [c, self.read(1, c, same, "static", place)],
+            where,
+            [adapting["rms"], adapting["untrained"], *caches],
+            [w, self.read(1, w, longer, "static", place)],
+            [
+                o,
+                self.read(1, o, "fast weights, first order, reset", "fast", place, carried=False),
+                self.read(1, o, "fast weights, first order, carried", "fast", place, carried=True),
+            ],
+        ]
+
+    def pair(self, variant: str, place: Place, config: Config, t: TrainSettings) -> list[Row]:
+        """Section 2: a plain and a fast model of one size, and what adapting gains on each."""
+        p, f = (
+            self.train(2, variant, place, config._replace(fast=fast), t) for fast in (False, True)
+        )
+        return [
+            p,
+            f,
+            self.read(2, p, BASE, "static", place),
+            self.read(2, f, CARRIED, "fast", place, carried=True),
+            self.read(
+                2,
+                p,
+                BLOCK,
+                "block",
+                place,
+                **self.tuned("block"),
+            ),
+        ]
+
+    def lengths(self, place: Place, times: tuple[float, ...]) -> list[list[Row]]:
+        """Section 2, by training length, in units of the main table's."""
+        t, c = self.training(place), self.s.config
+        steps = [max(1, round(n * t.steps)) for n in times]
+        return [self.pair(f"{n} steps", place, c, t._replace(steps=n)) for n in steps]
+
+    def sizes(self, place: Place) -> list[list[Row]]:
+        """Section 2, by width and by depth."""
+        c, t = self.s.config, self.training(place)
+        return [
+            *(self.pair(f"width {w}", place, c._replace(width=w), t) for w in self.s.widths),
+            *(self.pair(f"{n} layers", place, c._replace(layers=n), t) for n in self.s.layers),
+        ]
+
+    def changed(
+        self, section: int, variant: str, place: Place, config: Config, t: TrainSettings, **o: Any
+    ) -> list[Row]:
+        """A fast model that differs in one thing, carried and reset."""
+        f = self.train(section, variant, place, config, t, **o)
+        words = ((CARRIED, True), (RESET, False))
+        return [f, *(self.read(section, f, n, "fast", place, carried=c) for n, c in words)]
+
+    def health(self, place: Place) -> list[list[Row]]:
+        """Section 6: what removes the spikes of the gradient norm; each once more from parameters
+        that differ as rounding would make them.
+        """
+        t, c = self.training(place), self.s.config._replace(fast=True)
+        cures = {
+            "as it is": (c, t),
+            "clip 0.25": (c, t._replace(clip=t.clip / 4)),
+            "step sizes start at a third": (c, t._replace(step_size=t.step_size / 3)),
+            "warm-up four times as long": (c, t._replace(warmup=4 * t.warmup)),
+            "half the learning rate": (c, t._replace(rate=t.rate / 2)),
+        }
+        return [
+            self.changed(6, cure + note, place, *settings, nudge=nudge)
+            for cure, settings in cures.items()
+            for note, nudge in (("", 0.0), (", nudged", NUDGE))
+        ]
+
+    def ablations(self, place: Place) -> list[list[Row]]:
+        """Section 5: one thing changed, in training or in reading alone."""
+        t, c = self.training(place), self.s.config._replace(fast=True)
+        trained = {
+            "as it is": (c, t),
+            "dialect jax: no fast dense biases": (c._replace(dialect="jax"), t),
+            "no decay": (c, t._replace(decay=0.0)),
+            "step sizes may be negative": (c, t._replace(nonnegative=False)),
+            "updates divided by the tokens of a window": (c._replace(constant=float(t.window)), t),
+        }
+        groups = [self.changed(5, name, place, *own) for name, own in trained.items()]
+        f = self.train(5, "as it is", place, c)
+        off = {"without W1, b1": ("W1", "b1"), "without W2, b2": ("W2", "b2")}
+        off["without gain, bias"] = ("gain", "bias")
+        reads = [
+            self.read(5, f, f"carried, read {words}", "fast", place, carried=True, off=names)
+            for words, names in off.items()
+        ]
+        fresh = self.read(5, f, "reset, gradients taken afresh at every token", "fresh", place)
+        return [*groups, reads, [fresh]]
+
+
+def equal_steps(plain: Config, fast: Config, t: TrainSettings) -> int:
+    """Steps of the plain model for the multiply-adds that the fast model trains with; rounded up.
+
+    A training step is taken as three times a reading for both. A count says a little more for
+    both, and more so for the plain model, but no more than 5 % (``tests/study``).
+    """
+    own, other = cost.static(plain, t.window), cost.fast(fast, t.window)
+    return -(-t.steps * other // own)
+
+
+def equal_window(plain: Config, fast: Config, window: int) -> int:
+    """The longest window, a multiple of ``window``, at which the plain model takes no more
+    multiply-adds a byte than the fast one takes at ``window``, its state carried; at least
+    ``window``.
+    """
+    limit = cost.fast(fast, window, carried=True) / window
+    found = window
+    while cost.static(plain, found + window) / (found + window) <= limit and found < 64 * window:
+        found += window
+    return found

@@ -1,0 +1,233 @@
+"""Ways of reading with a trained model. What is tuned is tuned on validation documents, and then
+the test documents are read once.
+
+A way takes what was loaded and the row's settings, and returns what it chose and a reader, which
+gives the losses of a document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+from ..backend import Array, host, to_numpy
+from ..dynamic_evaluation import Descent, evaluate_block, mean_square, rms_scale
+from ..lm import evaluate
+from ..lm.corpus import Corpus, Document
+from ..lm.data import training_batch, windows
+from ..lm.device import batch_like
+from ..lm.evaluate import bits_per_byte
+from ..lm.model import (
+    Config,
+    Parameters,
+    effective_step_sizes,
+    fast_settings,
+    features,
+    loss_and_gradient,
+)
+from ..lm.neural_cache import cache_probability, mix_cache
+from ..ops.cross_entropy import cross_entropy_fwd
+
+Reader: TypeAlias = Callable[[Document], Array]  # losses (T,) in nats
+
+
+class Given(NamedTuple):
+    """What a way reads with."""
+
+    params: Parameters
+    config: Config
+    window: int
+    seed: int
+    corpus: Corpus
+    validation: list[Document]
+
+
+class Chosen(NamedTuple):
+    """How a way reads, and what was tuned."""
+
+    read: Reader
+    tuned: dict[str, Any]
+
+
+def static(given: Given, _: dict[str, Any]) -> Chosen:
+    """The model as it is."""
+    config = given.config._replace(fast=False)
+    return Chosen(_bound(given, evaluate.static, config=config), {})
+
+
+def fast(given: Given, o: dict[str, Any]) -> Chosen:
+    """A trained fast weight model, reset or ``carried``; parameters in ``off`` do not move."""
+    zero = {name: 0 * getattr(given.params.eta, name) for name in o.get("off", ())}
+    params = given.params._replace(eta=given.params.eta._replace(**zero))
+    reader = _bound(given, evaluate.fast_weights, params=params, carried=o["carried"])
+    return Chosen(reader, {})
+
+
+def sgd(given: Given, o: dict[str, Any]) -> Chosen:
+    """Dynamic evaluation of all parameters."""
+
+    def reader(rate: float, decay: float) -> Reader:
+        descent = Descent(rate, decay)
+        return _bound(given, evaluate.dynamic, descent=descent, segment=o["segment"])
+
+    return tuned(given, reader, o["rates"], o["decays"], o["more"])
+
+
+def rms(given: Given, o: dict[str, Any]) -> Chosen:
+    """Dynamic evaluation of all parameters with the RMS rule; decays a tenth of the others'."""
+    scale = rms_scale(mean_square(_gradients(given, o)))
+
+    def reader(rate: float, decay: float) -> Reader:
+        descent = Descent(rate, decay / 10, scale)
+        return _bound(given, evaluate.dynamic, descent=descent, segment=o["segment"])
+
+    return tuned(given, reader, o["rates"], o["decays"], o["more"])
+
+
+def block(given: Given, o: dict[str, Any]) -> Chosen:
+    """Dynamic evaluation of the block alone."""
+
+    def reader(rate: float, decay: float) -> Reader:
+        options = {"rate": rate, "decay": decay, "segment": o["segment"]}
+        return _bound(given, evaluate.dynamic_block, **options)
+
+    return tuned(given, reader, o["rates"], o["decays"], o["more"])
+
+
+def untrained(given: Given, o: dict[str, Any]) -> Chosen:
+    """Fast weights with one step size for all on the plain model, carried."""
+
+    def reader(rate: float, decay: float) -> Reader:
+        params = evaluate.with_step_size(given.params, rate, decay)
+        config = given.config._replace(fast=True)
+        return _bound(given, evaluate.fast_weights, params=params, config=config, carried=True)
+
+    return tuned(given, reader, o["rates"], o["decays"], o["more"])
+
+
+def cache(given: Given, o: dict[str, Any]) -> Chosen:
+    """The neural cache over the features below the block, on the model as it is or, of a fast one,
+    on its losses. theta is in units of the features' mean squared length.
+    """
+    under = fast(given, o) if given.config.fast else static(given, o)
+    found = [(under.read(d), *final_features(given, d)) for d in given.validation]
+    unit = float(host.mean([(n * n).sum(axis=1).mean() for _, n, _ in found]))
+    table = {}
+    for theta in o["thetas"]:
+        cached = [cache_probability(n, y, theta / unit) for _, n, y in found]
+        for share in o["shares"]:
+            mixed = [mix_cache(f[0], c, share) for f, c in zip(found, cached, strict=True)]
+            table[theta, share] = bits_per_byte(mixed)
+    best = min(table, key=table.__getitem__)
+    theta, share = best
+
+    def read(document: Document) -> Array:
+        probability = cache_probability(*final_features(given, document), theta / unit)
+        return mix_cache(under.read(document), probability, share)
+
+    edge = theta in (min(o["thetas"]), max(o["thetas"]))
+    edge = edge or share in (min(o["shares"]), max(o["shares"]))
+    return Chosen(read, {"theta": theta, "share": share, "bits": table[best], "edge": edge})
+
+
+def fresh(given: Given, _: dict[str, Any]) -> Chosen:
+    """The learned step sizes of a fast model, its gradients taken at the parameters as they are at
+    every token and not at the slow ones; reset every window. Token by token, so it takes long.
+    """
+    p, config = given.params, given.config
+    eta, fixed = effective_step_sizes(p.eta, config.dialect), fast_settings(config)
+
+    def read(document: Document) -> Array:
+        losses = []
+        for batch in windows(document, given.window):
+            tokens, labels, weights = batch_like(batch, p.embedding)  # (1,T)
+            x, _ = features(p, tokens, config)  # (1,T,D)
+            decay, n, eps = float(to_numpy(p.decay)), fixed.constant, fixed.eps
+            logits, _ = evaluate_block(
+                x, labels, weights, p.block, eta, segment=1, decay=decay, n=n, eps=eps
+            )  # (1,T,V)
+            losses.append(to_numpy(cross_entropy_fwd(logits, labels)[0])[0])
+        return host.concatenate(losses)
+
+    return Chosen(read, {})
+
+
+WAYS: dict[str, Callable[[Given, dict[str, Any]], Chosen]] = {
+    "static": static,
+    "fast": fast,
+    "sgd": sgd,
+    "rms": rms,
+    "block": block,
+    "untrained": untrained,
+    "cache": cache,
+    "fresh": fresh,
+}
+
+
+def tuned(
+    given: Given,
+    reader: Callable[[float, float], Reader],
+    rates: tuple[float, ...],
+    decays: tuple[float, ...],
+    more: int,
+) -> Chosen:
+    """The rate and decay with the fewest bits on validation documents. As long as the best rate is
+    the smallest or the largest, one half or twice as large is tried, at most ``more`` times.
+
+    Raises FloatingPointError if nothing that was tried gave finite losses.
+    """
+    table: dict[tuple[float, float], float] = {}
+
+    def attempt(rate: float) -> None:
+        for decay in decays:
+            with host.errstate(all="ignore"):  # a rate that is too large explodes: a result too
+                bits = bits_per_byte([reader(rate, decay)(d) for d in given.validation])
+            table[rate, decay] = bits if math.isfinite(bits) else math.inf
+
+    for rate in rates:
+        attempt(rate)
+    for _ in range(more):
+        tried = sorted({rate for rate, _ in table})
+        best = min(table, key=table.__getitem__)[0]
+        if best not in (tried[0], tried[-1]):
+            break
+        attempt(best * 2 if best == tried[-1] else best / 2)
+    (rate, decay), bits = min(table.items(), key=lambda item: item[1])
+    tried = sorted({r for r, _ in table})
+    if not math.isfinite(bits):
+        raise FloatingPointError(
+            f"step sizes {tried} all diverged on the validation documents: try smaller ones"
+        )
+    edge = len(tried) > 1 and rate in (tried[0], tried[-1])
+    return Chosen(reader(rate, decay), {"rate": rate, "decay": decay, "bits": bits, "edge": edge})
+
+
+def final_features(given: Given, document: Document) -> tuple[Array, Array]:
+    """(T,D),(T)   features below the block, each window read anew, and the bytes that came next"""
+    parts, labels = [], []
+    for batch in windows(document, given.window):
+        tokens, _, _ = batch_like(batch, given.params.embedding)  # (1,T)
+        x, _ = features(given.params, tokens, given.config)  # (1,T,D)
+        parts.append(to_numpy(x)[0])
+        labels.append(batch.labels[0])
+    return host.concatenate(parts), host.concatenate(labels)
+
+
+def _bound(given: Given, function: Callable[..., Array], **options: Any) -> Reader:
+    """A function of ``lm/evaluate.py`` that needs only the document."""
+    own = {"params": given.params, "config": given.config, "window": given.window} | options
+    return partial(_read, function, own)
+
+
+def _read(function: Callable[..., Array], options: dict[str, Any], document: Document) -> Array:
+    return function(document=document, **options)
+
+
+def _gradients(given: Given, o: dict[str, Any]) -> Iterator[Parameters]:
+    """The plain model's gradients on segments of training text."""
+    for i in range(o["batches"]):
+        batch = training_batch(given.corpus.train, 1, o["segment"], given.seed + 1, i)
+        own = batch_like(batch, given.params.embedding)
+        yield loss_and_gradient(given.params, *own, given.config)[1]

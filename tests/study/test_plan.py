@@ -1,0 +1,62 @@
+"""What the plan says of compute, against counted products; and the committed page, against the code that writes it."""
+
+import array_api_compat.numpy as xp
+import numpy as np
+import pytest
+
+from fwl_ref.demo import cost
+from fwl_ref.lm.model import Config, initialize, loss_and_gradient
+from fwl_ref.lm.train import TrainSettings
+from fwl_ref.study.collect import lines
+from fwl_ref.study.page import markdown
+from fwl_ref.study.plan import equal_steps, equal_window, once, plan
+from fwl_ref.study.settings import FULL
+from tests.test_structure import ROOT
+
+pytestmark = pytest.mark.host("counts the products of NumPy, and files")
+
+CONFIG = Config(width=64, layers=2, heads=2)
+PLAIN = CONFIG._replace(fast=False)
+
+
+def training_products(config, length):
+    """Multiply-adds of one sequence's loss and gradient."""
+    counted, patch, matmul = [], pytest.MonkeyPatch(), xp.matmul
+
+    def watched(a, b):
+        out = matmul(a, b)
+        counted.append(int(out.size) * a.shape[-1])
+        return out
+
+    text = np.random.default_rng(0).integers(0, 256, (1, length + 1))
+    with patch.context() as patched:
+        patched.setattr(xp, "matmul", watched)
+        loss_and_gradient(initialize(config), text[:, :-1], text[:, 1:], None, config)
+    return sum(counted)
+
+
+def test_equal_training_compute_gives_the_plain_model_its_due():
+    """Steps of the plain model times its counted products are those of the fast model's steps, or up to 5 % more."""
+    window, steps = 128, 600
+    own, other = (training_products(config, window) for config in (PLAIN, CONFIG))
+    found = equal_steps(PLAIN, CONFIG, TrainSettings(steps=steps, window=window))
+    assert 1 <= found * own / (steps * other) < 1.05
+
+
+def test_the_longer_window_is_the_longest_that_costs_no_more():
+    """One window more would cost more a byte than fast weights do."""
+    window = 64
+    found = equal_window(PLAIN, CONFIG, window)
+    limit = cost.fast(CONFIG, window, carried=True) / window
+    assert found % window == 0 and found > window
+    assert cost.static(PLAIN, found) / found <= limit < cost.static(PLAIN, found + window) / (found + window)
+
+
+def test_the_committed_page_is_what_the_plan_writes():
+    """As long as no results are committed: that the study has not been run, and how many runs it has."""
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    if (ROOT / "results" / "study" / "results.jsonl").exists():
+        assert "It has not been run yet" not in page
+        return
+    rows = plan(FULL, {name: name for name in FULL.corpora})
+    assert page == markdown(lines(rows, {}), {}, FULL, len(once(rows)))
