@@ -21,10 +21,9 @@ Array: TypeAlias = Any
 Tree: TypeAlias = Any
 
 __all__ = [
-    "Array", "Tree", "host", "namespace", "library", "is_host", "to_numpy", "like", "as_dtype",
-    "device", "as_index",
-    "BACKENDS", "BackendError", "backend_target", "backend_versions", "use_device", "wait",
-    "waiting_refused", "peak_bytes",
+    "Array", "Tree", "host", "namespace", "library", "device", "as_index", "is_host", "to_numpy",
+    "like", "as_dtype", "written_to", "BACKENDS", "BackendError", "backend_target",
+    "backend_versions", "use_device", "wait", "waiting_refused", "peak_bytes",
 ]  # fmt: skip
 
 # by name, where a command asks for one; functions go by the arrays they are given
@@ -76,12 +75,8 @@ def library(*arrays: Array) -> Any:
             "move them with like()"
         ) from None
     if not array_api_compat.is_numpy_namespace(xp):
-        if any(getattr(a, "device", None) is None for a in arrays):
-            raise TypeError(
-                "an array has no device, as within jax.grad, jax.jit and jax.vmap: every gradient "
-                "here is by hand, so call the _bwd function or give both to jax.custom_vjp"
-            )
-        devices = {str(array_api_compat.device(a)) for a in arrays}
+        places = [device(a) for a in arrays]
+        devices = {str(place) for place in places if place is not None}
         if len(devices) > 1:
             raise TypeError(
                 f"all arrays must live on one device, got {' and '.join(sorted(devices))}: "
@@ -92,7 +87,8 @@ def library(*arrays: Array) -> Any:
 
 def device(x: Array) -> Any:
     """Where ``x`` is. NumPy's scalars, which an operation on arrays without axes gives, say it
-    themselves only since NumPy 2.1.
+    themselves only since NumPy 2.1. Arrays within jax.grad and jax.jit are nowhere yet: None, which
+    leaves the place to JAX.
     """
     return array_api_compat.device(x)
 
@@ -137,6 +133,16 @@ def as_dtype(x: Array, dtype: str) -> Array:
     """``x`` as "float32" or "float64", in its own library."""
     xp = array_api_compat.array_namespace(x)
     return xp.astype(x, getattr(xp, dtype))
+
+
+def written_to(a: Array, where: Any, values: Array) -> Array:
+    """``a`` with ``values`` at the index ``where``: ``a`` itself, written to, but for arrays that
+    cannot change (JAX's) a new one.
+    """
+    if hasattr(a, "at"):
+        return a.at[where].set(values)
+    a[where] = values
+    return a
 
 
 def _host_dtype(dtype: Any) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from .backend import Array, Tree, namespace, to_numpy
+from .backend import Array, Tree, device, namespace, to_numpy
 from .checks import check_block_data, check_evaluation, check_kind, check_segment
 from .ops.common import chunk_slices
 from .slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
@@ -183,7 +183,7 @@ def evaluate_block(
         return logits, gradient
 
     if x.shape[0] == 0:  # nothing to stack
-        none = xp.zeros((0, x.shape[1], slow.U.shape[1]), dtype=x.dtype, device=x.device)
+        none = xp.zeros((0, x.shape[1], slow.U.shape[1]), dtype=x.dtype, device=device(x))
         return none, tree_map(lambda p: p[None, ...][:0, ...], FastParameters(*slow[: len(eta)]))
     all_logits, finals = [], []
     for b in range(x.shape[0]):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .backend import Array, namespace
+from .backend import Array, device, namespace
 from .ops.linear_attention import linear_attention_chunked_bwd, linear_attention_chunked_fwd
 from .ops.masked_attention import masked_attention_chunked_bwd, masked_attention_chunked_fwd
 from .optimizers import Optimizer, preconditioned_heads, system
@@ -172,7 +172,7 @@ def past_attention_bwd(
         dq, dk, dv = dq + u * dq_r, dk + dk_r, dv + dv_r
         dstate = dstate_r if dstate is None else dstate + dstate_r
         dstate_out = None  # every head leaves the same state: count it once
-    return dq, dk, dv, xp.zeros((), dtype=dout.dtype, device=dout.device), dstate
+    return dq, dk, dv, xp.zeros((), dtype=dout.dtype, device=device(dout)), dstate
 
 
 def _heads(divisor: Array) -> tuple[Pair, ...]:

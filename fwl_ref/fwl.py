@@ -43,7 +43,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .backend import Array, namespace
+from .backend import Array, device, namespace
 from .checks import check_fast_block
 from .fast_layer import (
     FastLayerResidual,
@@ -159,7 +159,7 @@ def normalizer(weights: Array, settings: Any) -> Array:
     """(B,T)->() or (B,1)   N, what the slow losses are divided by   (F.3)"""
     xp = namespace(weights)
     if settings.normalizer == "constant":
-        return xp.full((), settings.constant, dtype=weights.dtype, device=weights.device)
+        return xp.full((), settings.constant, dtype=weights.dtype, device=device(weights))
     if settings.normalizer == "batch":
         n = xp.sum(weights)  # ()
     else:

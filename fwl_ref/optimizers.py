@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from .backend import Array, Tree, host, is_host, namespace, to_numpy
+from .backend import Array, Tree, device, host, is_host, namespace, to_numpy
 from .ops.masked_attention import check_strict, masked_attention_recurrent_fwd
 from .tree import named_leaves, tree_map
 
@@ -233,7 +233,7 @@ def system(
 
     def table(f: Callable, *shape: int) -> Array:
         rows = [f(t) for t in tokens]
-        return xp.reshape(xp.asarray(rows, dtype=like.dtype, device=like.device), (length, *shape))
+        return xp.reshape(xp.asarray(rows, dtype=like.dtype, device=device(like)), (length, *shape))
 
     return table(optimizer.keep, n, n), table(optimizer.write, n), table(optimizer.read, n)
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .backend import Array, namespace
+from .backend import Array, device, namespace
 from .checks import check_fast_block, check_segment
 from .fwl import FastBlockResidual, FastSettings, fast_block_bwd, fast_block_fwd, normalizer
 from .ops.common import chunk_slices
@@ -111,7 +111,7 @@ def sequential_fwd(
     fixed = x, slow, eta, decay, segment, within, state is not None
     res = SequentialResidual(tuple(residuals), *fixed)
     if not batch:
-        none = xp.zeros((0, x.shape[1], slow.U.shape[1]), dtype=x.dtype, device=x.device)
+        none = xp.zeros((0, x.shape[1], slow.U.shape[1]), dtype=x.dtype, device=device(x))
         return (none, held), res
     final = tree_map(lambda *parts: xp.concat(list(parts), axis=0), *finals)
     return (xp.concat(outs, axis=0), final), res
@@ -203,4 +203,4 @@ def _start(x: Array, slow: SlowParameters) -> FastParameters:
     """Nothing accumulated, for every sequence (B,...)"""
     xp, names = namespace(x, *slow), FastParameters._fields
     shapes = ((x.shape[0], *getattr(slow, name).shape) for name in names)
-    return FastParameters(*(xp.zeros(s, dtype=x.dtype, device=x.device) for s in shapes))
+    return FastParameters(*(xp.zeros(s, dtype=x.dtype, device=device(x)) for s in shapes))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .backend import Array, namespace
+from .backend import Array, device, namespace
 from .checks import (
     check_block_parameters,
     check_decay,
@@ -47,7 +47,7 @@ def stream_start(batch: int, slow: SlowParameters, settings: FastSettings | None
     xp, optimizer = namespace(*slow), settings.optimizer if settings else None
     lead = (batch,) if optimizer is None else (batch, slots(optimizer))
     fast = (getattr(slow, name) for name in FastParameters._fields)
-    zeros = (xp.zeros((*lead, *p.shape), dtype=p.dtype, device=p.device) for p in fast)
+    zeros = (xp.zeros((*lead, *p.shape), dtype=p.dtype, device=device(p)) for p in fast)
     empty = FastParameters(*zeros)
     return Stream(empty if optimizer is None else OptimizerState(empty, 0), None)
 

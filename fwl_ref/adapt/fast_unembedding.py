@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from ..ops.common import chunk_slices
 from ..ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 
@@ -24,14 +24,14 @@ def fast_unembedding(
     Raises ValueError if ``block`` is below 1.
     """
     xp = namespace(n, k, U)
-    state = xp.zeros((k.shape[1], U.shape[1]), dtype=k.dtype, device=k.device)  # (K,V)
+    state = xp.zeros((k.shape[1], U.shape[1]), dtype=k.dtype, device=device(k))  # (K,V)
     losses: list[list[Array]] = [[] for _ in etas]
     for rows in chunk_slices(n.shape[0], block):
         keys, words = k[rows, :], labels[rows]  # (L,K), (L,)
         logits = xp.matmul(n[rows, :], U)  # (L,V)
         nll, res = cross_entropy_fwd(logits, words)  # (L,)
         values = cross_entropy_bwd(xp.ones_like(nll), res)  # (L,V) p - y
-        i = xp.arange(keys.shape[0], device=k.device)  # (L,)
+        i = xp.arange(keys.shape[0], device=device(k))  # (L,)
         scores = xp.matmul(keys, xp.matrix_transpose(keys))  # (L,L)
         scores = xp.where(i[None, :] < i[:, None], scores, xp.zeros_like(scores))
         moved = xp.matmul(keys, state) + xp.matmul(scores, values)  # (L,V)

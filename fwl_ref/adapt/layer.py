@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from ..fast_matrix import (
     FastMatrix,
     MatrixParameters,
@@ -41,8 +41,8 @@ def start(key: KeyMap, decay: float) -> Learned:
     """The layer with which the model computes what it computed before."""
     xp = namespace(*key)
     K, D = key.A.shape[1], key.A.shape[0]
-    W = xp.zeros((K, D), dtype=key.A.dtype, device=key.A.device)  # (K,D)
-    one = xp.ones((), dtype=key.A.dtype, device=key.A.device)  # ()
+    W = xp.zeros((K, D), dtype=key.A.dtype, device=device(key.A))  # (K,D)
+    one = xp.ones((), dtype=key.A.dtype, device=device(key.A))  # ()
     return Learned(key, W, xp.zeros_like(key.mean), FastMatrix(one, one), one * decay)
 
 
@@ -141,7 +141,7 @@ def layer_losses(
     step = x.shape[0] if reset is None else reset
     for i in range(0, x.shape[0], step):
         part, words = x[None, i : i + step, :], labels[None, i : i + step]  # (1,L,D), (1,L)
-        weights = xp.ones((1, part.shape[1]), dtype=x.dtype, device=x.device)  # (1,L)
+        weights = xp.ones((1, part.shape[1]), dtype=x.dtype, device=device(x))  # (1,L)
         nll, n, _ = fast_matrix_score(
             part, words, weights, slow, eta, learned.decay, settings
         )  # (1,L), (1,L,D)

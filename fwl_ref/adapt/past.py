@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from ..ops.common import chunk_slices
 
 BLOCK = 256  # tokens that read at a time
@@ -27,7 +27,7 @@ def read_past(
     if not 0 <= decay < 1:
         raise ValueError(f"the decay must lie in [0, 1), got {decay}")
     xp = namespace(k, v)
-    position = xp.arange(k.shape[0], dtype=k.dtype, device=k.device)  # (T,)
+    position = xp.arange(k.shape[0], dtype=k.dtype, device=device(k))  # (T,)
     parts = []
     for rows in chunk_slices(k.shape[0], BLOCK):
         gap = position[rows][:, None] - position[None, : rows.stop]  # (R,S) t - s

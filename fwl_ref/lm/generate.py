@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..backend import Array, host, like, namespace, to_numpy
+from ..backend import Array, device, host, like, namespace, to_numpy
 from ..fwl import FastSettings, fast_block_score
 from ..stream import Stream, stream_predict, stream_reveal, stream_start
 from .bar import Bar
@@ -97,7 +97,7 @@ def read_text(
             x = xp.concat([reader.last[:, None, :], x[:, :-1, :]], axis=1)
         if labels and config.fast:  # nothing reads what a plain model would write
             known = like(host.asarray([list(labels)], dtype="int64"), x)  # (1,n)
-            weights = xp.ones(known.shape, dtype=x.dtype, device=x.device)
+            weights = xp.ones(known.shape, dtype=x.dtype, device=device(x))
             _, state = fast_block_score(
                 x, known, weights, params.block, eta, params.decay, settings, stream.state
             )

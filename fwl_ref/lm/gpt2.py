@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from ..checks import check_labels, check_shapes
 from ..ops.attention import AttentionResidual, attention_bwd, attention_fwd
 from ..ops.dense import DenseResidual, dense_bwd, dense_fwd
@@ -188,7 +188,7 @@ def features_bwd(dx: Array, res: FeaturesResidual) -> Gpt2Parameters:
     rows = xp.sum(dx, axis=0)  # (T,D)
     end = res.context - res.start - rows.shape[0]
     before, after = (
-        xp.zeros((n, rows.shape[1]), dtype=dx.dtype, device=dx.device) for n in (res.start, end)
+        xp.zeros((n, rows.shape[1]), dtype=dx.dtype, device=device(dx)) for n in (res.start, end)
     )
     dpositions = xp.concat([before, rows, after], axis=0)  # (C,D)
     return Gpt2Parameters(embedding_bwd(dx, res.embed), dpositions, dtrunk, dgain, dbias, None)

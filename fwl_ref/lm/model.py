@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..backend import Array, host, is_host, library, namespace
+from ..backend import Array, device, host, is_host, library, namespace
 from ..checks import (
     BLOCK_AXES,
     check_labels,
@@ -318,7 +318,7 @@ def model_bwd(dnll: Array, res: ModelResidual) -> Parameters:
         g_eta = effective_step_sizes_bwd(g_eta, res.config.dialect)
     else:
         g_x, g_block = slow_block_bwd(dnll, res.block)
-        zero = namespace(dnll).zeros((), dtype=dnll.dtype, device=dnll.device)
+        zero = namespace(dnll).zeros((), dtype=dnll.dtype, device=device(dnll))
         g_eta, g_decay = FastParameters(*(zero for _ in FastParameters._fields)), zero
     return Parameters(*features_bwd(g_x, res.embed, res.stack, res.norm), g_block, g_eta, g_decay)
 
@@ -399,7 +399,7 @@ def _checked(
     xp = namespace(p.embedding, weights)
     library(p.embedding, tokens, labels)
     if weights is None:
-        weights = xp.ones(labels.shape, dtype=p.embedding.dtype, device=p.embedding.device)
+        weights = xp.ones(labels.shape, dtype=p.embedding.dtype, device=device(p.embedding))
     check_like(labels, tokens.shape, "labels", "(B,T)")
     check_like(weights, tokens.shape, "weights", "(B,T)")
     check_weights(weights)

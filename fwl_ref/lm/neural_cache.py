@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from ..backend import Array, library
+from ..backend import Array, device, library
 from ..ops.common import chunk_slices
 
 BLOCK = 256  # tokens that read at a time: (256,T) scores
@@ -25,7 +25,7 @@ def cache_probability(n: Array, labels: Array, theta: float) -> Array:
     if not theta > 0:
         raise ValueError(f"theta must be above 0, got {theta}: it says how alike features must be")
     xp = library(n, labels)
-    position = xp.arange(n.shape[0], device=n.device)  # (T,)
+    position = xp.arange(n.shape[0], device=device(n))  # (T,)
     parts = []
     for rows in chunk_slices(n.shape[0], BLOCK):
         seen = position[None, : rows.stop] < position[rows][:, None]  # (R,S) s < t
@@ -53,7 +53,7 @@ def mix_cache(nll: Array, probability: Array, share: float) -> Array:
     if not 0 <= share < 1:
         raise ValueError(f"lambda must lie in [0, 1), got {share}: at 1 a new word is impossible")
     xp = library(nll, probability)
-    first = xp.arange(nll.shape[0], device=nll.device) == 0  # (T,)
+    first = xp.arange(nll.shape[0], device=device(nll)) == 0  # (T,)
     model = math.log(1 - share) - nll  # (T,) log of the model's part of the sum
     none = probability * share <= 0  # (T,)
     cached = xp.log(xp.where(none, xp.ones_like(nll), probability * share))  # (T,)

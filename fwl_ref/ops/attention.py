@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace, written_to
 from .common import chunk_slices
 
 BLOCK = 128  # queries: 128 x 512 float32 scores of a few heads fit in a second-level cache
@@ -59,7 +59,9 @@ def attention_bwd(dout: Array, res: AttentionResidual) -> tuple[Array, Array, Ar
         p = xp.exp(p)
         do = dout[:, :, rows, :]  # (B,H,R,K)
         # forward: out = p v
-        dv[:, :, cols, :] += xp.matmul(xp.matrix_transpose(p), do)  # (B,H,C,K)
+        read = (..., cols, slice(None))
+        more = xp.matmul(xp.matrix_transpose(p), do)  # (B,H,C,K)
+        dv = written_to(dv, read, dv[read] + more)  # (B,H,P+T,K)
         dp = xp.matmul(do, xp.matrix_transpose(v[:, :, cols, :]))  # (B,H,R,C)
         # forward: p = softmax(scores); Jacobian diag(p) - p p^T, symmetric; p . dp = out . dout
         dp -= xp.sum(do * out[:, :, rows, :], axis=-1, keepdims=True)
@@ -67,7 +69,8 @@ def attention_bwd(dout: Array, res: AttentionResidual) -> tuple[Array, Array, Ar
         # forward: scores = q k^T / sqrt(K)
         dqs.append(xp.matmul(dp, k[:, :, cols, :]) * scale)  # (B,H,R,K)
         scaled = q[:, :, rows, :] * scale  # (B,H,R,K)
-        dk[:, :, cols, :] += xp.matmul(xp.matrix_transpose(dp), scaled)  # (B,H,C,K)
+        more = xp.matmul(xp.matrix_transpose(dp), scaled)  # (B,H,C,K)
+        dk = written_to(dk, read, dk[read] + more)  # (B,H,P+T,K)
     return xp.concat(dqs, axis=2), dk, dv
 
 
@@ -137,9 +140,8 @@ def _scores(q: Array, k: Array, rows: slice, cols: slice, window: int | None) ->
     cached = k.shape[2] - q.shape[2]
     # without a window all rows see what lies before the first of them: only the last columns differ
     edge = cols.start if window is not None else cached + rows.start
-    t = xp.arange(cached + rows.start, cached + rows.stop, device=q.device)[:, None]  # (R,1)
-    s = xp.arange(edge, cols.stop, device=q.device)[None, :]  # (1,E)
+    t = xp.arange(cached + rows.start, cached + rows.stop, device=device(q))[:, None]  # (R,1)
+    s = xp.arange(edge, cols.stop, device=device(q))[None, :]  # (1,E)
     seen = s <= t if window is None else (s <= t) & (s > t - window)  # (R,E)
-    at_edge = scores[..., edge - cols.start :]  # (B,H,R,E)
-    scores[..., edge - cols.start :] = xp.where(seen, at_edge, -xp.inf)
-    return scores
+    last = (..., slice(edge - cols.start, None))
+    return written_to(scores, last, xp.where(seen, scores[last], -xp.inf))  # (B,H,R,C)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from .common import check_integers, chunk_slices
 
 BLOCK = 256  # tokens; 50 MB per array at 49152 words in float32
@@ -173,7 +173,7 @@ def _softmax(n: Array, U: Array, c: Array | None, labels: Array) -> tuple[Array,
     if c is not None:
         logits += c
     logits -= xp.max(logits, axis=-1, keepdims=True)
-    index = xp.arange(logits.shape[-1], dtype=xp.int64, device=labels.device)  # (V,)
+    index = xp.arange(logits.shape[-1], dtype=xp.int64, device=device(labels))  # (V,)
     hit = index == xp.astype(labels, xp.int64)[:, None]  # (S,V)
     picked = xp.sum(xp.where(hit, logits, xp.zeros_like(logits)), axis=-1)  # (S)
     p = xp.exp(logits)  # (S,V)

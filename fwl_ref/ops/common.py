@@ -10,7 +10,7 @@ tokens after it. The recurrent forms, which see one token at a time, spoil the s
 
 from __future__ import annotations
 
-from ..backend import Array, is_host, namespace
+from ..backend import Array, device, is_host, namespace
 
 
 def chunk_slices(length: int, chunk: int | None) -> list[slice]:
@@ -41,7 +41,7 @@ def sum_to(x: Array, target: Array) -> Array:
 
 def before(length: int, like: Array, own: bool = False) -> Array:
     """(L,L) bool   s < t: which tokens s token t sees; with ``own`` also itself, s <= t"""
-    i = namespace(like).arange(length, device=like.device)  # (L,)
+    i = namespace(like).arange(length, device=device(like))  # (L,)
     return i[None, :] <= i[:, None] if own else i[None, :] < i[:, None]
 
 
@@ -61,7 +61,7 @@ def causal_product(scores: Array, v: Array, own: bool = False) -> Array:
     if plainly_finite(v):
         return xp.matmul(scores, v)  # (B,L,E)
     finite, bad = screened(v)  # (B,L,E)
-    t = xp.arange(v.shape[1], dtype=xp.int32, device=v.device)[:, None]  # (L,1)
+    t = xp.arange(v.shape[1], dtype=xp.int32, device=device(v))[:, None]  # (L,1)
     first = xp.min(xp.where(bad, t, v.shape[1]), axis=1, keepdims=True)  # (B,1,E)
     return xp.where(t >= first if own else t > first, xp.nan, xp.matmul(scores, finite))
 
@@ -75,7 +75,7 @@ def anticausal_product(scores: Array, v: Array, own: bool = False) -> Array:
     if plainly_finite(v):
         return xp.matmul(xp.matrix_transpose(scores), v)  # (B,L,E)
     finite, bad = screened(v)  # (B,L,E)
-    t = xp.arange(v.shape[1], dtype=xp.int32, device=v.device)[:, None]  # (L,1)
+    t = xp.arange(v.shape[1], dtype=xp.int32, device=device(v))[:, None]  # (L,1)
     last = xp.max(xp.where(bad, t, -1), axis=1, keepdims=True)  # (B,1,E)
     total = xp.matmul(xp.matrix_transpose(scores), finite)  # (B,L,E)
     return xp.where(t <= last if own else t < last, xp.nan, total)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from .common import check_integers
 
 
@@ -28,7 +28,7 @@ def cross_entropy_fwd(logits: Array, labels: Array) -> tuple[Array, CrossEntropy
     p = xp.exp(shifted)  # (...,V)
     total = xp.sum(p, axis=-1, keepdims=True)  # (...,1)
     p /= total
-    index = xp.arange(logits.shape[-1], dtype=xp.int64, device=labels.device)  # (V,)
+    index = xp.arange(logits.shape[-1], dtype=xp.int64, device=device(labels))  # (V,)
     hit = index == xp.astype(labels, xp.int64)[..., None]  # (...,V)
     picked = xp.sum(xp.where(hit, shifted, xp.zeros_like(shifted)), axis=-1)  # (...)
     return xp.log(total[..., 0]) - picked, CrossEntropyResidual(p, hit)

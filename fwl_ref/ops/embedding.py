@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, as_index, namespace
+from ..backend import Array, as_index, device, namespace
 from .common import check_integers
 
 
@@ -31,7 +31,7 @@ def embedding_bwd(dy: Array, res: EmbeddingResidual) -> Array:
     """Adjoint of embedding_fwd with respect to the table.   (E.2)"""
     xp = namespace(dy)
     # forward: y = onehot(token) table
-    index = xp.arange(res.vocabulary, dtype=xp.int64, device=res.tokens.device)  # (V,)
+    index = xp.arange(res.vocabulary, dtype=xp.int64, device=device(res.tokens))  # (V,)
     onehot = index[:, None] == xp.reshape(res.tokens, (1, -1))  # (V,N)
     rows = xp.reshape(dy, (onehot.shape[1], dy.shape[-1]))  # (N,D)
     return xp.matmul(xp.astype(onehot, dy.dtype), rows)  # (V,D)

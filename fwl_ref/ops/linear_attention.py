@@ -134,7 +134,7 @@ def linear_attention_recurrent_fwd(
     xp = namespace(q, k, v, keep, state)
     start = state
     if state is None:
-        state = xp.zeros((q.shape[0], q.shape[2], v.shape[2]), dtype=q.dtype, device=q.device)
+        state = xp.zeros((q.shape[0], q.shape[2], v.shape[2]), dtype=q.dtype, device=device(q))
     outs = [xp.zeros_like(v[:, :0, :])]
     for t in range(q.shape[1]):
         outs.append(xp.matmul(q[:, t : t + 1, :], state))  # (B,1,E) read, then write
@@ -150,7 +150,7 @@ def linear_attention_recurrent_bwd(
     q, k, v, keep, start = res
     state = start
     if state is None:
-        state = xp.zeros((q.shape[0], q.shape[2], v.shape[2]), dtype=q.dtype, device=q.device)
+        state = xp.zeros((q.shape[0], q.shape[2], v.shape[2]), dtype=q.dtype, device=device(q))
     states = []
     for t in range(q.shape[1]):
         states.append(state)
@@ -193,7 +193,7 @@ def _decay_slope(keep: Array, length: int) -> Decay:
 def _arrange(power: Array, length: int) -> Decay:
     """Lay a sequence f(0..L) out as the four places where a power of keep occurs."""
     xp = namespace(power)
-    i = xp.arange(length, device=power.device)  # (L,)
+    i = xp.arange(length, device=device(power))  # (L,)
     gap = i[:, None] - i[None, :] - 1  # (L,L) tokens between write and read
     index = xp.reshape(xp.where(gap >= 0, gap, xp.zeros_like(gap)), (-1,))  # (L*L,)
     spread = xp.reshape(xp.take(power, index, axis=0), (length, length))  # (L,L)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, is_host, namespace
+from ..backend import Array, device, is_host, namespace
 from .common import anticausal_product, before, causal_product, chunk_slices, masked
 
 
@@ -233,7 +233,7 @@ def _start(res: RecurrentResidual) -> Array:
     if res.state is not None:
         return res.state
     shape = (res.q.shape[0], res.read.shape[1], res.q.shape[2], res.v.shape[2])
-    return namespace(res.q).zeros(shape, dtype=res.q.dtype, device=res.q.device)
+    return namespace(res.q).zeros(shape, dtype=res.q.dtype, device=device(res.q))
 
 
 def _written(state: Array, t: int, res: RecurrentResidual) -> Array:
@@ -248,7 +248,7 @@ def _respond(keep: Array, write: Array, read: Array) -> Response:
     """
     xp = namespace(keep, write, read)
     length, slots = read.shape
-    impulse = xp.eye(slots + length, dtype=read.dtype, device=read.device)  # (N+L,N+L)
+    impulse = xp.eye(slots + length, dtype=read.dtype, device=device(read))  # (N+L,N+L)
     now, impulse = impulse[:slots, :], impulse[slots:, :]  # (N,N+L) the slots, (L,N+L)
     rows = [now[:0, :]]
     for i in range(length):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 
 PAIRS = ("halves", "interleaved")  # the partner of channel i: i + K/2, or its neighbour
 
@@ -43,15 +43,15 @@ def rotary_fwd(
         raise ValueError(
             f"rotary positions rotate channels in pairs: the head width must be even, got {width}"
         )
-    half = xp.arange(width // 2, dtype=x.dtype, device=x.device)  # (K/2,)
+    half = xp.arange(width // 2, dtype=x.dtype, device=device(x))  # (K/2,)
     frequency = xp.exp(half * (-2.0 * math.log(base) / width))  # (K/2,) base^(-2i/K)
     if factors is not None:
         if len(factors) != width // 2:
             raise ValueError(
                 f"each of the {width // 2} pairs must have one factor, got {len(factors)}"
             )
-        frequency = frequency / xp.asarray(factors, dtype=x.dtype, device=x.device)  # (K/2,)
-    position = xp.arange(start, start + length, dtype=x.dtype, device=x.device)  # (T,)
+        frequency = frequency / xp.asarray(factors, dtype=x.dtype, device=device(x))  # (K/2,)
+    position = xp.arange(start, start + length, dtype=x.dtype, device=device(x))  # (T,)
     angle = position[:, None] * frequency[None, :]  # (T,K/2)
     res = RotaryResidual(xp.cos(angle), xp.sin(angle), pairs)
     return _rotate(x, res.cos, res.sin, pairs), res

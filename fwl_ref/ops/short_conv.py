@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 
 
 class ShortConvResidual(NamedTuple):
@@ -47,7 +47,7 @@ def short_conv_fwd(
             f"the state must be the last {taps - 1} inputs, (B,P,D) = {expected}, got "
             f"{tuple(state.shape)}"
         )
-    start = xp.zeros(expected, dtype=x.dtype, device=x.device) if state is None else state
+    start = xp.zeros(expected, dtype=x.dtype, device=device(x)) if state is None else state
     p = xp.concat([start, x], axis=1)  # (B,P+T,D)
     return (_mix(p, w), p[:, p.shape[1] - taps + 1 :, :]), ShortConvResidual(
         p, w, state is not None
@@ -109,7 +109,7 @@ def _taps(dy: Array, p: Array, w: Array) -> Array:
 def _spread(dy: Array, w: Array) -> Array:
     """(B,T,D),(J,D)->(B,P+T,D)   row i is sum_j w_j * dy_{i-j}: dy back where it was read"""
     xp, before = namespace(dy, w), w.shape[0] - 1
-    nothing = xp.zeros((dy.shape[0], before, dy.shape[2]), dtype=dy.dtype, device=dy.device)
+    nothing = xp.zeros((dy.shape[0], before, dy.shape[2]), dtype=dy.dtype, device=device(dy))
     around = xp.concat([nothing, dy, nothing], axis=1)  # (B,P+T+P,D)
     return _mix(around, xp.flip(w, axis=0))
 

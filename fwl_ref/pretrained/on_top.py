@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, host, like, namespace
+from ..backend import Array, device, host, like, namespace
 from ..fast_matrix import MatrixParameters, MatrixSettings
 from ..fwl import FastSettings
 from ..key_map import KeyMap
@@ -46,7 +46,7 @@ def matrix_on_top(model: Pretrained, key: KeyMap) -> tuple[MatrixParameters, Mat
     width = final.gain.shape[0]
     if key.A.shape[0] != width:
         raise ValueError(f"the keys are for features of width {key.A.shape[0]}, not {width}")
-    W = xp.zeros((key.A.shape[1], width), dtype=table.dtype, device=table.device)  # (K,D)
+    W = xp.zeros((key.A.shape[1], width), dtype=table.dtype, device=device(table))  # (K,D)
     b, U = xp.zeros_like(final.gain), xp.matrix_transpose(table)  # (D,), (D,V)
     settings = MatrixSettings(eps=final.eps, norm=final.norm)
     return MatrixParameters(key, W, b, final.gain, final.bias, U, None), settings
@@ -69,8 +69,8 @@ def block_on_top(
     drawn = host.random.default_rng(seed).standard_normal((keys, hidden)) / keys**0.5
     W1 = xp.matmul(key.A, like(drawn, key.A, key.A.dtype))  # (D,F)
     b1 = -xp.matmul(key.mean, W1)  # (F,)
-    dtype, device = matrix.W.dtype, matrix.W.device
-    W2 = xp.zeros((hidden, width), dtype=dtype, device=device)  # (F,D)
-    c = xp.zeros(matrix.U.shape[1], dtype=dtype, device=device)  # (V,)
+    dtype, where = matrix.W.dtype, device(matrix.W)
+    W2 = xp.zeros((hidden, width), dtype=dtype, device=where)  # (F,D)
+    c = xp.zeros(matrix.U.shape[1], dtype=dtype, device=where)  # (V,)
     slow = SlowParameters(W1, b1, W2, matrix.b, matrix.gain, matrix.bias, matrix.U, c)
     return slow, FastSettings(eps=settings.eps, norm=settings.norm, residual=True)

@@ -12,7 +12,7 @@ the table of fades is formed as it stands, a product of the gates of each gap.
 
 from __future__ import annotations
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from ..ops.common import anticausal_product, causal_product, masked
 from .common import fades, fades_bwd, past, read_from, read_from_bwd, start_state
 
@@ -126,5 +126,5 @@ def _of_last(dfirst: Array, dwrites: Array) -> Array:
     dlast = xp.concat([dfirst[:, None, :], dwrites], axis=1)[:, None, ...]  # (B,1,L+1,K)
     length = dwrites.shape[1]
     shape = (dlast.shape[0], length, length + 1, dlast.shape[3])
-    rest = xp.zeros(shape, dtype=dlast.dtype, device=dlast.device)
+    rest = xp.zeros(shape, dtype=dlast.dtype, device=device(dlast))
     return xp.concat([rest, dlast], axis=1)

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..backend import Array, Tree, namespace
+from ..backend import Array, Tree, device, namespace
 from ..ops.common import anticausal_product, before, causal_product, chunk_slices, masked
 from ..tree import leaves, tree_map
 
@@ -74,7 +74,7 @@ def start_state(state: Array | None, k: Array, v: Array) -> Array:
     if state is not None:
         return state
     shape = (k.shape[0], k.shape[-1], v.shape[-1])
-    return namespace(k).zeros(shape, dtype=k.dtype, device=k.device)
+    return namespace(k).zeros(shape, dtype=k.dtype, device=device(k))
 
 
 def outer(k: Array, v: Array) -> Array:
@@ -121,7 +121,7 @@ def read_from_bwd(dseen: Array, read: str) -> Array:
     """Adjoint of read_from: 0 for the state that is not read."""
     xp = namespace(dseen)
     shape = (dseen.shape[0], 1, *dseen.shape[2:])
-    unread = xp.zeros(shape, dtype=dseen.dtype, device=dseen.device)  # (B,1,...)
+    unread = xp.zeros(shape, dtype=dseen.dtype, device=device(dseen))  # (B,1,...)
     parts = [dseen, unread] if read == "strict" else [unread, dseen]
     return xp.concat(parts, axis=1)  # (B,T+1,...)
 
@@ -200,7 +200,7 @@ def fades_bwd(dfade: Array, fade: Array) -> Array:
 def unfaded(length: int, like: Array) -> Array:
     """(1,L+1,L+1)   the table of ``fades`` for gamma = 1: nothing is forgotten"""
     shape = (1, length + 1, length + 1)
-    ones = namespace(like).ones(shape, dtype=like.dtype, device=like.device)
+    ones = namespace(like).ones(shape, dtype=like.dtype, device=device(like))
     return masked(ones, before(length + 1, like, own=True))
 
 
@@ -325,5 +325,5 @@ def past(tokens: Array, read: str) -> Array:
 
 def _since(gamma: Array) -> Array:
     """(...,L)->(L,L+1)   whether token r fades what was in state j: j <= r"""
-    i = namespace(gamma).arange(gamma.shape[-1] + 1, device=gamma.device)  # (L+1,)
+    i = namespace(gamma).arange(gamma.shape[-1] + 1, device=device(gamma))  # (L+1,)
     return i[None, :] <= i[:-1, None]

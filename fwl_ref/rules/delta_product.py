@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from .common import asked_for, check_rule, each, reads, reads_bwd, stack, start_state
 from .delta import (
     DeltaResidual,
@@ -166,7 +166,7 @@ def spread(a: Array, steps: int, read: str) -> Array:
     xp = namespace(a)
     row = a[:, :, None, :]  # (B,T,1,K)
     shape = (*a.shape[:2], steps - 1, a.shape[2])
-    rest = xp.zeros(shape, dtype=a.dtype, device=a.device)  # (B,T,N-1,K)
+    rest = xp.zeros(shape, dtype=a.dtype, device=device(a))  # (B,T,N-1,K)
     return flat(xp.concat([row, rest] if read == "strict" else [rest, row], axis=2))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..backend import Array, Tree, as_index, namespace
+from ..backend import Array, Tree, as_index, device, namespace
 from ..tree import leaves, tree_map
 
 Lengths = Sequence[Sequence[int]]
@@ -122,7 +122,7 @@ def _places(lengths: Lengths, length: int, documents: tuple[int, ...], like: Arr
         starts.append(total)
         total += n
     tokens = [starts[i] + t for i in documents for t in range(length)]
-    return as_index(xp.asarray(tokens, dtype=xp.int64, device=like.device))
+    return as_index(xp.asarray(tokens, dtype=xp.int64, device=device(like)))
 
 
 def _cut(a: Array, places: Array, count: int, length: int) -> Array:
@@ -146,7 +146,7 @@ def _rows(state: Tree, which: tuple[int, ...]) -> Tree:
 
     def pick(a: Array) -> Array:
         xp = namespace(a)
-        index = xp.asarray(which, dtype=xp.int64, device=a.device)  # (n,)
+        index = xp.asarray(which, dtype=xp.int64, device=device(a))  # (n,)
         return xp.take(a, as_index(index), axis=0)
 
     return tree_map(pick, state)

@@ -17,7 +17,7 @@ Siems et al. 2025 (arXiv 2502.10297).
 
 from __future__ import annotations
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from .common import asked_for, check_rule, each, reads, reads_bwd, stack, start_state
 from .delta import delta_gradient, delta_gradient_bwd, delta_loss
 from .delta_product import DeltaProductResidual, count_steps, every, flat, spread, unflat
@@ -133,7 +133,7 @@ def _gates(alpha: Array, steps: int) -> Array:
     """(B,T)->(B,TN)   alpha at the first step of each token; 1 at the others"""
     xp = namespace(alpha)
     shape = (*alpha.shape, steps - 1)
-    ones = xp.ones(shape, dtype=alpha.dtype, device=alpha.device)  # (B,T,N-1)
+    ones = xp.ones(shape, dtype=alpha.dtype, device=device(alpha))  # (B,T,N-1)
     return flat(xp.concat([alpha[:, :, None], ones], axis=2))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from ..ops.common import anticausal_product, before, causal_product, masked
 from .common import read_from, read_from_bwd, solve, solve_bwd, sums, sums_bwd
 
@@ -134,7 +134,7 @@ def _products(rate: Array) -> Array:
     the diagonal).
     """
     xp, size = namespace(rate), rate.shape[1] + 1
-    unit = xp.eye(size, dtype=rate.dtype, device=rate.device)[None, :, :]  # (1,L+1,L+1)
+    unit = xp.eye(size, dtype=rate.dtype, device=device(rate))[None, :, :]  # (1,L+1,L+1)
     products = solve(-_below(rate), xp.broadcast_to(unit, (rate.shape[0], size, size)))
     return masked(products, before(size, rate, own=True))
 
@@ -145,15 +145,15 @@ def _products_bwd(dproducts: Array, products: Array, rate: Array) -> Array:
     # forward: products = (I - below)^{-1}
     da, _ = solve_bwd(dproducts, -_below(rate), products)  # (B,L+1,L+1)
     # forward: below_{r+1,r} = rate_r
-    one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=rate.device)  # (L+1,L+1)
+    one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=device(rate))  # (L+1,L+1)
     return -xp.sum(da * one, axis=-1)[:, 1:]  # (B,L)
 
 
 def _below(rate: Array) -> Array:
     """(B,L)->(B,L+1,L+1)   the rates on the first diagonal below the main one"""
     xp = namespace(rate)
-    one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=rate.device)  # (L+1,L+1)
-    first = xp.zeros((rate.shape[0], 1), dtype=rate.dtype, device=rate.device)  # (B,1) of row 0
+    one = xp.eye(rate.shape[1] + 1, k=-1, dtype=rate.dtype, device=device(rate))  # (L+1,L+1)
+    first = xp.zeros((rate.shape[0], 1), dtype=rate.dtype, device=device(rate))  # (B,1) of row 0
     return xp.concat([first, rate], axis=1)[:, :, None] * one
 
 

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, is_host, namespace
+from ..backend import Array, device, is_host, namespace
 from ..ops.common import causal_product, masked
 from .common import (
     apply,
@@ -123,7 +123,7 @@ def mesa_minimum_bwd(
     # forward: S = A^{-1} G,  A = H + Lambda
     dG = xp.linalg.solve(xp.matrix_transpose(_matrix(state.H, ridge)), dS)  # (B,K,E)
     dA = -xp.matmul(dG, xp.matrix_transpose(S))  # (B,K,K)
-    diagonal = dA * xp.eye(ridge.shape[-1], dtype=S.dtype, device=S.device)  # (B,K,K)
+    diagonal = dA * xp.eye(ridge.shape[-1], dtype=S.dtype, device=device(S))  # (B,K,K)
     return MesaState(dG, dA), _as_ridge(xp.sum(diagonal, axis=-1), ridge)
 
 
@@ -321,7 +321,7 @@ def _checked(
 
 def _matrix(H: Array, ridge: Array) -> Array:
     """(B,K,K),(K)->(B,K,K)   H + Lambda"""
-    identity = namespace(H, ridge).eye(ridge.shape[-1], dtype=H.dtype, device=H.device)  # (K,K)
+    identity = namespace(H, ridge).eye(ridge.shape[-1], dtype=H.dtype, device=device(H))  # (K,K)
     return H + identity * ridge[..., None, :]
 
 

@@ -21,7 +21,7 @@ first. Gradients that are stale over several chunks (the library's ``batch_size`
 
 from __future__ import annotations
 
-from ..backend import Array, namespace
+from ..backend import Array, device, namespace
 from .titans import (
     TitansResidual,
     TitansState,
@@ -166,6 +166,6 @@ def _places(rate: Array, minibatch: int) -> tuple[Array, Array, Array, Array]:
     if minibatch < 1:
         raise ValueError(f"a chunk must hold at least 1 token, got {minibatch}")
     xp = namespace(rate)
-    t = xp.arange(rate.shape[1], device=rate.device)  # (T,)
+    t = xp.arange(rate.shape[1], device=device(rate))  # (T,)
     place = t % minibatch
     return place == 0, place == minibatch - 1, t - place, t + (minibatch - 1)

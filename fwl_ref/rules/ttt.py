@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..backend import Array, Tree, namespace
+from ..backend import Array, Tree, device, namespace
 from ..ops.common import chunk_slices, masked
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_bwd_bwd, layernorm_fwd
 from ..tree import add, leaves, tree_map, zeros_like
@@ -554,7 +554,7 @@ def with_one(x: Array, b: Array | None) -> Array:
     xp = namespace(x)
     if b is None:
         return x
-    return xp.concat([x, xp.ones((*x.shape[:2], 1), dtype=x.dtype, device=x.device)], axis=2)
+    return xp.concat([x, xp.ones((*x.shape[:2], 1), dtype=x.dtype, device=device(x))], axis=2)
 
 
 def _broad(rate: Array, like: Array) -> Array:

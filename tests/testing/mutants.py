@@ -269,6 +269,8 @@ def mutants() -> list[Mutant]:
         found.append(Mutant(rule, "no factor", changed(rule, "factor", lambda f: 0 * f + 1)))
         found.append(Mutant(rule, "factor of the writer", partial(writers_factor, rule)))
         found.append(Mutant(rule, "begins a mini-batch", partial(begins, rule)))
+    for rule in ("decay", "gla", "gated_delta"):
+        found.append(Mutant(rule, "writes not faded", partial(writes_not_faded, rule)))
     for rule in ("titans_per_chunk", "titans_mlp"):
         for rate in ("momentum", "decay"):
             found.append(Mutant(rule, f"no {rate}", changed(rule, rate, lambda a: 0 * a)))
@@ -280,6 +282,24 @@ def mutants() -> list[Mutant]:
     found.append(Mutant("gated_delta", "state out transposed", transposed_state, options={"sizes": {"K": 4, "E": 4}}))
     found.append(Mutant("attention", "not finite", partial(naive.attention, bug="no max")))
     return found
+
+
+def writes_not_faded(rule: str, q: Any, k: Any, v: Any, gate: Any, *rest: Any) -> Any:
+    """Chunk by chunk, and the state of a chunk gets the sum of k^T u as if it were all written at the end."""
+    *beta, state = rest
+    S = np.zeros((len(k), k.shape[2], v.shape[2])) if state is None else state
+    outs = []
+    for part in pieces(q.shape[1]):
+        k_, v_, g = k[:, part], v[:, part], gate[:, part]
+        outs.append(whole(rule, q[:, part], k_, v_, g, *(b[:, part] for b in beta), S)[0])
+        u, now = [], S  # what each token writes
+        for t in range(k_.shape[1]):
+            now = (g[:, t, None, None] if g.ndim == 2 else g[:, t, :, None]) * now
+            u.append(beta[0][:, part][:, t, None] * (v_[:, t] - np.einsum("bk,bke->be", k_[:, t], now)) if beta else v_[:, t])
+            now = now + np.einsum("bk,be->bke", k_[:, t], u[-1])
+        kept = np.prod(g, axis=1)
+        S = (kept[:, None, None] if g.ndim == 2 else kept[:, :, None]) * S + np.einsum("btk,bte->bke", k_, np.stack(u, 1))
+    return np.concatenate(outs, axis=1), S
 
 
 def writers_factor(rule: str, q: Any, k: Any, v: Any, step: Any, factor: Any, *rest: Any) -> Any:

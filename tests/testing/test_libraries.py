@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from fwl_ref import FastParameters, FastSettings, SlowParameters, fast_block_bwd, fast_block_fwd
+from fwl_ref.lm.model import Config, initialize, loss_and_gradient
+from fwl_ref.ops.attention import attention_bwd, attention_fwd
 from fwl_ref.rules.gated_delta import gated_delta_chunked_bwd, gated_delta_chunked_fwd, gated_delta_recurrent_fwd
 from fwl_ref.testing import check_kernel, jax_gradients
-from fwl_ref.tree import leaves
+from fwl_ref.tree import leaves, tree_map
+from fwl_ref.verify.golden_rules import PLANS, RULES, answers, draw_case
 from tests.conftest import notes
 from tests.testing.naive import delta
 from tests.tolerances import assert_close
@@ -71,23 +74,84 @@ def test_the_block_takes_and_gives_arrays_of_the_library(library: str) -> None:
         assert_close(np.asarray(there), here)
 
 
+def to_jax(tree: Any) -> Any:
+    """The arrays of a tree in JAX."""
+    return tree_map(FOUND["jax"], tree)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Two trees, one of JAX and one of NumPy."""
+    for a, b in zip(leaves(found), leaves(expected), strict=True):
+        assert_close(np.asarray(a), b)
+
+
 @with_jax
-def test_transformations_of_jax_are_refused_with_the_way_round() -> None:
-    """Inside jax.grad and jax.jit arrays have no device; jax.custom_vjp with the passes by hand
-    works.
-    """
+@pytest.mark.parametrize("kind", RULES)
+def test_jax_differentiates_a_rule(kind: str) -> None:
+    """jax.grad of the loss of a golden case, whose answers are the gradients by hand. The chunked or dual form."""
+    plan = [p for p in PLANS if p.kind == kind][-1]
+    case = draw_case(plan._replace(length=min(plan.length, 4)), np.random.default_rng(0), {})
+    expected, names = answers(case), RULES[kind].differentiated
+    arrays = {name: FOUND["jax"](a) for name, a in case.items() if isinstance(a, np.ndarray)}
+    found = jax.grad(lambda moving: answers(case | arrays | moving)["loss"])({name: arrays[name] for name in names})
+    if "state_H" in found:  # symmetric changes
+        found["state_H"] = 0.5 * (found["state_H"] + found["state_H"].mT)
+    for name in names:
+        assert_close(np.asarray(found[name]), expected[f"g_{name}"])
+
+
+@with_jax
+def test_jax_differentiates_the_block() -> None:
+    """jax.grad with respect to features, parameters, step sizes and decay."""
+    rng = np.random.default_rng(0)
+    x, labels, weights = rng.standard_normal((2, 5, 4)), rng.integers(0, 7, (2, 5)), np.ones((2, 5))
+    slow = SlowParameters(*(rng.standard_normal(s) for s in [(4, 8), 8, (8, 4), 4, 4, 4, (4, 7), 7]))
+    eta, decay, settings = FastParameters(*(np.asarray(0.05),) * 6), np.asarray(0.01), FastSettings(chunk=3)
+
+    def loss(x: Any, slow: Any, eta: Any, decay: Any) -> Any:
+        return fast_block_fwd(x, *to_jax((labels, weights)), slow, eta, decay, settings)[0][0].sum()
+
+    (logits, _, _), res = fast_block_fwd(x, labels, weights, slow, eta, decay, settings)
+    assert_same(jax.grad(loss, argnums=(0, 1, 2, 3))(*to_jax((x, slow, eta, decay))), fast_block_bwd(np.ones_like(logits), None, res)[:4])
+
+
+@with_jax
+@pytest.mark.parametrize("fast", [True, False])
+def test_jax_differentiates_the_model(fast: bool) -> None:
+    """jax.grad of the loss, attention and embedding included."""
+    rng, config = np.random.default_rng(0), Config(vocabulary=7, width=4, layers=1, heads=2, fast=fast)
+    p = tree_map(lambda a: a + 0.1 * rng.standard_normal(a.shape), initialize(config, rng))
+    p = p._replace(decay=np.asarray(0.05))
+    text = (*rng.integers(0, 7, (2, 2, 5)), np.ones((2, 5)))
+    found = jax.grad(lambda p: loss_and_gradient(p, *to_jax(text), config)[0])(to_jax(p))
+    assert_same(found, loss_and_gradient(p, *text, config)[1])
+
+
+@with_jax
+def test_jax_compiles_a_rule_and_takes_its_gradient_by_hand() -> None:
+    """jax.jit of both passes, and jax.custom_vjp of the two."""
     given = [FOUND["jax"](a) for a in rule_case()]
     plain = lambda *a: gated_delta_chunked_fwd(*a, chunk=3, read="inclusive")  # noqa: E731
-    for transformed in (jax.grad(lambda q: plain(q, *given[1:])[0][0].sum()), jax.jit(lambda q: plain(q, *given[1:])[0][0])):
-        with pytest.raises(TypeError, match=r"call the _bwd function or give both to jax.custom_vjp"):
-            transformed(given[0])
-
+    (out, _), res = plain(*given)
+    assert_close(np.asarray(jax.jit(lambda *a: plain(*a)[0][0])(*given)), np.asarray(out))
     rule = jax.custom_vjp(lambda *a: plain(*a)[0])
     rule.defvjp(lambda *a: (rule(*a), a), lambda a, cots: gated_delta_chunked_bwd(*cots, plain(*a)[1])[:5])
     found = jax.grad(lambda *a: rule(*a)[0].sum(), argnums=(0, 1, 2, 3, 4))(*given)
-    (out, _), res = plain(*given)
     for a, b in zip(found, gated_delta_chunked_bwd(out * 0 + 1, None, res), strict=False):
         assert_close(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("library", EACH)
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_takes_and_gives_arrays_of_the_library(library: str, window: int | None) -> None:
+    """Also those that cannot be written to."""
+    q, k, v, dout = np.random.default_rng(0).standard_normal((4, 1, 2, 5, 4))
+    out, res = attention_fwd(q, k, v, window)
+    there = [FOUND[library](a) for a in (q, k, v, dout)]
+    out_there, res_there = attention_fwd(*there[:3], window)
+    assert_close(np.asarray(out_there), out)
+    for a, b in zip(attention_bwd(there[3], res_there), attention_bwd(dout, res), strict=True):
+        assert_close(np.asarray(a), b)
 
 
 @with_torch

@@ -72,6 +72,13 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "token",
             changed("alpha", lambda g: 0 * g + g[..., :1]),
         )
+    if subject.gate and subject.tokens.get(subject.gate) and list(subject.state) == ["state"]:
+        yield Fault(
+            "writes not faded",
+            "what a chunk writes is not faded to the chunk's end: the state that it hands on is "
+            "too large",
+            _writes_not_faded,
+        )
     if name in ("delta", "gated_delta", "kda"):
         yield Fault(
             "no erasing",
@@ -391,3 +398,21 @@ def _keep_step(beta, index: int):
     kept = host.zeros_like(beta)
     kept[:, :, index] = beta[:, :, index]
     return kept
+
+
+def _writes_not_faded(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    """Forward only: S = (product of the chunk's gates) S + the sum of its writes as they were."""
+    outs, state = [], a["state"]  # (B,K,E)
+    for part in chunk_slices(length_of(subject, a), settings["chunk"]):
+        piece = tokens_of(subject, a, part) | {"state": state}
+        outs.append(subject.answers(piece, settings)["out"])  # (B,L,E)
+        kept, written, now = state, 0 * state, state
+        for t in range(length_of(subject, piece)):
+            one = tokens_of(subject, piece, slice(t, t + 1)) | {"state": now}
+            after = subject.answers(one, settings)["state_out"]
+            gate = one[subject.gate]  # (B,1) or (B,1,K)
+            gate = gate.reshape(len(gate), -1, 1)  # (B,1,1) or (B,K,1)
+            written = written + (after - gate * now)
+            kept, now = gate * kept, after
+        state = kept + written
+    return {"out": host.concat(outs, axis=1), "state_out": state}
