@@ -24,11 +24,7 @@ import pytest
 
 from tests.conftest import PROFILE
 from tests.test_structure import OPS, functions, labels_in_code, labels_in_docs, labels_in_tests
-<<<<<<< HEAD
-from tools import equations, handout, npm, offline, widths
-=======
-from tools import equations, handout, lite, npm, offline
->>>>>>> 64e3dac (Notebook 11, its source: a real model reads a text, and which earlier token helped; outputs are still to come)
+from tools import equations, handout, lite, npm, offline, widths
 
 pytestmark = pytest.mark.host("reads the documentation")
 
