@@ -168,8 +168,8 @@ print("step size 0 gives the model, bitwise:", np.array_equal(still[0], here.nll
 
 # %%
 third, _ = by_model(topics["typesmapping"], window)
-rms = lambda rows: np.sqrt(np.mean(np.sum(rows * rows, axis=-1)))  # noqa: E731
-unit_step = 1e-3 * rms(third.x) / rms(third.dz)
+usual_length = lambda rows: np.sqrt(np.mean(np.sum(rows * rows, axis=-1)))  # noqa: E731
+unit_step = 1e-3 * usual_length(third.x) / usual_length(third.dz)
 whitened = key_fwd(third.x, slow.key, settings.unit)[0]  # (T,K)
 raw = third.x / np.linalg.norm(third.x, axis=-1, keepdims=True)  # (T,D)
 gains = {}
