@@ -61,7 +61,7 @@ lab: .venv/lab ## the notebooks in JupyterLab, on a copy in lab/; what you have 
 	$(BIN)/python tools/notebooks.py --copy lab
 	$(BIN)/python -m jupyterlab lab
 
-notebooks: .venv/dev ## execute the notebooks and write their outputs; CHECK=1 only compares; ONLY="03 05" picks
+notebooks: .venv/dev .venv/pretrained ## execute the notebooks and write their outputs; CHECK=1 only compares; ONLY="03 05" picks
 	$(BIN)/python tools/notebooks.py $(if $(CHECK),--check) $(ONLY)
 
 docs: .venv/dev ## build the site and the handout into build/docs, strictly (the first time needs npm)

@@ -16,6 +16,7 @@ import symtable
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,8 @@ import matplotlib
 import pytest
 
 from fwl_ref import exercises
+from fwl_ref.pretrained.load import smollm2_path
+from tests.conftest import notes
 from tests.test_structure import functions
 from tools import notebooks
 
@@ -261,8 +264,29 @@ def in_the_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+def absent_model() -> str:
+    """What a notebook that loads a real model needs and is not installed; "" if nothing."""
+    libraries = [name for name in ("gguf", "tokenizers") if find_spec(name) is None]
+    if libraries:
+        return f"{' and '.join(libraries)} not installed: pip install 'fwl_ref[pretrained]'"
+    try:
+        return "" if smollm2_path() else "no file of a model"
+    except FileNotFoundError as error:
+        return str(error)
+
+
+WITH_A_MODEL = [path for path in SOURCES if "fwl_ref.pretrained" in path.read_text(encoding="utf-8")]
+NO_MODEL = absent_model()
+if NO_MODEL:
+    notes["solutions of the notebook that loads SmolLM2-135M"] = NO_MODEL
+
+
 @pytest.mark.slow
-@every_notebook
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(p, marks=pytest.mark.skipif(p in WITH_A_MODEL and bool(NO_MODEL), reason=NO_MODEL)) for p in SOURCES],
+    ids=[path.stem for path in SOURCES],
+)
 @pytest.mark.usefixtures("in_the_folder")
 def test_the_solutions_pass_the_checks_and_every_hint_can_come(source: Path) -> None:
     """Every exercise says correct with its solution, in the cells that the reader runs; each

@@ -24,7 +24,7 @@ import pytest
 
 from tests.conftest import PROFILE
 from tests.test_structure import OPS, functions, labels_in_code, labels_in_docs, labels_in_tests
-from tools import equations, handout, npm, offline, widths
+from tools import equations, handout, lite, npm, offline, widths
 
 pytestmark = pytest.mark.host("reads the documentation")
 
@@ -328,6 +328,8 @@ def test_every_notebook_page_has_its_ways(monkeypatch):
     assert re.findall(r">([^<>]+)</a>", ways("01_x", in_browser=True)) == ["open in the browser", "download", "source"]
     assert re.findall(r'href="([^"]+)"', ways("01_x", in_browser=False)) == ["01_x.ipynb", "source_01_x.html"]
     assert "../lite/notebooks/index.html?path=01_x.ipynb" in ways("01_x", in_browser=True)
+    assert sorted(lite.AWAY) == ["11_a_real_model_reads_your_text"]  # it loads a model from a file
+    assert re.findall(r">([^<>]+)</a>", ways(*lite.AWAY, in_browser=True)) == ["download", "source"]
 
 
 def test_the_hosted_pages_are_built_by_make():

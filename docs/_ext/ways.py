@@ -1,5 +1,5 @@
 """Notebooks on the site: under each title stand its file and its source, and where JupyterLite is
-part of the site also a link that opens it in the browser.
+part of the site also a link that opens it in the browser, if it runs there.
 
 The source is a page with the .py that the notebook is made of.
 """
@@ -25,7 +25,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 def ways(name: str, in_browser: bool) -> str:
     """The line of links, as HTML; they are relative to the folder of the notebooks."""
-    links = [f'<a href="../{lite.address(name)}">open in the browser</a>'] if in_browser else []
+    runs = in_browser and name not in lite.AWAY
+    links = [f'<a href="../{lite.address(name)}">open in the browser</a>'] if runs else []
     links += [f'<a href="{name}.ipynb" download>download</a>', f'<a href="source_{name}.html">source</a>']
     return f'<p class="ways">{" · ".join(links)}</p>'
 
@@ -41,7 +42,7 @@ def add_ways(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """A page for the .py of every notebook."""
-    for notebook in lite.NOTEBOOKS:
+    for notebook in lite.ALL:
         source = notebook.with_suffix(".py").read_text(encoding="utf-8")
         code = app.builder.highlighter.highlight_block(source, "python")
         back = f'<p><a href="{notebook.stem}.html">the notebook</a></p>'
