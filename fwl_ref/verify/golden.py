@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -232,14 +233,15 @@ def make_cases(
     """Write ``count`` cases with their answers into ``folder`` and return the paths; a name says
     what is inside.
 
-    Case number i depends on the options and i alone; the default count has every plan of the kinds.
+    Case number i depends on the options and i alone. The kinds take turns, so that a few cases have
+    several of them; the default count has every plan.
     ``sizes`` fixes sizes by their letters, where a kind has them; the others are drawn. ``dtype``
     is that of the inputs, rounded to it before they are answered.
 
     Raises ValueError if ``count`` is below 1, ``seed`` negative, a size below 1 (T: below 0), or if
     none of the kinds has such a letter.
     """
-    plans, sizes = [p for p in PLANS if p.kind in kinds], sizes or {}
+    plans, sizes = kinds_in_turn([p for p in PLANS if p.kind in kinds]), sizes or {}
     count = len(plans) if count is None else count
     if count < 1 or seed < 0:
         found = f"found count {count} and seed {seed}"
@@ -259,6 +261,16 @@ def make_cases(
         paths.append(Path(folder) / name)
         save_arrays(paths[-1], answered_case(case, backend))
     return paths
+
+
+def kinds_in_turn(plans: Sequence[Plan]) -> list[Plan]:
+    """The first plan of every kind, then the second of those that have one, ..."""
+    earlier: Counter[str] = Counter()
+    turns = []
+    for plan in plans:
+        turns.append(earlier[plan.kind])
+        earlier[plan.kind] += 1
+    return [plan for _, plan in sorted(zip(turns, plans, strict=True), key=lambda pair: pair[0])]
 
 
 def draw_case(plan: Plan, rng: Any, sizes: Sizes | None = None) -> Arrays:

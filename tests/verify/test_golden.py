@@ -294,7 +294,7 @@ def test_made_cases_check_clean(folder, capsys):
     """``make`` then ``check``: a line per case and one per answer, exit code 0, no file but the cases."""
     assert command("check", folder) == 0
     *printed, last = capsys.readouterr().out.splitlines()
-    answers = [name for plan in golden.PLANS for name in golden.ANSWERS[plan.kind]]
+    answers = [name for plan in golden.kinds_in_turn(golden.PLANS) for name in golden.ANSWERS[plan.kind]]
     assert [line.split()[0] for line in printed if line.startswith("     ")] == answers
     assert all(line.endswith(": ok") for line in printed if line.startswith("     "))
     assert sum(line.startswith("ok   ") for line in printed) == len(golden.PLANS) == len(printed) - len(answers)
@@ -335,8 +335,9 @@ def test_the_same_seed_writes_the_same_bytes(folder, tmp_path):
     golden.make_cases(tmp_path / "other", 5, seed=1)
     assert digests(tmp_path / "again").items() <= digests(folder).items()
     for ours, other in zip(sorted((tmp_path / "again").iterdir()), sorted((tmp_path / "other").iterdir()), strict=True):
-        x, y = (load_arrays(p)["x"] for p in (ours, other))
-        assert x.shape != y.shape or (x != y).any()
+        x, y = (load_arrays(p) for p in (ours, other))
+        name = "x" if "x" in x else "q"
+        assert x[name].shape != y[name].shape or (x[name] != y[name]).any()
 
 
 def test_more_cases_than_plans(tmp_path):
@@ -498,10 +499,11 @@ def test_rtol_replaces_what_is_allowed(tmp_path, capsys):
 
 
 def test_features_have_the_width_of_the_block_unless_a_size_is_given(tmp_path, capsys):
-    """I = D as drawn before; with I given, both kinds are answered and checked, and the file's name says it."""
+    """I = D as drawn before; with I given, all kinds are answered and checked, and the file's name says it."""
     plain = [golden.draw_case(p, np.random.default_rng(1)) for p in golden_block.PLANS]
     assert all(case["x"].shape[-1] == len(case["b2"]) for case in plain)
-    assert command("make", tmp_path, "--kind", "fwl", "--kind", "dynamic_evaluation", "--size", "I=9,D=4") == 0
+    kinds = [word for kind in golden_block.KINDS for word in ("--kind", kind)]
+    assert command("make", tmp_path, *kinds, "--size", "I=9,D=4") == 0
     paths = sorted(tmp_path.iterdir())
     assert len(paths) == len(golden_block.PLANS) and all("I9D4F" in path.name for path in paths)
     for case in map(load_arrays, paths):
@@ -513,13 +515,15 @@ def test_kinds_and_sizes_are_chosen(tmp_path, capsys):
     """Only these kinds are written and checked, in these sizes; what is not given is drawn as before."""
     assert command("make", tmp_path, "--kind", "gla", "--kind", "dynamic_evaluation", "--size", "K=5,B=2,T=13,D=6") == 0
     cases = [golden.check_case(load_arrays(path)) for path in sorted(tmp_path.iterdir())]
-    plans = [plan for plan in golden.PLANS if plan.kind in ("gla", "dynamic_evaluation")]
+    plans = golden.kinds_in_turn([plan for plan in golden.PLANS if plan.kind in ("gla", "dynamic_evaluation")])
     assert [c["kind"] for c in cases] == [p.kind for p in plans]
+    assert {plan.kind for plan in plans[:2]} == {"gla", "dynamic_evaluation"}  # so a few cases have both
     for case in cases:
         rule = case["kind"] == "gla"
         assert (case["k"].shape == (2, 13, 5)) if rule else (case["x"].shape == (2, 13, 6))
-    drawn = golden.draw_case(plans[-1], np.random.default_rng([0, len(plans) - 1]))
-    assert cases[-1]["v"].shape[2:] == drawn["v"].shape[2:]
+    last = max(i for i, plan in enumerate(plans) if plan.kind == "gla")
+    drawn = golden.draw_case(plans[last], np.random.default_rng([0, last]))
+    assert cases[last]["v"].shape[2:] == drawn["v"].shape[2:]
     capsys.readouterr()
     assert command("check", tmp_path, "--kind", "gla") == 0
     assert "2 of 2 cases" in capsys.readouterr().out
@@ -535,7 +539,7 @@ def test_kinds_and_sizes_are_chosen(tmp_path, capsys):
 def test_float32_cases_hold_what_float32_can_hold(tmp_path):
     """Inputs are float32 in the file, are answered exactly as they are, and stay float32 through ``run``."""
     paths = golden.make_cases(tmp_path / "made", dtype="float32")
-    for path, plan in zip(paths, golden.PLANS, strict=True):
+    for path, plan in zip(paths, golden.kinds_in_turn(golden.PLANS), strict=True):
         arrays = load_arrays(path)
         answers = golden.ANSWERS[plan.kind]
         assert path.stem.endswith("_float32")

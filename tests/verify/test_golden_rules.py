@@ -331,7 +331,7 @@ BAD = {
         "ttt_linear_under_way",
         {"place": lambda _: 4},
         "place",
-        "below the mini-batch, 4, found 4",
+        "below the mini-batch, 3, found 4",
     ),
     "a mini-batch of 0": ("ttt_mlp", {"minibatch": lambda _: 0}, "minibatch", ">= 1, found 0"),
     "no epsilon": ("ttt_linear", {"eps": lambda _: 0.0}, "eps", "> 0, found 0.0"),
