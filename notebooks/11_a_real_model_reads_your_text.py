@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from fwl_ref.adapt.documents import encode
-from fwl_ref.adapt.past import read_past
+from fwl_ref.adapt.past import past_read
 from fwl_ref.adapt.trunk import features, model_on, reading
 from fwl_ref.adapt.ways import plain_losses
 from fwl_ref.backend import as_dtype
@@ -174,7 +174,7 @@ whitened = key_fwd(third.x, slow.key, settings.unit)[0]  # (T,K)
 raw = third.x / np.linalg.norm(third.x, axis=-1, keepdims=True)  # (T,D)
 gains = {}
 for name, keys in {"features": raw, "whitened": whitened}.items():
-    past = read_past(keys, third.dz)  # (T,D) the sum over s < t of (k_t . k_s) dz_s
+    past = past_read(keys, third.dz)  # (T,D) the sum over s < t of (k_t . k_s) dz_s
     for size_of_step in (0.3, 1, 3, 10):
         nll = plain_losses(frozen, third.x - size_of_step * unit_step * past, third.labels)  # (T,)
         gains[name, size_of_step] = float(np.mean(third.nll - nll))

@@ -25,6 +25,7 @@ settings.register_profile("mutants", max_examples=10, **_AWAY, **_COMMON)  # of 
 settings.register_profile("thorough", max_examples=100, derandomize=True, print_blob=True, **_COMMON)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)
+HALF = os.environ.pop("FWL_REF_HALF", "")  # which half of the suite this is; not for the runs of pytest that a test starts
 
 left_out: Counter[str] = Counter()  # reason -> tests about the host alone
 files_left_out: dict[Path, str] = {}  # files of such tests -> reason
@@ -82,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=[*host, *rest])
     if PROFILE != "mutants":
         share_examples(items)
-    if os.environ.get("FWL_REF_HALF", "").startswith("last:"):
+    if HALF.startswith("last:"):
         items.reverse()
 
 
@@ -118,7 +119,7 @@ def claimed(item: pytest.Item) -> bool:
     """Whether this process is the one to run a test. Two halves of the suite start at its two ends and
     meet wherever the faster one has got to: who first makes the file of a test runs it.
     """
-    folder = os.environ.get("FWL_REF_HALF", "").partition(":")[2]
+    folder = HALF.partition(":")[2]
     if not folder:
         return True
     try:

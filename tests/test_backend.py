@@ -47,7 +47,7 @@ from fwl_ref.lm.model import Config
 from fwl_ref.lm.train import LOG_EVERY, Progress, TrainSettings, advance, begin, on_backend, records, train, train_step
 from fwl_ref.ops import attention
 from fwl_ref.tree import leaves, tree_map
-from tests import backends
+from tests import backends, conftest
 from tests.conftest import claimed, pytest_configure, pytest_report_header, share, share_examples
 from tests.tolerances import assert_bitwise
 
@@ -505,14 +505,14 @@ def test_the_two_halves_of_the_suite_are_all_of_it_and_meet_where_they_meet(tmp_
         nodeid: str
 
     items = [Item(f"tests/test_x.py::test_{name}[{case}]") for name in "abcde" for case in range(3)]
-    monkeypatch.delenv("FWL_REF_HALF", raising=False)
+    monkeypatch.setattr(conftest, "HALF", "")
     assert all(claimed(item) for item in items)
     for i, speed in enumerate((1, 2, 30)):
         folder, ran = tmp_path / str(i), {"first": [], "last": []}
         folder.mkdir()
         ways = {"first": iter(items), "last": iter(items[::-1])}
         for half in (["first"] * speed + ["last"]) * 30:
-            monkeypatch.setenv("FWL_REF_HALF", f"{half}:{folder}")
+            monkeypatch.setattr(conftest, "HALF", f"{half}:{folder}")
             item = next(ways[half], None)
             if item and claimed(item):
                 ran[half].append(item)
@@ -738,7 +738,7 @@ def test_a_run_without_a_required_backend_fails(settings: dict, code: int, words
     """
     if code and not backends.missing("cupy"):
         pytest.skip("CuPy is here")
-    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "FWL_REF_REQUIRE", "FWL_REF_BACKEND", "FWL_REF_HALF")}
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "FWL_REF_REQUIRE", "FWL_REF_BACKEND")}
     command = [sys.executable, "-m", "pytest", "tests/test_tree.py", "-k", "have_names"]
     run = subprocess.run(command, cwd=ROOT, env=kept | settings, capture_output=True, text=True)
     assert run.returncode == code and words in run.stdout + run.stderr, run.stdout + run.stderr

@@ -17,7 +17,7 @@ from ..ops.common import chunk_slices
 BLOCK = 256  # tokens that read at a time
 
 
-def read_past(
+def past_read(
     k: Array, v: Array, *, ratio: float = 0.0, decay: float = 0.0, theta: float | None = None
 ) -> Array:
     """(T,K),(T,D)->(T,D)   o above; ``theta`` None = the linear kernel

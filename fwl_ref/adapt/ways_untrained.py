@@ -9,7 +9,7 @@ from typing import Any
 from ..backend import Array, namespace
 from ..key_map import key_fwd
 from .fast_unembedding import fast_unembedding
-from .past import read_past
+from .past import past_read
 from .rows import Row
 from .settings import head_products
 from .study import Document, Study, mean_loss, read_at, timed
@@ -33,12 +33,12 @@ def keys_of(study: Study, x: Array) -> Array:
 def untrained_losses(
     study: Study, document: Document, eta: float, whiten: bool, **options: Any
 ) -> Array:
-    """(T,)   losses with the stale gradients of the past added; ``options`` as ``read_past``"""
+    """(T,)   losses with the stale gradients of the past added; ``options`` as ``past_read``"""
     found = read_at(study, document, study.settings.window)
     k = keys_of(study, found.x)  # (T,K)
     xp = namespace(k)
     v = xp.matmul(found.dz, study.facts.values) if whiten else found.dz  # (T,D)
-    o = read_past(k, v, **options)  # (T,D)
+    o = past_read(k, v, **options)  # (T,D)
     return plain_losses(study.model, found.x - eta * o, found.labels)
 
 

@@ -35,7 +35,7 @@ def probability(counts: Counts, past: bytes, y: int) -> float:
     return p
 
 
-def learn(counts: Counts, past: bytes, y: int) -> None:
+def counted(counts: Counts, past: bytes, y: int) -> None:
     """Count ``y`` after each context that ends here; the counts given are changed."""
     for k in range(len(past) + 1):
         seen = counts.setdefault(past[len(past) - k :], {})
@@ -51,9 +51,9 @@ def ngram_nats(text: bytes, order: int = ORDER) -> list[float]:
         raise ValueError(f"the order must be at least 0, got {order}: it counts bytes of context")
     counts: Counts = {}
     losses: list[float] = []
-    learn(counts, b"", text[0])
+    counted(counts, b"", text[0])
     for t in range(1, len(text)):
         past, y = text[max(0, t - order) : t], text[t]
         losses.append(-math.log(probability(counts, past, y)))
-        learn(counts, past, y)
+        counted(counts, past, y)
     return losses

@@ -75,7 +75,7 @@ def sgd(given: Given, o: dict[str, Any]) -> Chosen:
     return tuned(given, reader, o["rates"], o["decays"], o["more"])
 
 
-def rms(given: Given, o: dict[str, Any]) -> Chosen:
+def by_rms(given: Given, o: dict[str, Any]) -> Chosen:
     """Dynamic evaluation of all parameters with the RMS rule; decays a tenth of the others'."""
     scale = rms_scale(mean_square(_gradients(given, o)))
 
@@ -158,7 +158,7 @@ WAYS: dict[str, Callable[[Given, dict[str, Any]], Chosen]] = {
     "static": static,
     "fast": fast,
     "sgd": sgd,
-    "rms": rms,
+    "rms": by_rms,
     "block": block,
     "untrained": untrained,
     "cache": cache,

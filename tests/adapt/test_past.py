@@ -12,7 +12,7 @@ import pytest
 
 from fwl_ref.adapt import past
 from fwl_ref.adapt.fast_unembedding import fast_unembedding
-from fwl_ref.adapt.past import read_past
+from fwl_ref.adapt.past import past_read
 from fwl_ref.fast_matrix import FastMatrix, MatrixParameters, MatrixSettings, fast_matrix_score
 from fwl_ref.key_map import KeyMap, key_fwd
 from fwl_ref.norm import norm_bwd, norm_fwd
@@ -41,7 +41,7 @@ def literal(k: np.ndarray, v: np.ndarray, ratio: float = 0.0, decay: float = 0.0
 def test_a_read_is_a_sum_over_the_past(options: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel and decay as a loop over pairs."""
     monkeypatch.setattr(past, "BLOCK", block)
-    assert_close(read_past(K, VALUES, **options), literal(K, VALUES, **options), RTOL)
+    assert_close(past_read(K, VALUES, **options), literal(K, VALUES, **options), RTOL)
 
 
 def test_the_linear_read_is_the_fast_matrix_that_nothing_trained() -> None:
@@ -60,7 +60,7 @@ def test_the_linear_read_is_the_fast_matrix_that_nothing_trained() -> None:
     k, _ = key_fwd(X, key, True)
 
     def losses(ratio: float) -> np.ndarray:
-        moved = X - eta * read_past(k, dz, ratio=ratio, decay=decay)
+        moved = X - eta * past_read(k, dz, ratio=ratio, decay=decay)
         return blocked_head_nll(norm_fwd(moved, GAIN, np.zeros(D), settings.eps, "rms")[0], TABLE.T, None, LABELS, 5)
 
     assert_close(losses(ratio), expected[0], RTOL)
@@ -90,4 +90,4 @@ def test_the_fast_unembedding_takes_a_step_on_a_matrix_that_really_changes(block
 
 def test_a_decay_that_cannot_be_is_said() -> None:
     with pytest.raises(ValueError, match=r"\[0, 1\), got 1"):
-        read_past(K, VALUES, decay=1.0)
+        past_read(K, VALUES, decay=1.0)

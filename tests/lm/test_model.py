@@ -120,15 +120,16 @@ def test_what_is_written_is_the_formula_of_every_token(case):
         n = {"constant": settings.constant, "sequence": weights[b].sum(), "batch": weights.sum()}[settings.normalizer] or 1.0
         h = x[b, t] @ slow.W1 + slow.b1
         a = np.maximum(h, 0) ** 2
-        z = a @ slow.W2 + slow.b2
-        rstd = 1 / np.sqrt(z.var() + settings.eps)
-        z_hat = (z - z.mean()) * rstd
+        z = a @ slow.W2 + slow.b2 + (x[b, t] if settings.residual else 0)
+        mean = np.mean if settings.norm == "layer" else lambda _: 0.0
+        rstd = 1 / np.sqrt(np.mean((z - mean(z)) ** 2) + settings.eps)
+        z_hat = (z - mean(z)) * rstd
         y = (z_hat * slow.gain + slow.bias) @ slow.U + slow.c
         p = np.exp(y - y.max())
         dlogits = weights[b, t] / n * (p / p.sum() - np.eye(len(y))[labels[b, t]])
         dn = slow.U @ dlogits
         v = dn * slow.gain
-        dz = rstd * (v - v.mean() - z_hat * (z_hat * v).mean())
+        dz = rstd * (v - mean(v) - z_hat * (z_hat * v).mean())
         dh = 2 * np.maximum(h, 0) * (slow.W2 @ dz)
         for found, wanted in zip(memory, (h, x[b, t], dh, a, dz, dn * z_hat, dn), strict=True):
             assert_close(found[b, t], wanted, scale=1.0)

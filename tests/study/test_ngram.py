@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fwl_ref.study.ngram import learn, ngram_nats, probability
+from fwl_ref.study.ngram import counted, ngram_nats, probability
 from fwl_ref.study.outside import gzip_bits, ngram_bits, xz_bits
 
 pytestmark = pytest.mark.host("text")
@@ -23,7 +23,7 @@ def test_probabilities_of_all_bytes_sum_to_one_after_every_byte(order):
         past = TEXT[max(0, t - order) : t]
         p = [probability(counts, past, z) for z in range(256)]
         assert math.fsum(p) == pytest.approx(1, abs=1e-12) and min(p) > 0
-        learn(counts, past, y)
+        counted(counts, past, y)
 
 
 def test_the_first_steps_by_hand():
