@@ -350,7 +350,7 @@ assert np.shares_memory(slow.U, model.parameters.table)
 # ## What this does not show
 #
 # - **It is little.** Here it is a few thousandths of a nat. On documents of 4,096 tokens, with more text behind the key map and the step,
-#   and trained, such a layer spares 0.03 to 0.07 nats of two to three. A neural cache can spare more, and a longer attention more than
+#   and trained, such a layer spares 0.03 to 0.08 nats of two to three. A neural cache can spare more, and a longer attention more than
 #   both: this model can see 8,192 tokens, and we let it see 512. `make pretrained` measures all of them
 #   on documents that nothing was chosen on, with intervals; docs/adapt.md says how.
 # - **It is one text.** The gain of another may be half or twice that, or a loss. That is what the guard is for.

@@ -82,7 +82,7 @@ CORE: dict[str, list[str]] = {  # module -> tests, the quickest to fail first
     "ops.blocked_head": [*LAWS, "tests/ops/test_narrow_integers.py", "tests/test_fast_matrix.py"],
     "sequential": ["tests/test_sequential.py"],
     "fast_layer": ["tests/test_fast_layer.py", *THEOREMS, MASKS],
-    "fwl": [*THEOREMS, MASKS],
+    "fwl": [*THEOREMS, MASKS, "tests/lm/test_shards.py"],
     "stream": ["tests/theorems/test_07_to_09_forms.py", MASKS, "tests/test_bad_input.py"],
     "dynamic_evaluation": ["tests/test_dynamic_evaluation.py", *THEOREMS[:1], "tests/test_bad_input.py"],
     "lm.adamw": [
