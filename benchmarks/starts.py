@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fwl_ref.demo.run import pick
+from fwl_ref.lm.corpus import pick
 from fwl_ref.lm.data import load_corpus
 from fwl_ref.lm.evaluate import bits_per_byte, fast_weights
 from fwl_ref.lm.model import Config

@@ -9,6 +9,7 @@ not locked, and the next writer takes it over.
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import stat
@@ -87,6 +88,17 @@ def reserved(path: Path) -> Iterator[None]:
         ) from None
     with _claimed(_beside(place, "lock"), path):
         yield
+
+
+def save_png(path: Path, figure: Any, **options: Any) -> None:
+    """A figure of Matplotlib as PNG, drawn before the file is begun and then written whole.
+
+    ``options`` are those of its ``savefig``. Raises OSError if it cannot be written.
+    """
+    image = io.BytesIO()
+    figure.savefig(image, format="png", **options)
+    with whole_file(path) as file:
+        file.write(image.getvalue())
 
 
 def save_arrays(path: Path, arrays: dict[str, Array]) -> None:

@@ -28,8 +28,7 @@ import numpy as np
 
 from fwl_ref.adapt.documents import encode
 from fwl_ref.adapt.past import past_read
-from fwl_ref.adapt.trunk import features, model_on, reading
-from fwl_ref.adapt.ways import plain_losses
+from fwl_ref.adapt.trunk import features, model_on, plain_losses, reading
 from fwl_ref.backend import as_dtype
 from fwl_ref.exercises import agree, check
 

@@ -56,7 +56,7 @@ REQUIRED = {"numpy", "strict", *filter(None, os.environ.get("FWL_REF_REQUIRE", "
 # they are.
 HOST_MODULES = {
     "adapt.command", "adapt.documents", "adapt.figure", "adapt.plan", "adapt.rows", "adapt.run", "adapt.settings", "adapt.store",
-    "adapt.study", "adapt.table", "adapt.tune", "lm.mixture",
+    "adapt.study", "adapt.table", "lm.tune", "lm.mixture",
     "pretrained", "pretrained.extra", "pretrained.gguf_file", "pretrained.load", "pretrained.names",
     "pretrained.on_top", "pretrained.safetensors_folder", "pretrained.source", "pretrained.tokens",
     "backend", "files", "lm.checkpoint", "lm.corpus", "lm.data", "lm.reading", "lm.footprint", "lm.seen", "lm.table", "lm.table_plot",

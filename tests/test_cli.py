@@ -217,6 +217,14 @@ def test_help_and_version(capsys):
     assert caught.value.code == 0 and capsys.readouterr().out.strip() == __version__
 
 
+def test_no_command_waits_for_what_another_one_needs():
+    """Starting loads neither what draws pictures nor what reads the models of others, for that takes a second."""
+    late = {"matplotlib", "gguf", "safetensors", "tokenizers", "mpi4py"}
+    program = "import sys, fwl_ref.__main__ as m; m.parser(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not late & {name.partition(".")[0] for name in done.stdout.split()}
+
+
 def test_the_module_runs_as_a_program(tmp_path):
     """python -m fwl_ref: the exit code and the line reach the shell."""
     run = subprocess.run([sys.executable, "-m", "fwl_ref", "evaluate", str(tmp_path / "absent.npz")], capture_output=True, text=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..backend import host
-from ..files import whole_file
+from ..files import save_png
 from .rows import Row
 from .study import Document
 from .table import change_by_document
@@ -51,5 +51,4 @@ def save_figure(
         axis.axhline(0, color="0.5", linewidth=0.8)
         axis.set(title=text, xlabel="tokens read", ylabel="nats a token against the model as it is")
     axes[0].legend(fontsize="x-small")
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=130)
+    save_png(path, figure, dpi=130)

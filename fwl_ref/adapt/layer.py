@@ -20,9 +20,9 @@ from ..fast_matrix import (
 )
 from ..key_map import KeyMap, key_bwd, key_fwd
 from ..norm import norm_bwd, norm_fwd
-from ..ops.blocked_head import blocked_head_dn, blocked_head_fwd, blocked_head_nll
+from ..ops.blocked_head import blocked_head_dn, blocked_head_fwd
 from ..ops.dense import dense_bwd, dense_fwd
-from .trunk import Model
+from .trunk import Model, plain_losses
 
 MOST_DECAY = 0.1  # of what is learned: half of a write is gone after 7 tokens
 
@@ -113,13 +113,11 @@ def plain_loss_and_gradient(
     return xp.sum(nll * share), Learned(dkey, dW, db, FastMatrix(zero, zero), zero)
 
 
-def plain_losses(learned: Learned, x: Array, labels: Array, model: Model) -> Array:
+def plain_layer_losses(learned: Learned, x: Array, labels: Array, model: Model) -> Array:
     """(T,D),(T)->(T)   losses of the layer without a memory   (X.5)"""
     k, _ = key_fwd(x, learned.key, True)  # (T,K)
     y, _ = dense_fwd(k, learned.W, learned.b)  # (T,D)
-    gain, eps = model.parameters.gain, model.config.eps
-    n, _ = norm_fwd(x + y, gain, model.bias, eps, "rms")  # (T,D)
-    return blocked_head_nll(n, model.U, None, labels, model.block)
+    return plain_losses(model, x + y, labels)
 
 
 def layer_losses(

@@ -40,8 +40,7 @@ from .rows import Row, load_row, save_row
 from .settings import Settings, check_settings, need
 from .store import Store, held
 from .study import Study, documents_of, measure, training_pieces
-from .trunk import Model, features, model_on
-from .ways import plain_losses
+from .trunk import Model, features, model_on, plain_losses
 
 VERSION = 1  # of what the rows mean: another one makes all rows anew
 DRAWN = (CARRIED, RESET, PLAIN, CACHE, BOTH, SAFE_ALL)  # in the figure

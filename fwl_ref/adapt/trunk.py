@@ -10,11 +10,9 @@ from typing import NamedTuple
 
 from ..backend import Array, Tree, host, like, namespace
 from ..lm import llama
-from ..lm.stack import stack
 from ..norm import norm_bwd, norm_fwd
-from ..ops.blocked_head import blocked_head_fwd
+from ..ops.blocked_head import blocked_head_fwd, blocked_head_nll
 from ..ops.common import chunk_slices
-from ..ops.embedding import embedding_fwd
 
 
 class Model(NamedTuple):
@@ -58,11 +56,11 @@ def features(model: Model, ids: Array, window: int, layers: int | None = None) -
     padded = host.zeros(count * window, dtype=host.int64)
     padded[: len(inputs)] = inputs
     tokens = like(padded.reshape(count, window), model.U)  # (N,window)
-    xp = namespace(model.U)
-    trunk, found = model.parameters.trunk[:layers], []
+    xp, found = namespace(model.U), []
+    below = model.parameters._replace(trunk=model.parameters.trunk[:layers])
+    config = model.config._replace(layers=len(below.trunk))
     for rows in chunk_slices(count, max(1, model.at_once // window)):
-        x, _ = embedding_fwd(model.parameters.embedding, tokens[rows, :])  # (B,window,D)
-        x, _ = stack(llama.layer_fwd, x, trunk, (model.config,))  # (B,window,D)
+        x, _ = llama.features_below_norm(below, tokens[rows, :], config)  # (B,window,D)
         found.append(xp.reshape(x, (-1, x.shape[-1])))
     return xp.concat(found, axis=0)[: len(inputs), :]
 
@@ -76,3 +74,10 @@ def reading(model: Model, x: Array, ids: Array) -> Reading:
     # forward: nll = cross-entropy of norm(x) U
     dz, _, _ = norm_bwd(head.slope, norm)  # (T,D)
     return Reading(x, labels, n, nll, dz)
+
+
+def plain_losses(model: Model, x: Array, labels: Array) -> Array:
+    """(T,D),(T)->(T)   the model's end without gradients: norm, unembedding, losses"""
+    gain, eps = model.parameters.gain, model.config.eps
+    n, _ = norm_fwd(x, gain, model.bias, eps, "rms")  # (T,D)
+    return blocked_head_nll(n, model.U, None, labels, model.block)

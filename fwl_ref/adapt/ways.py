@@ -13,12 +13,10 @@ from typing import Any
 from ..backend import Array, host, like, to_numpy, wait
 from ..lm.bar import Bar
 from ..lm.mixture import mixture
-from ..norm import norm_fwd
-from ..ops.blocked_head import blocked_head_nll
 from .rows import Row
 from .settings import head_products
 from .study import Study, features_at
-from .trunk import Model, features
+from .trunk import features, plain_losses
 
 AS_IS = "as it is"
 
@@ -40,13 +38,6 @@ def row(
     numbers = tuple(range(len(study.test)) if documents is None else documents)
     at = study.settings.window if window is None else window
     return Row(name, numbers, tuple(losses), chosen or {}, at, seconds, products, memory, uses)
-
-
-def plain_losses(model: Model, x: Array, labels: Array) -> Array:
-    """(T,D),(T)->(T)   the model's end without gradients: norm, unembedding, losses"""
-    gain, eps = model.parameters.gain, model.config.eps
-    n, _ = norm_fwd(x, gain, model.bias, eps, "rms")  # (T,D)
-    return blocked_head_nll(n, model.U, None, labels, model.block)
 
 
 def context_name(window: int) -> str:

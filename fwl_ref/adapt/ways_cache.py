@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from ..backend import Array, namespace, to_numpy
 from ..lm.neural_cache import cache_probability, mix_cache
+from ..lm.tune import Tuned, tune
 from .rows import Row
 from .study import Document, Study, mean_loss, read_at, timed
-from .tune import Tuned, tune
 from .ways import AS_IS, home, row
 
 THETAS = (5.0, 10.0, 20.0, 40.0)  # for features of mean length 1

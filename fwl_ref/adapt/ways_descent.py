@@ -9,6 +9,7 @@ from typing import Any
 from ..backend import Array, like
 from ..dynamic_evaluation import RmsScale
 from ..lm.bar import Bar
+from ..lm.tune import tune
 from .descent import (
     Score,
     adapted_losses,
@@ -23,7 +24,6 @@ from .rows import Row
 from .settings import context_bytes, head_products, model_bytes, trunk_products
 from .study import Document, Study, mean_loss
 from .trunk import features
-from .tune import tune
 from .ways import home, row
 
 RATES = {  # (RMS, all parameters) -> what is tried first

@@ -8,7 +8,7 @@ from typing import Any
 from ..backend import Array
 from ..fast_matrix import FastMatrix
 from ..tree import tree_map
-from .layer import Learned, layer_losses, plain_losses, start
+from .layer import Learned, layer_losses, plain_layer_losses, start
 from .learn import Progress, Training, train
 from .rows import Row
 from .settings import head_products
@@ -63,7 +63,7 @@ def losses_of(
     """(T,)   losses of a document under the layer, with the trunk at a window"""
     found = read_at(study, document, window)
     if not fast:
-        return plain_losses(learned, found.x, found.labels, study.model)
+        return plain_layer_losses(learned, found.x, found.labels, study.model)
     sizes = sizes_of(study)
     return layer_losses(
         learned, found.x, found.labels, study.model, sizes, study.settings.chunk, reset

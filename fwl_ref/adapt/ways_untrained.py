@@ -8,13 +8,14 @@ from typing import Any
 
 from ..backend import Array, namespace
 from ..key_map import key_fwd
+from ..lm.tune import tune
 from .fast_unembedding import fast_unembedding
 from .past import past_read
 from .rows import Row
 from .settings import head_products
 from .study import Document, Study, mean_loss, read_at, timed
-from .tune import tune
-from .ways import AS_IS, home, plain_losses, row
+from .trunk import plain_losses
+from .ways import AS_IS, home, row
 
 STEPS = (0.0003, 0.001, 0.003, 0.01)  # of the length of a feature, for one write of each
 WHITENED_STEPS = (0.0001, 0.0003, 0.001, 0.003)  # a whitened write moves what moves little

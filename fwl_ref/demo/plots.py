@@ -4,7 +4,6 @@ colour.
 
 from __future__ import annotations
 
-import io
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from ..backend import Array, host
-from ..files import whole_file
+from ..files import save_png
 from ..lm.position import bins, gains
 from .compare import change_standard_error
 
@@ -48,10 +47,7 @@ def demo_figure(
     window: int,
 ) -> None:
     """Draw the figure into a PNG file, written whole or not at all."""
-    image = io.BytesIO()
-    draw(labels, curves, losses, results, window).savefig(image, format="png")
-    with whole_file(path) as file:
-        file.write(image.getvalue())
+    save_png(path, draw(labels, curves, losses, results, window))
 
 
 def draw(

@@ -13,7 +13,6 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -25,8 +24,8 @@ from ..dynamic_evaluation import Descent, RmsScale, evaluate_block, mean_square,
 from ..files import finite, reserved
 from ..fwl import fast_block_fwd
 from ..lm import evaluate, footprint
-from ..lm.corpus import Corpus, Document, load_corpus, summary
-from ..lm.data import training_batch, windows
+from ..lm.corpus import Corpus, Document, load_corpus, pick, summary
+from ..lm.data import windows
 from ..lm.device import batch_like
 from ..lm.evaluate import Way, bits_per_byte
 from ..lm.model import (
@@ -35,7 +34,6 @@ from ..lm.model import (
     effective_step_sizes,
     fast_settings,
     features_fwd,
-    loss_and_gradient,
 )
 from ..lm.resume import CONFIG, TRAINING, resume, train_towards
 from ..lm.shards import blas_kernel
@@ -192,16 +190,6 @@ def describe(s: DemoSettings) -> str:
     return f"{model}, windows of {s.training.window} bytes, {s.training.steps} steps"
 
 
-def pick(documents: tuple[Document, ...], count: int, limit: int) -> list[Document]:
-    """``count`` documents, evenly spread over those of at least ``limit`` bytes (or over all, if
-    those are too few), cut to ``limit``.
-    """
-    long = [d for d in documents if len(d.data) > limit]
-    pool = long if len(long) >= min(count, len(documents)) else list(documents)
-    chosen = [pool[i * len(pool) // min(count, len(pool))] for i in range(min(count, len(pool)))]
-    return [Document(d.name, d.data[: limit + 1]) for d in chosen]
-
-
 def train_both(
     pool: Executor, s: DemoSettings, corpus: Corpus, out: Path, backend: str = "numpy"
 ) -> tuple[Progress, Progress]:
@@ -267,7 +255,8 @@ def choose_ways(
     byte of every step size tried.
     """
     config, window = s.config._replace(fast=False), {"window": s.training.window}
-    scale = rms_scale(mean_square(segment_gradients(s, plain, corpus)))
+    drawn = s.segment, s.training.seed + 1, s.statistics_batches
+    scale = rms_scale(mean_square(evaluate.segment_gradients(plain, config, corpus, *drawn)))
 
     def dynamic(rate: float, decay: float, scale: RmsScale | None = None) -> Way:
         options = {"descent": Descent(rate, decay, scale), "segment": s.segment, **window}
@@ -300,14 +289,6 @@ def choose_ways(
         "fast_carried": fast_way(fast, True, "learned"),
     }
     return {name: ways[name] for name in LABELS}, tried
-
-
-def segment_gradients(s: DemoSettings, plain: Parameters, corpus: Corpus) -> Iterator[Parameters]:
-    """The plain model's gradients on segments of training text, for the statistics of RMS."""
-    config = s.config._replace(fast=False)
-    for i in range(s.statistics_batches):
-        batch = training_batch(corpus.train, 1, s.segment, s.training.seed + 1, i)
-        yield loss_and_gradient(plain, *batch_like(batch, plain.embedding), config)[1]
 
 
 def equivalence_error(params: Parameters, config: Config, document: Document, window: int) -> float:

@@ -129,6 +129,16 @@ def readable(documents: Iterable[Document], left_out: Iterable[LeftOut] = ()) ->
     )
 
 
+def pick(documents: tuple[Document, ...], count: int, limit: int) -> list[Document]:
+    """``count`` documents of a part, evenly spread over those of at least ``limit`` bytes (or over
+    all, if those are too few), cut to ``limit``.
+    """
+    long = [d for d in documents if len(d.data) > limit]
+    pool = long if len(long) >= min(count, len(documents)) else list(documents)
+    chosen = [pool[i * len(pool) // min(count, len(pool))] for i in range(min(count, len(pool)))]
+    return [Document(d.name, d.data[: limit + 1]) for d in chosen]
+
+
 def summary(corpus: Corpus) -> str:
     """One line: documents and bytes of each part of a corpus, and what was left out."""
     parts = [f"{name} {amount(part)}" for name, part in zip(PARTS, corpus.parts, strict=True)]

@@ -8,7 +8,7 @@ time. Its losses stay on the device until the document is read, and come home to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..backend import Array, host, namespace, to_numpy
@@ -17,9 +17,19 @@ from ..dynamic_evaluation import FAST_ONLY, Descent, update
 from ..ops.common import chunk_slices
 from ..slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from ..tree import tree_map
-from .data import Batch, Document, windows
+from .corpus import Corpus
+from .data import Batch, Document, training_batch, windows
 from .device import batch_like
-from .model import DIALECTS, Config, Parameters, features, model_bwd, model_fwd, model_score
+from .model import (
+    DIALECTS,
+    Config,
+    Parameters,
+    features,
+    loss_and_gradient,
+    model_bwd,
+    model_fwd,
+    model_score,
+)
 
 LN2 = 0.6931471805599453
 
@@ -75,6 +85,18 @@ def read_window(
     """
     output = model_score(params, *batch_like(batch, params.embedding), config, state)
     return output.nll[0, :], output.state
+
+
+def segment_gradients(
+    params: Parameters, config: Config, corpus: Corpus, segment: int, seed: int, count: int
+) -> Iterator[Parameters]:
+    """Gradients of the plain model on ``count`` segments of training text, drawn by ``seed``: for
+    the statistics of the RMS rule   (Y.3)
+    """
+    plain = config._replace(fast=False)
+    for i in range(count):
+        batch = training_batch(corpus.train, 1, segment, seed, i)
+        yield loss_and_gradient(params, *batch_like(batch, params.embedding), plain)[1]
 
 
 def dynamic(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..backend import Array, host
-from ..files import whole_file
+from ..files import save_png
 from .position import bins, gains
 from .table import Row, bits
 
@@ -38,10 +37,7 @@ def draw(rows: list[Row], window: int) -> Figure:
 
 def save(path: Path, rows: list[Row], window: int) -> None:
     """``draw`` into a PNG file, written whole or not at all."""
-    image = io.BytesIO()
-    draw(rows, window).savefig(image, format="png")
-    with whole_file(path) as file:
-        file.write(image.getvalue())
+    save_png(path, draw(rows, window))
 
 
 def _documents(axis: Axes, rows: list[Row]) -> None:

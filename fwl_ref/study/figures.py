@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from ..files import whole_file
+from ..files import save_png
 from .collect import Lines, change, change_by_bucket, change_by_position, mean
 from .row import BASE, BLOCK, CACHE, CARRIED, RESET, SGD
 from .statistics import Mean
@@ -37,10 +36,7 @@ def save_figure(path: Path, found: Lines) -> bool:
     """
     if not any(line.runs for line in found.values() if line.kind == "read"):
         return False
-    image = io.BytesIO()
-    draw(found).savefig(image, format="png")
-    with whole_file(path) as file:
-        file.write(image.getvalue())
+    save_png(path, draw(found))
     return True
 
 

@@ -13,9 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..backend import Array, backend_versions
-from ..demo.run import pick
 from ..files import load_arrays, save_arrays
-from ..lm.corpus import Document, load_corpus
+from ..lm.corpus import Document, load_corpus, pick
 from ..lm.evaluate import LN2
 from ..lm.model import Config
 from ..lm.resume import resume

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..lm.table import save_text
 from .collect import Lines, lines
-from .figures import save_figure
 from .journal import Result
 from .prose import METHOD, NOT_RUN, OPENING, TITLES
 from .row import Row
@@ -23,6 +22,8 @@ def write_page(
     """The page, its figure beside it, and the README's lines in ``out``; each whole or not at
     all.
     """
+    from .figures import save_figure  # matplotlib takes a second to load
+
     found = lines(rows, results)
     picture = page.with_suffix(".png")
     drawn = save_figure(picture, found) if results else False

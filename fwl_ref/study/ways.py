@@ -8,7 +8,7 @@ gives the losses of a document.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,7 +16,7 @@ from ..backend import Array, host, to_numpy
 from ..dynamic_evaluation import Descent, evaluate_block, mean_square, rms_scale
 from ..lm import evaluate
 from ..lm.corpus import Corpus, Document
-from ..lm.data import training_batch, windows
+from ..lm.data import windows
 from ..lm.device import batch_like
 from ..lm.evaluate import bits_per_byte
 from ..lm.model import (
@@ -25,9 +25,9 @@ from ..lm.model import (
     effective_step_sizes,
     fast_settings,
     features,
-    loss_and_gradient,
 )
 from ..lm.neural_cache import cache_probability, mix_cache
+from ..lm.tune import tune
 from ..ops.cross_entropy import cross_entropy_fwd
 
 Reader: TypeAlias = Callable[[Document], Array]  # losses (T,) in nats
@@ -77,7 +77,8 @@ def sgd(given: Given, o: dict[str, Any]) -> Chosen:
 
 def by_rms(given: Given, o: dict[str, Any]) -> Chosen:
     """Dynamic evaluation of all parameters with the RMS rule; decays a tenth of the others'."""
-    scale = rms_scale(mean_square(_gradients(given, o)))
+    drawn = given.corpus, o["segment"], given.seed + 1, o["batches"]
+    scale = rms_scale(mean_square(evaluate.segment_gradients(given.params, given.config, *drawn)))
 
     def reader(rate: float, decay: float) -> Reader:
         descent = Descent(rate, decay / 10, scale)
@@ -180,28 +181,19 @@ def tuned(
     """
     table: dict[tuple[float, float], float] = {}
 
-    def attempt(rate: float) -> None:
+    def fewest(rate: float) -> float:
         for decay in decays:
             with host.errstate(all="ignore"):  # a rate that is too large explodes: a result too
                 bits = bits_per_byte([reader(rate, decay)(d) for d in given.validation])
             table[rate, decay] = bits if math.isfinite(bits) else math.inf
+        return min(table[rate, decay] for decay in decays)
 
-    for rate in rates:
-        attempt(rate)
-    for _ in range(more):
-        tried = sorted({rate for rate, _ in table})
-        best = min(table, key=table.__getitem__)[0]
-        if best not in (tried[0], tried[-1]):
-            break
-        attempt(best * 2 if best == tried[-1] else best / 2)
-    (rate, decay), bits = min(table.items(), key=lambda item: item[1])
-    tried = sorted({r for r, _ in table})
-    if not math.isfinite(bits):
-        raise FloatingPointError(
-            f"step sizes {tried} all diverged on the validation documents: try smaller ones"
-        )
+    found = tune(fewest, rates, factor=2.0, more=more)
+    rate, decay = min(table, key=table.__getitem__)
+    tried = list(found.tried)  # in their order
     edge = len(tried) > 1 and rate in (tried[0], tried[-1])
-    return Chosen(reader(rate, decay), {"rate": rate, "decay": decay, "bits": bits, "edge": edge})
+    chosen = {"rate": rate, "decay": decay, "bits": found.loss, "edge": edge}
+    return Chosen(reader(rate, decay), chosen)
 
 
 def final_features(given: Given, document: Document) -> tuple[Array, Array]:
@@ -223,11 +215,3 @@ def _bound(given: Given, function: Callable[..., Array], **options: Any) -> Read
 
 def _read(function: Callable[..., Array], options: dict[str, Any], document: Document) -> Array:
     return function(document=document, **options)
-
-
-def _gradients(given: Given, o: dict[str, Any]) -> Iterator[Parameters]:
-    """The plain model's gradients on segments of training text."""
-    for i in range(o["batches"]):
-        batch = training_batch(given.corpus.train, 1, o["segment"], given.seed + 1, i)
-        own = batch_like(batch, given.params.embedding)
-        yield loss_and_gradient(given.params, *own, given.config)[1]

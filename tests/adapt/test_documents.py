@@ -11,7 +11,7 @@ import pytest
 
 from fwl_ref.adapt.documents import Tokens, bytes_of, load_texts, summary
 from fwl_ref.adapt.store import Store, digest_of, held, key_of, stored
-from fwl_ref.adapt.tune import tune
+from fwl_ref.lm.tune import tune
 from tests.adapt.small import WORDS, Letters, write_texts
 
 pytestmark = pytest.mark.host("text and files")

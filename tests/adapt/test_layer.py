@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fwl_ref.adapt.layer import Learned, layer_losses, loss_and_gradient, plain_loss_and_gradient, plain_losses, start
+from fwl_ref.adapt.layer import Learned, layer_losses, loss_and_gradient, plain_layer_losses, plain_loss_and_gradient, start
 from fwl_ref.adapt.learn import Piece, Training, draw, train
 from fwl_ref.adapt.trunk import features, model_on, reading
 from fwl_ref.fast_matrix import FastMatrix
@@ -67,7 +67,7 @@ def test_at_the_start_it_is_the_model_and_without_steps_a_plain_layer() -> None:
     none = FastMatrix(0.0, 0.0)
     assert_close(layer_losses(start(KEY, 0.0), x, labels, MODEL, none, 8)[0], reading(MODEL, x, DOCUMENTS[0]).nll, RTOL)
     learned = moved()
-    assert_close(layer_losses(learned, x, labels, MODEL, none, 8)[0], plain_losses(learned, x, labels, MODEL), RTOL)
+    assert_close(layer_losses(learned, x, labels, MODEL, none, 8)[0], plain_layer_losses(learned, x, labels, MODEL), RTOL)
     batch = wide(0)
     fast = loss_and_gradient(learned, *batch, MODEL, none, 8)
     plain = plain_loss_and_gradient(learned, *batch, MODEL)

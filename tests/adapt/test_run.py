@@ -20,8 +20,8 @@ from fwl_ref.adapt.rows import Row, load_row, row_file, save_row
 from fwl_ref.adapt.store import Store
 from fwl_ref.adapt.study import Document, Study
 from fwl_ref.adapt.trunk import model_on
-from fwl_ref.adapt.tune import Tuned
 from fwl_ref.audit import audit_scores
+from fwl_ref.lm.tune import Tuned
 from tests.adapt.small import CONFIG, SETTINGS, Letters, arguments, parameters, pretrained, write_texts
 from tests.tolerances import RTOL, assert_bitwise, assert_close
 

@@ -16,10 +16,11 @@ from fwl_ref.demo import plots
 from fwl_ref.demo import run as demo
 from fwl_ref.demo.compare import change_standard_error
 from fwl_ref.demo.parallel import InTurn
-from fwl_ref.demo.run import FULL, LABELS, QUICK, equivalence_error, pick, run_demo
+from fwl_ref.demo.run import FULL, LABELS, QUICK, equivalence_error, run_demo
 from fwl_ref.lm import evaluate
 from fwl_ref.lm import train as training
 from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, text_of
+from fwl_ref.lm.corpus import pick
 from fwl_ref.lm.data import Document, load_corpus
 from fwl_ref.lm.evaluate import bits_per_byte, with_step_size
 from fwl_ref.lm.model import Config, initialize

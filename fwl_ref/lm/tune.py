@@ -40,5 +40,7 @@ def tune(
         at(best * factor if best == max(tried) else best / factor)
     best = min(tried, key=tried.__getitem__)
     if tried[best] == math.inf:
-        raise FloatingPointError(f"no value gives a finite loss, tried {sorted(tried)}")
+        raise FloatingPointError(
+            f"no value gives a finite loss, tried {sorted(tried)}: try smaller ones"
+        )
     return Tuned(best, tried[best], dict(sorted(tried.items())))
