@@ -135,13 +135,16 @@ def as_dtype(x: Array, dtype: str) -> Array:
     return xp.astype(x, getattr(xp, dtype))
 
 
-def written_to(a: Array, where: Any, values: Array) -> Array:
-    """``a`` with ``values`` at the index ``where``: ``a`` itself, written to, but for arrays that
-    cannot change (JAX's) a new one.
+def written_to(a: Array, where: Any, values: Array, add: bool = False) -> Array:
+    """``a`` with ``values`` at the index ``where``, or with ``add`` added to what is there: ``a``
+    itself, written to, but for arrays that cannot change (JAX's) a new one.
     """
     if hasattr(a, "at"):
-        return a.at[where].set(values)
-    a[where] = values
+        return a.at[where].add(values) if add else a.at[where].set(values)
+    if add:
+        a[where] += values  # in place: no second array of this size
+    else:
+        a[where] = values
     return a
 
 

@@ -61,7 +61,7 @@ def attention_bwd(dout: Array, res: AttentionResidual) -> tuple[Array, Array, Ar
         # forward: out = p v
         read = (..., cols, slice(None))
         more = xp.matmul(xp.matrix_transpose(p), do)  # (B,H,C,K)
-        dv = written_to(dv, read, dv[read] + more)  # (B,H,P+T,K)
+        dv = written_to(dv, read, more, add=True)  # (B,H,P+T,K)
         dp = xp.matmul(do, xp.matrix_transpose(v[:, :, cols, :]))  # (B,H,R,C)
         # forward: p = softmax(scores); Jacobian diag(p) - p p^T, symmetric; p . dp = out . dout
         dp -= xp.sum(do * out[:, :, rows, :], axis=-1, keepdims=True)
@@ -70,7 +70,7 @@ def attention_bwd(dout: Array, res: AttentionResidual) -> tuple[Array, Array, Ar
         dqs.append(xp.matmul(dp, k[:, :, cols, :]) * scale)  # (B,H,R,K)
         scaled = q[:, :, rows, :] * scale  # (B,H,R,K)
         more = xp.matmul(xp.matrix_transpose(dp), scaled)  # (B,H,C,K)
-        dk = written_to(dk, read, dk[read] + more)  # (B,H,P+T,K)
+        dk = written_to(dk, read, more, add=True)  # (B,H,P+T,K)
     return xp.concat(dqs, axis=2), dk, dv
 
 
