@@ -123,37 +123,33 @@ _ETA = tuple(f"eta_{name}" for name in FastParameters._fields)
 
 
 def _block(arrays: Arrays, settings: Settings) -> Arrays:
-    fast = FastSettings(eps=settings["eps"], first_order=settings["first_order"])
-    slow = SlowParameters(*(arrays[n] for n in _SLOW))
-    eta, state = FastParameters(*(arrays[n] for n in _ETA)), [arrays[n] for n in _STATE]
-    data = (arrays["x"], arrays["labels"], arrays["weights"])
-    outputs, res = fast_block_fwd(*data, slow, eta, arrays["decay"], fast, FastParameters(*state))
-    logits, logits_slow, after = outputs
-    cotangent = FastParameters(*(arrays[f"cot_{state_out(n)}"] for n in _STATE))
-    g_x, g_slow, g_eta, g_decay, g_state = fast_block_bwd(arrays["cot_logits"], cotangent, res)
-    return {
-        "logits": logits,
-        "logits_slow": logits_slow,
-        **{state_out(n): a for n, a in zip(_STATE, after, strict=True)},
-        "g_x": g_x,
-        **{f"g_{n}": g for n, g in zip(_SLOW, g_slow, strict=True)},
-        **{f"g_{n}": g for n, g in zip(_ETA, g_eta, strict=True)},
-        "g_decay": g_decay,
-        **{f"g_{n}": g for n, g in zip(_STATE, g_state or (), strict=True)},
-    }
+    (logits, logits_slow, after), res = fast_block_fwd(*_given(arrays, settings))
+    found = {"logits": logits, "logits_slow": logits_slow}
+    return found | _state_and_gradients(arrays, after, fast_block_bwd, res)
 
 
 def _sequential(arrays: Arrays, settings: Settings) -> Arrays:
+    how = {"segment": settings["minibatch"], "within": settings["within"]}
+    (logits, after), res = sequential_fwd(*_given(arrays, settings), **how)
+    return {"logits": logits} | _state_and_gradients(arrays, after, sequential_bwd, res)
+
+
+def _given(arrays: Arrays, settings: Settings) -> tuple:
+    """What the block takes, with one segment after the other too."""
     fast = FastSettings(eps=settings["eps"], first_order=settings["first_order"])
     slow = SlowParameters(*(arrays[n] for n in _SLOW))
-    eta, state = FastParameters(*(arrays[n] for n in _ETA)), [arrays[n] for n in _STATE]
-    data = (arrays["x"], arrays["labels"], arrays["weights"], slow, eta, arrays["decay"], fast)
-    how = {"segment": settings["minibatch"], "within": settings["within"]}
-    (logits, after), res = sequential_fwd(*data, FastParameters(*state), **how)
+    eta, state = (FastParameters(*(arrays[n] for n in names)) for names in (_ETA, _STATE))
+    data = (arrays["x"], arrays["labels"], arrays["weights"])
+    return *data, slow, eta, arrays["decay"], fast, state
+
+
+def _state_and_gradients(
+    arrays: Arrays, after: FastParameters, bwd: Callable, res: NamedTuple
+) -> Arrays:
+    """The state that is left, and the gradients that ``bwd`` gives, by their names."""
     cotangent = FastParameters(*(arrays[f"cot_{state_out(n)}"] for n in _STATE))
-    g_x, g_slow, g_eta, g_decay, g_state = sequential_bwd(arrays["cot_logits"], cotangent, res)
+    g_x, g_slow, g_eta, g_decay, g_state = bwd(arrays["cot_logits"], cotangent, res)
     return {
-        "logits": logits,
         **{state_out(n): a for n, a in zip(_STATE, after, strict=True)},
         "g_x": g_x,
         **{f"g_{n}": g for n, g in zip(_SLOW, g_slow, strict=True)},
