@@ -175,14 +175,12 @@ def _sequence_bwd(
     g_xs = []
     slices = chunk_slices(g_logits.shape[1], res.segment)
     for part, (block, held) in reversed(list(zip(slices, parts, strict=True))):
-        empty = part.stop == part.start
         # forward: logits, S = block(x, p_i)
-        g_sums = zeros_like(g_held) if empty else g_held
-        g_x, g_moved, g_own, _, _ = fast_block_bwd(g_logits[:, part, :], g_sums, block)
+        g_x, g_moved, g_own, _, _ = fast_block_bwd(g_logits[:, part, :], g_held, block)
         g_xs.append(g_x)  # (1,L,I)
         g_eta = add(g_eta, g_own) if res.within else g_eta
         # forward: A' = (1 - lambda) A + S
-        if not empty:
+        if part.stop > part.start:
             for g, a in zip(g_held, held, strict=True):
                 g_decay = g_decay - xp.sum(g * a)  # ()
             g_held = tree_map(lambda g: (1 - decay) * g, g_held)

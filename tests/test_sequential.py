@@ -109,8 +109,11 @@ def test_sequences_do_not_see_each_other_and_none_is_none(within: bool) -> None:
     none = FIXED._replace(**{n: getattr(FIXED, n)[:0] for n in ("x", "labels", "weights")})
     (empty, nothing), res = sequential_fwd(*none[:6], none.settings, segment=3, within=within)
     assert empty.shape == (0, 7, 5) and nothing.W1.shape == (0, 4, 6)
-    g_x, g_slow, *_, g_state = sequential_bwd(empty, None, res)
-    assert g_x.shape == none.x.shape and not any(np.any(g) for g in leaves(g_slow)) and g_state is None
+    g_x, *g_parameters, g_state = sequential_bwd(empty, None, res)
+    assert g_x.shape == none.x.shape and g_state is None
+    assert_trees_close(tuple(g_parameters), (zeros_like(none.slow), zeros_like(none.eta), np.zeros(())))
+    (_, after), res = sequential_fwd(*none[:6], none.settings, nothing, segment=3, within=within)
+    assert_trees_close(sequential_bwd(empty, after, res)[-1], after)
 
 
 @every_reading
@@ -160,6 +163,19 @@ def form(case: BlockCase, segment: int, within: bool) -> tuple[Any, Any]:
 def smooth(seed: int, length: int = 6) -> BlockCase:
     case = make_block_case(2, length, 3, 4, 4, FastSettings(eps=0.1, chunk=2), seed=seed, mask="real")
     return off_the_kink(case._replace(decay=np.asarray(0.3)))
+
+
+@every_reading
+def test_no_token_is_no_segment(within: bool) -> None:
+    """T = 0: a state comes out as it went in, not faded, and so does its gradient   (F.16), (F.17)"""
+    case = tokens(smooth(4), slice(0, 0))
+    fwd, bwd = form(case, 2, within)
+    (logits, after), res = fwd(*arguments(case))
+    assert logits.shape == (2, 0, 4)
+    assert_trees_close(after, fast_state(case, 3))
+    g_x, *g_parameters, g_state = bwd((logits, after), res)
+    assert g_x.shape == case.x.shape and not any(np.any(g) for g in leaves(tuple(g_parameters)))
+    assert_trees_close(g_state, after)
 
 
 @every_reading

@@ -13,7 +13,7 @@ from fwl_ref.lm.model import Config, effective_step_sizes, features_fwd, initial
 from fwl_ref.lm.stack import stack_fwd
 from fwl_ref.lm.transformer import KeyValues, layer_fwd
 from fwl_ref.slow_block import FastParameters
-from fwl_ref.tree import leaves, named_leaves
+from fwl_ref.tree import leaves, named_leaves, tree_map
 from tests.strategies import block_cases, generator, make_model_case
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close
 
@@ -157,6 +157,28 @@ def test_the_loss_is_the_mean_over_the_weights(fast):
         assert_trees_close(gradient, model_bwd(w / np.sum(w), res))
         if not fast:
             assert all(e.shape == () and e == 0 for e in (*gradient.eta, gradient.decay))
+
+
+@pytest.mark.parametrize("normalizer", ["batch", "constant"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_losses_of_the_parts_of_a_batch_sum_up_to_that_of_the_whole(fast, normalizer):
+    """Each part is told the weights of all: sum w over the batch, the normalizer "batch" included   (M.5)"""
+    case, p = parameters(13)
+    config, w = CONFIG._replace(fast=fast, normalizer=normalizer), np.random.default_rng(2).uniform(0, 2, case.tokens.shape)
+    whole = loss_and_gradient(p, case.tokens, case.labels, w, config)
+    one, two = (loss_and_gradient(p, *(a[part] for a in (case.tokens, case.labels, w)), config, np.sum(w)) for part in ([0], [1]))
+    assert len(case.tokens) == 2
+    assert_trees_close(tree_map(lambda a, b: a + b, one, two), whole)
+
+
+def test_a_model_goes_on_from_a_state_and_from_caches():
+    """Both at once, each where it belongs: a text read in two calls is the text read in one   (M.3)"""
+    case, p = parameters(14)
+    config = CONFIG._replace(fast=True, chunk=2, constant=10.0)
+    whole, _ = model_fwd(p, case.tokens, case.labels, None, config)
+    first, _ = model_fwd(p, case.tokens[:, :2], case.labels[:, :2], None, config)
+    then, _ = model_fwd(p, case.tokens[:, 2:], case.labels[:, 2:], None, config, first.state, first.caches)
+    assert_close(np.concatenate([first.nll, then.nll], axis=1), whole.nll)
 
 
 @pytest.mark.parametrize("fast", [True, False])

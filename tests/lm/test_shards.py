@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import array_api_strict
 import numpy as np
 import pytest
 
-from fwl_ref.lm import shards
+from fwl_ref.lm import model, shards
 from fwl_ref.lm.model import Config, features, features_fwd, initialize, loss_and_gradient, model_bwd, model_fwd, model_score
 from fwl_ref.tree import leaves
 from tests.strategies import generator
@@ -120,6 +121,24 @@ def test_a_part_is_as_many_sequences_as_fit(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(shards, "blas_threads", lambda threads=threads: threads)
         assert [shards.at_once(*each) for each in ((5, 50), (1, 1000), (5, 99), (0, 50))][:1] == expected[:1]
         assert [shards.at_once(*each) for each in ((1, 1000), (0, 50))] == [1, 0]
+
+
+@pytest.mark.parametrize("length", [2, 8])
+def test_a_model_takes_as_many_sequences_at_once_as_their_features_allow(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PART numbers of (B,T,D) in a part of five sequences, whatever is done with it."""
+    p, *text, weights = problem(batch=5, length=length)
+    monkeypatch.setattr(shards, "PART", 2 * length * CONFIG.width)
+    taken: list[slice] = []
+
+    def of_each(f: Any, parts: list[slice]) -> Any:
+        taken.extend(parts)
+        return map(f, parts)
+
+    monkeypatch.setattr(model, "of_each", of_each)
+    for work in (loss_and_gradient, model_score):
+        taken.clear()
+        work(p, *text, weights, CONFIG)
+        assert taken == [slice(0, 2), slice(2, 4), slice(4, 6)]
 
 
 def test_parts_of_a_tree_and_back() -> None:

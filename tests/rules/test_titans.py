@@ -250,7 +250,7 @@ def stored(q, k, v, momentum, decay, step, state, read, size, batch) -> tuple:
 
 
 @every_read
-@pytest.mark.parametrize("length", [6, 7])
+@pytest.mark.parametrize("length", [1, 6, 7])
 @pytest.mark.parametrize(("size", "batch"), [(1, 1), (2, 2), (3, 3), (2, 4), (3, 6), (9, 9)])
 def test_rates_per_chunk_are_one_update_for_every_chunk(read: str, length: int, size: int, batch: int) -> None:
     """The library's loop literally, for any number of chunks at one memory; forms agree, and each has its
