@@ -537,6 +537,7 @@ def run(modules: list[str], jobs: int, again: bool, since: str) -> None:
             if alive and key not in explained:
                 print(f"SURVIVED {module}.py:{todo[key].line} {todo[key].what}", flush=True)
             save(results)
+        save(results)  # also where nothing was left to try
         alive = sum(m["survived"] for m in done.values())
         print(f"{module}: {len(done)} mutants, {len(done) - alive} noticed, {alive} survived", flush=True)
 
@@ -640,7 +641,8 @@ def main() -> int:
     import numpy  # noqa: F401
     import pytest  # noqa: F401
 
-    run(args.modules or list(CORE), args.jobs, args.again, args.since)
+    since = args.since and subprocess.check_output(["git", "rev-parse", "--short", args.since], cwd=ROOT, text=True).strip()
+    run(args.modules or list(CORE), args.jobs, args.again, since)
     return 0
 
 
