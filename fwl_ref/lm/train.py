@@ -142,9 +142,13 @@ def advance(
     config: Config,
     s: TrainSettings,
     ranks: Ranks = ALONE,
+    gradient: Callable[..., tuple[Array, Parameters]] | None = None,
 ) -> tuple[Parameters, AdamState, Array]:
     """One step without looking at its outcome: parameters, moments, and the row that ``records``
     reads. Nothing leaves the device, but for a sum over ``ranks`` whose MPI cannot read from it.
+
+    Another model is another ``gradient`` (None: ``loss_and_gradient``), called as that one is; its
+    parameters have the fields of ``Parameters``, and may have more.
 
     Every rank draws the whole batch, so all know the sum of its weights without asking.
     """
@@ -152,7 +156,7 @@ def advance(
     batch = training_batch(corpus.train, s.batch, s.window, s.seed, step)
     total = float(host.sum(batch.weights, dtype="float64"))
     mine = batch_like(part_of(batch, rows(ranks, s.batch)), params.embedding)
-    loss, grads = summed(ranks, loss_and_gradient(params, *mine, config, total))
+    loss, grads = summed(ranks, (gradient or loss_and_gradient)(params, *mine, config, total))
     leaf_squares = squares(grads)  # (L,)
     norm = global_norm(leaf_squares)  # ()
     rates, decays = learning_rates(params, config, s, cosine(step, s.steps, s.warmup))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..backend import host
@@ -17,7 +18,9 @@ from ..lm import footprint
 from ..lm.corpus import Corpus, Document
 from ..lm.data import Batch, training_batch
 from ..lm.model import Config, initialize, loss_and_gradient
-from .make import settings_of
+from .learner import learner_of
+from .make import settings_of, window_of
+from .memory import HEADS, RULES, memory_products
 from .ngram import ngram_nats
 from .row import Row
 from .settings import Sizes
@@ -27,6 +30,12 @@ from .where import frequencies
 BACKWARD = 3  # a training step in units of a reading
 SAMPLE = 4096  # bytes of text to measure what is no matrix product
 WORKS = {"rms": "sgd", "untrained": "fast"}  # a way -> the way that has its speed
+
+
+# one of each kind of top, to measure its speed
+KINDS: dict[str, dict[str, Any]] = {
+    rule: {"name": "memory", "rule": rule, "heads": HEADS} for rule in RULES
+}
 
 
 class Work(NamedTuple):
@@ -48,8 +57,12 @@ def work(row: Row, train_bytes: int = 0) -> list[Work]:
         if not config.fast:
             one = BACKWARD * cost.static(config, training.window)
         kind = "train fast" if config.fast else "train plain"
+        if "top" in row.settings:
+            top = row.settings["top"]
+            kind = f"train {kind_of(top)}"
+            one = BACKWARD * top_products(config, top, training.window)
         return [Work(kind, float(one * training.batch * training.steps))]
-    o, window = row.settings, training.window
+    o, window = row.settings, window_of(row)
     (few, short), (many, long) = o["validation"], o["test"]
     passes = (len(o["rates"]) + 1) * len(o["decays"]) if "rates" in o else 0
     passes += 1 if "thetas" in o else 0
@@ -59,7 +72,24 @@ def work(row: Row, train_bytes: int = 0) -> list[Work]:
         pairs = config.width * (len(o["thetas"]) * few * short**2 + many * long**2) / 2
         below = "fast" if config.fast else "static"
         return [Work("cache", pairs), Work(below, 2 * size * per_byte(below, config, window, o))]
-    return [Work(way, size * per_byte(way, config, window, o))]
+    kind = kind_of(o["top"]) if way == "top" else way
+    return [Work(kind, size * per_byte(way, config, window, o))]
+
+
+def kind_of(top: dict[str, Any]) -> str:
+    """A top's key in KINDS: its rule, or its name."""
+    kind: str = top.get("rule", top["name"])
+    return kind
+
+
+def top_products(config: Config, top: dict[str, Any], length: int) -> int:
+    """Multiply-adds to read a window with a top. Blocks that read otherwise than the model does are
+    taken as the fast block, which is near enough for an estimate.
+    """
+    if top["name"] == "memory":
+        own = memory_products(config, length, top["rule"], top["heads"])
+        return cost.static(config._replace(fast=False), length) + own
+    return cost.fast(config, length, carried=True)
 
 
 def per_byte(way: str, config: Config, window: int, o: dict[str, Any]) -> float:
@@ -71,6 +101,7 @@ def per_byte(way: str, config: Config, window: int, o: dict[str, Any]) -> float:
         "sgd": lambda: cost.dynamic(config, window, segment),
         "block": lambda: cost.dynamic_block(config, window),
         "fresh": lambda: cost.dynamic_block(config, window),
+        "top": lambda: top_products(config, o["top"], window),
     }
     return counts[way]() / window
 
@@ -81,15 +112,15 @@ def reading(row: Row) -> float | None:
     """
     if row.kind != "read":
         return None
-    config, training = settings_of(row)
+    (config, _), window = settings_of(row), window_of(row)
     o = row.settings
     way = WORKS.get(o["way"], o["way"])
     if way == "cache":
         below = "fast" if config.fast else "static"
-        return per_byte(below, config, training.window, o) + config.width * o["test"][1] / 2
+        return per_byte(below, config, window, o) + config.width * o["test"][1] / 2
     if o["way"] == "fast" and not o["carried"]:
-        return cost.fast(config, training.window) / training.window
-    return per_byte(way, config, training.window, o)
+        return cost.fast(config, window) / window
+    return per_byte(way, config, window, o)
 
 
 def seconds(row: Row, speeds: dict[str, float], train_bytes: int = 0) -> float:
@@ -98,7 +129,7 @@ def seconds(row: Row, speeds: dict[str, float], train_bytes: int = 0) -> float:
 
 
 def measure(s: Sizes, corpus: Corpus) -> dict[str, float]:
-    """Seconds a multiply-add, or a byte, of every kind of work; about a second or two."""
+    """Seconds a multiply-add, or a byte, of every kind of work; a few seconds."""
     window = s.windows[0]
     data = host.random.default_rng(0).integers(97, 123, window + 1).astype("uint8")
     document, found = Document("measured", data), {}
@@ -130,6 +161,16 @@ def measure(s: Sizes, corpus: Corpus) -> dict[str, float]:
             read(document)
 
         found[way] = _timed(once) / (window * per_byte(way, config, window, o))
+    for kind, top in KINDS.items():
+        config = s.config._replace(fast=top["name"] != "memory")
+        learner, one = learner_of({"top": top}), top_products(config, top, window)
+        params = learner.begin(config, s.training).params
+        arguments = params, *batch, config, float(batch.weights.sum())
+        step_with = partial(learner.gradient or loss_and_gradient, *arguments)
+        found[f"train {kind}"] = _timed(step_with) / (BACKWARD * one)
+        own = given._replace(params=params, config=config)
+        read = WAYS["top"](own, {"top": top, "carried": True}).read
+        found[kind] = _timed(partial(read, document)) / one
     o = {"carried": False, "thetas": (10.0,), "shares": (0.1,), "more": 0}
     pairs = config.width * window**2  # half of it twice
     both = _timed(lambda: WAYS["cache"](plain, o).read(document))

@@ -17,9 +17,9 @@ from ..files import load_arrays, save_arrays
 from ..lm.corpus import Document, load_corpus, pick
 from ..lm.evaluate import LN2
 from ..lm.model import Config
-from ..lm.resume import resume
 from ..lm.train import TrainSettings
 from .journal import Result
+from .learner import learner_of, load
 from .outside import OUTSIDE, ngram_bits
 from .row import Row
 from .training import described, train_model
@@ -55,23 +55,23 @@ def trained(row: Row, out: Path) -> Result:
     """A model, in its file."""
     config, training = settings_of(row)
     place = model_file(out, row.key)
-    return described(
-        train_model(place, config, training, corpus_of(row.corpus), row.settings["nudge"])
-    )
+    options = {"nudge": row.settings["nudge"], "learner": learner_of(row.settings)}
+    return described(train_model(place, config, training, corpus_of(row.corpus), **options))
 
 
 def read(row: Row, out: Path) -> Result:
     """A way of reading: bits of every test document, and the losses in their file."""
     o, corpus = row.settings, corpus_of(row.corpus)
     config, training = settings_of(row)
-    progress = resume(model_file(out, row.needs[0]), config, training, corpus, writer="study")
+    model = model_file(out, row.needs[0])
+    progress = load(model, config, training, corpus, learner_of(o))
     if progress is None:
         raise FileNotFoundError(
-            f"{model_file(out, row.needs[0])}, the model of the row {row.name!r}, is gone: "
+            f"{model}, the model of the row {row.name!r}, is gone: "
             "remove its line from the results, and it is trained again"
         )
     given = Given(
-        progress.params, config, training.window, row.seed, corpus,
+        progress.params, config, window_of(row), row.seed, corpus,
         pick(corpus.validation, *o["validation"]),
     )  # fmt: skip
     chosen = WAYS[o["way"]](given, o)
@@ -131,6 +131,12 @@ MAKERS = {"train": trained, "read": read, "outside": outside, "where": where}
 def settings_of(row: Row) -> tuple[Config, TrainSettings]:
     """What the row's model is trained with."""
     return Config(**row.settings["config"]), TrainSettings(**row.settings["training"])
+
+
+def window_of(row: Row) -> int:
+    """How much is read at a time: the windows of training, unless the row says otherwise."""
+    window: int = row.settings.get("reading_window", row.settings["training"]["window"])
+    return window
 
 
 def model_file(out: Path, key: str) -> Path:

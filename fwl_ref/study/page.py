@@ -13,7 +13,7 @@ from .prose import METHOD, NOT_RUN, OPENING, TITLES
 from .row import Row
 from .settings import Sizes
 from .summary import readme_lines
-from .tables import ablations, health, lasting, main_tables, not_built, where_tables
+from .tables import ablations, health, lasting, main_tables, memories, where_tables
 
 
 def write_page(
@@ -45,7 +45,7 @@ def markdown(
         words = "Three panels: change of bits by position, gain by training, change by repetition"
         parts += [f"![{words}]({picture})\n"]
     writers: dict[int, Callable[[Lines], list[str]]] = {
-        1: main_tables, 2: lasting, 3: not_built, 4: where_tables, 5: ablations, 6: health,
+        1: main_tables, 2: lasting, 3: memories, 4: where_tables, 5: ablations, 6: health,
     }  # fmt: skip
     for section, writer in writers.items():
         parts += [f"## {section}. {TITLES[section]}\n"]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ..demo import cost
 from ..lm.model import Config
 from ..lm.train import TrainSettings
+from .memory import HEADS, RULES
 from .outside import OUTSIDE
 from .row import BASE, BLOCK, CACHE, CARRIED, RESET, RMS, SGD, Row, key_of
 from .settings import Sizes
@@ -40,14 +41,15 @@ def plan(s: Sizes, texts: dict[str, str]) -> list[Row]:
 
     rows = [row for corpus in s.corpora for row in builder.outside(corpus)]
     rows += main(s.corpora[0], s.windows[0])
+    rows += builder.stage(builder.memories, first)
     rows += builder.stage(partial(builder.lengths, times=(1, *s.lengths[:SOON])), first)
     for corpus in s.corpora[1:]:
         rows += main(corpus, s.windows[0])
+    rows += builder.stage(builder.ablations, first)
     rows += builder.stage(builder.health, first)
     for window in s.windows[1:]:
         for corpus in s.corpora:
             rows += main(corpus, window)
-    rows += builder.stage(builder.ablations, first)
     rows += builder.stage(builder.sizes, first)
     rows += builder.stage(partial(builder.lengths, times=s.lengths[SOON:]), first)
     return rows
@@ -96,12 +98,14 @@ class Builder(NamedTuple):
         config: Config,
         training: TrainSettings | None = None,
         nudge: float = 0.0,
+        **own: Any,
     ) -> Row:
-        """A model to train."""
+        """A model to train; ``own`` says what it has that ``lm.model`` has not (``learner.py``)."""
         t = training or self.training(place)
         t = t._replace(seed=place.seed)
         name = "fast weights" if config.fast else "plain"
-        settings = {"config": config._asdict(), "training": t._asdict(), "nudge": nudge}
+        name = "another memory" if own.get("top", {}).get("name") == "memory" else name
+        settings = {"config": config._asdict(), "training": t._asdict(), "nudge": nudge, **own}
         return self.row("train", section, variant, name, place, settings)
 
     def read(
@@ -200,6 +204,30 @@ class Builder(NamedTuple):
                 **self.tuned("block"),
             ),
         ]
+
+    def memories(self, place: Place) -> list[list[Row]]:
+        """Section 3: what is written by a gradient against what is written by a projection."""
+        c = self.s.config
+        p, f = (
+            self.train(3, words, place, c._replace(fast=fast))
+            for words, fast in (("none", False), ("gradients: fast weights", True))
+        )
+        groups = [
+            [
+                p,
+                f,
+                self.read(3, p, BASE, "static", place),
+                self.read(3, f, CARRIED, "fast", place, carried=True),
+                self.read(3, f, RESET, "fast", place, carried=False),
+            ]
+        ]
+        for rule in RULES:
+            top = {"name": "memory", "rule": rule, "heads": HEADS}
+            words = f"projections: {rule.replace('_', ' ')}"
+            m = self.train(3, words, place, c._replace(fast=False), top=top)
+            reads = (("memory, carried", True), ("memory, reset", False))
+            groups += [[m, *(self.read(3, m, n, "top", place, carried=v) for n, v in reads)]]
+        return groups
 
     def lengths(self, place: Place, times: tuple[float, ...]) -> list[list[Row]]:
         """Section 2, by training length, in units of the main table's."""

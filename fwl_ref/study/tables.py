@@ -14,7 +14,7 @@ from .collect import (
     mean,
 )
 from .journal import Result
-from .prose import NOT_BUILT, NUDGED
+from .prose import MEMORIES, NUDGED
 from .row import BASE, BLOCK, CARRIED, RESET
 from .where import BUCKETS, CONTEXT, POSITIONS, REPEATED
 from .words import number, per_byte, percent, spot_of
@@ -71,9 +71,25 @@ def lasting(found: Lines) -> list[str]:
     return grid(heads, table) if table else []
 
 
-def not_built(_: Lines) -> list[str]:
-    """Section 3."""
-    return [NOT_BUILT]
+def memories(found: Lines) -> list[str]:
+    """Section 3: what gradients write against what projections write."""
+    parts: list[str] = []
+    for corpus, window in _places(found, 3):
+        own = [line for s, line in found.items() if s[:3] == (3, corpus, window)]
+        reads = [line for line in own if line.kind == "read" and line.runs]
+        base = next(line for line in own if line.spot.name == BASE)
+        fast = next(line for line in own if line.spot.name == CARRIED)
+        table = [
+            (line.spot.variant, line.spot.name, number(mean(line)),
+             *(number(change(line, other)) if line is not other else "-" for other in (base, fast)),
+             str(len(line.runs)), *_costs(line, base))
+            for line in reads
+        ]  # fmt: skip
+        if table:
+            heads = ("written by", "reading", "bits per byte", "change against plain")
+            more = ("against fast weights, carried", "seeds", "multiply-adds", "time")
+            parts += [f"### {corpus}, windows of {window} bytes\n", *grid((*heads, *more), table)]
+    return [*parts, MEMORIES] if parts else []
 
 
 def where_tables(found: Lines) -> list[str]:
@@ -152,11 +168,6 @@ def grid(heads: Iterable[str], table: Iterable[Iterable[str]]) -> list[str]:
 def _main(line: Line, base: Line) -> Cells:
     """A line of the main table."""
     own = change(line, base) if line is not base else None
-    products, time = "-", "-"
-    if line.products and base.products:
-        products = f"{line.products / base.products:.2f}x"
-        mine, plain = per_byte(line), per_byte(base)
-        time = f"{mine / plain:.2f}x" if mine and plain else "-"
     tuned = dict.fromkeys(filter(None, map(_tuned, line.runs.values())))
     return (
         line.spot.name,
@@ -164,10 +175,18 @@ def _main(line: Line, base: Line) -> Cells:
         number(own),
         percent(own, mean(base)),
         str(len(line.runs)) if line.products else "-",
-        products,
-        time,
+        *_costs(line, base),
         ", ".join(tuned) or "-",
     )
+
+
+def _costs(line: Line, base: Line) -> tuple[str, str]:
+    """Multiply-adds and time a byte, in units of another line's."""
+    if not (line.products and base.products):
+        return "-", "-"
+    mine, plain = per_byte(line), per_byte(base)
+    time = f"{mine / plain:.2f}x" if mine and plain else "-"
+    return f"{line.products / base.products:.2f}x", time
 
 
 def _tuned(run: Result) -> str:

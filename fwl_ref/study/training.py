@@ -12,9 +12,10 @@ from ..files import load_arrays, save_arrays
 from ..lm.checkpoint import Checkpoint, save_checkpoint, text_of
 from ..lm.corpus import Corpus
 from ..lm.model import Config
-from ..lm.resume import resume
-from ..lm.train import SAVE_EVERY, Progress, TrainSettings, advance, begin, records
+from ..lm.ranks import ALONE
+from ..lm.train import SAVE_EVERY, Progress, TrainSettings, advance, records
 from ..tree import named_leaves, tree_map
+from .learner import MODEL, Learner, load
 
 TOP = 10  # steps of the largest gradient norms
 LAST = 200  # steps whose mean loss is reported
@@ -34,6 +35,7 @@ def train_model(
     corpus: Corpus,
     nudge: float = 0.0,
     save_every: int = SAVE_EVERY,
+    learner: Learner = MODEL,
 ) -> Trained:
     """Train from the checkpoint at ``path``, or from scratch; the same bits either way.
 
@@ -42,10 +44,10 @@ def train_model(
 
     Raises as ``lm.train.train`` and ``lm.resume.resume``.
     """
-    found = resume(path, config, training, corpus, writer="study")
+    found = load(path, config, training, corpus, learner)
     beside = path.with_suffix(".squares.npz")
     if found is None:
-        found = begin(config, training)
+        found = learner.begin(config, training)
         found = found._replace(params=tree_map(lambda p: p * (1 + nudge), found.params))
         old = host.zeros((0, len(list(named_leaves(found.params)))))  # (0,L)
     else:
@@ -66,7 +68,9 @@ def train_model(
     saved = adam.step if path.exists() else -1
     try:
         while adam.step < training.steps:
-            later, moments, row = advance(params, adam, corpus, config, training)
+            later, moments, row = advance(
+                params, adam, corpus, config, training, ALONE, learner.gradient
+            )
             history += records([row], adam.step, later)
             params, adam = later, moments
             new.append(row[9 : 9 + old.shape[1]])

@@ -29,6 +29,7 @@ from ..lm.model import (
 from ..lm.neural_cache import cache_probability, mix_cache
 from ..lm.tune import tune
 from ..ops.cross_entropy import cross_entropy_fwd
+from .tops import read_with, top_of
 
 Reader: TypeAlias = Callable[[Document], Array]  # losses (T,) in nats
 
@@ -133,6 +134,12 @@ def cache(given: Given, o: dict[str, Any]) -> Chosen:
     return Chosen(read, {"theta": theta, "share": share, "bits": table[best], "edge": edge})
 
 
+def with_top(given: Given, o: dict[str, Any]) -> Chosen:
+    """A model with another top than the fast weight block, or the block read otherwise."""
+    top = top_of(given.config, o["top"])
+    return Chosen(_bound(given, read_with, top=top, carried=o["carried"]), {})
+
+
 def fresh(given: Given, _: dict[str, Any]) -> Chosen:
     """The learned step sizes of a fast model, its gradients taken at the parameters as they are at
     every token and not at the slow ones; reset every window. Token by token, so it takes long.
@@ -164,6 +171,7 @@ WAYS: dict[str, Callable[[Given, dict[str, Any]], Chosen]] = {
     "untrained": untrained,
     "cache": cache,
     "fresh": fresh,
+    "top": with_top,
 }
 
 
