@@ -34,7 +34,10 @@ WORKS = {"rms": "sgd", "untrained": "fast"}  # a way -> the way that has its spe
 
 # one of each kind of top, to measure its speed
 KINDS: dict[str, dict[str, Any]] = {
-    rule: {"name": "memory", "rule": rule, "heads": HEADS} for rule in RULES
+    **{rule: {"name": "memory", "rule": rule, "heads": HEADS} for rule in RULES},
+    "sequential": {"name": "sequential", "segment": 64, "within": True},
+    "leak": {"name": "leak"},
+    "momentum": {"name": "momentum", "mu": 0.9, "decay": 0.005},
 }
 
 
@@ -57,6 +60,8 @@ def work(row: Row, train_bytes: int = 0) -> list[Work]:
         if not config.fast:
             one = BACKWARD * cost.static(config, training.window)
         kind = "train fast" if config.fast else "train plain"
+        if row.settings.get("taught", {}).get("carried"):  # one half is read, the other trained on
+            one = one * (1 + BACKWARD) // (2 * BACKWARD)
         if "top" in row.settings:
             top = row.settings["top"]
             kind = f"train {kind_of(top)}"
@@ -72,6 +77,10 @@ def work(row: Row, train_bytes: int = 0) -> list[Work]:
         pairs = config.width * (len(o["thetas"]) * few * short**2 + many * long**2) / 2
         below = "fast" if config.fast else "static"
         return [Work("cache", pairs), Work(below, 2 * size * per_byte(below, config, window, o))]
+    if way == "n-grams":
+        below, size = "fast" if config.fast else "static", few * short + many * long
+        products = size * per_byte(below, config, window, o)
+        return [Work("n-grams", size), Work(below, products)]
     kind = kind_of(o["top"]) if way == "top" else way
     return [Work(kind, size * per_byte(way, config, window, o))]
 
@@ -118,6 +127,8 @@ def reading(row: Row) -> float | None:
     if way == "cache":
         below = "fast" if config.fast else "static"
         return per_byte(below, config, window, o) + config.width * o["test"][1] / 2
+    if way == "n-grams":
+        return per_byte("fast" if config.fast else "static", config, window, o)
     if o["way"] == "fast" and not o["carried"]:
         return cost.fast(config, window) / window
     return per_byte(way, config, window, o)
@@ -164,7 +175,7 @@ def measure(s: Sizes, corpus: Corpus) -> dict[str, float]:
     for kind, top in KINDS.items():
         config = s.config._replace(fast=top["name"] != "memory")
         learner, one = learner_of({"top": top}), top_products(config, top, window)
-        params = learner.begin(config, s.training).params
+        params = learner.begin(config, s.training._replace(decay=0.0)).params
         arguments = params, *batch, config, float(batch.weights.sum())
         step_with = partial(learner.gradient or loss_and_gradient, *arguments)
         found[f"train {kind}"] = _timed(step_with) / (BACKWARD * one)

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 from ..demo import cost
 from ..lm.model import Config
 from ..lm.train import TrainSettings
+from ..slow_block import FastParameters
 from .memory import HEADS, RULES
 from .outside import OUTSIDE
 from .row import BASE, BLOCK, CACHE, CARRIED, RESET, RMS, SGD, Row, key_of
 from .settings import Sizes
 
 SOON = 2  # so many training lengths beside the main one come before the second corpus
+MU = 0.9  # of the momentum
 NUDGE = 1e-6  # of all parameters, relative: what another order of rounding does
 
 
@@ -167,6 +169,13 @@ class Builder(NamedTuple):
                 1, f, "fast weights, carried, neural cache", "cache", place, carried=True, **cached
             ),
         ]
+        counted = {"shares": s.ngram_shares, "order": s.order}
+        counts = [
+            self.read(1, p, "plain, n-grams of the document", "n-grams", place, **counted,
+                      carried=False),
+            self.read(1, f, "fast weights, carried, n-grams of the document", "n-grams", place,
+                      **counted, carried=True),
+        ]  # fmt: skip
         where = [
             self.row("where", 4, "", r.name, place, {"test": s.test}, (static.key, r.key))
             for r in (carried, adapting["sgd"], adapting["block"])
@@ -177,6 +186,7 @@ class Builder(NamedTuple):
             [c, self.read(1, c, same, "static", place)],
             where,
             [adapting["rms"], adapting["untrained"], *caches],
+            counts,
             [w, self.read(1, w, longer, "static", place)],
             [
                 o,
@@ -246,10 +256,11 @@ class Builder(NamedTuple):
     def changed(
         self, section: int, variant: str, place: Place, config: Config, t: TrainSettings, **o: Any
     ) -> list[Row]:
-        """A fast model that differs in one thing, carried and reset."""
+        """A fast model that differs in one thing, carried and reset, in windows of the place."""
         f = self.train(section, variant, place, config, t, **o)
-        words = ((CARRIED, True), (RESET, False))
-        return [f, *(self.read(section, f, n, "fast", place, carried=c) for n, c in words)]
+        way, words = "top" if "top" in o else "fast", ((CARRIED, True), (RESET, False))
+        own = {} if t.window == place.window else {"reading_window": place.window}
+        return [f, *(self.read(section, f, n, way, place, carried=c, **own) for n, c in words)]
 
     def health(self, place: Place) -> list[list[Row]]:
         """Section 6: what removes the spikes of the gradient norm; each once more from parameters
@@ -263,10 +274,19 @@ class Builder(NamedTuple):
             "warm-up four times as long": (c, t._replace(warmup=4 * t.warmup)),
             "half the learning rate": (c, t._replace(rate=t.rate / 2)),
         }
+        nudges = (("", 0.0), (", nudged", NUDGE))
+        limit = t.clip / 4
+        name, apart = f"step sizes and decay clipped apart, at {limit:g}", {"clip": limit}
         return [
-            self.changed(6, cure + note, place, *settings, nudge=nudge)
-            for cure, settings in cures.items()
-            for note, nudge in (("", 0.0), (", nudged", NUDGE))
+            *(
+                self.changed(6, cure + note, place, *settings, nudge=nudge)
+                for cure, settings in cures.items()
+                for note, nudge in nudges
+            ),
+            *(
+                self.changed(6, name + note, place, c, t, nudge=nudge, taught=apart)
+                for note, nudge in nudges
+            ),
         ]
 
     def ablations(self, place: Place) -> list[list[Row]]:
@@ -288,7 +308,38 @@ class Builder(NamedTuple):
             for words, names in off.items()
         ]
         fresh = self.read(5, f, "reset, gradients taken afresh at every token", "fresh", place)
-        return [*groups, reads, [fresh]]
+        leak = "reset, read inclusively: a leak"
+        leak_row = self.read(5, f, leak, "top", place, carried=False, top={"name": "leak"})
+        return [*groups, [*reads, leak_row], *self.otherwise(place), [fresh]]
+
+    def otherwise(self, place: Place) -> list[list[Row]]:
+        """Section 5, what ``lm.model`` has no setting for: another gradient, or another top."""
+        t, c = self.training(place), self.s.config._replace(fast=True)
+        sequential = {"name": "sequential", "segment": self.s.segment}
+        every = FastParameters._fields
+        taught: dict[str, dict[str, Any]] = {
+            "one step size for all": {"shared": True},
+            "decay fixed": {"held": {"decay": t.decay}},
+            "step sizes fixed": {"held": dict.fromkeys(every, t.step_size)},
+            **{
+                f"only {', '.join(fast)} fast": {"held": {n: 0.0 for n in every if n not in fast}}
+                for fast in (every[:2], every[2:4], every[4:])
+            },
+        }
+        tops: dict[str, dict[str, Any]] = {
+            "gradients afresh in every segment": {**sequential, "within": True},
+            "gradients afresh in every segment, read at its start": {**sequential, "within": False},
+            "read inclusively: a leak": {"name": "leak"},
+        }
+        rows = [self.changed(5, name, place, c, t, taught=own) for name, own in taught.items()]
+        longer = t._replace(window=2 * t.window)  # a window to read, and one to train on
+        name = "state carried in training"
+        rows += [self.changed(5, name, place, c, longer, taught={"carried": True})]
+        rows += [self.changed(5, name, place, c, t, top=top) for name, top in tops.items()]
+        # its steps are 1 / (1 - mu) as long; its decay is a setting, and the learned one off
+        heavy = t._replace(step_size=t.step_size * (1 - MU), decay=0.0)
+        top = {"name": "momentum", "mu": MU, "decay": t.decay}
+        return [*rows, self.changed(5, f"momentum {MU:g}", place, c, heavy, top=top)]
 
 
 def equal_steps(plain: Config, fast: Config, t: TrainSettings) -> int:

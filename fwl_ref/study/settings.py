@@ -32,6 +32,7 @@ class Sizes(NamedTuple):
     decays: tuple[float, ...] = (0.0, 0.01)  # tried with each
     thetas: tuple[float, ...] = (5.0, 10.0, 20.0)  # of the neural cache
     shares: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3)
+    ngram_shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # of n-grams beside a model
     more: int = 3  # further step sizes, as long as the best one is the first or the last
     order: int = 5  # of the n-grams
 

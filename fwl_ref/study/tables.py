@@ -14,7 +14,7 @@ from .collect import (
     mean,
 )
 from .journal import Result
-from .prose import MEMORIES, NUDGED
+from .prose import ABLATIONS, MEMORIES, NUDGED
 from .row import BASE, BLOCK, CARRIED, RESET
 from .where import BUCKETS, CONTEXT, POSITIONS, REPEATED
 from .words import number, per_byte, percent, spot_of
@@ -126,7 +126,7 @@ def ablations(found: Lines) -> list[str]:
                 (spot.variant, spot.name, number(mean(line)), number(own), str(len(line.runs)))
             )
     heads = ("model", "reading", "bits per byte", "change against as it is", "seeds")
-    return grid(heads, table) if table else []
+    return [*grid(heads, table), ABLATIONS] if table else []
 
 
 def health(found: Lines) -> list[str]:

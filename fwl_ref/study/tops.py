@@ -23,6 +23,7 @@ from ..fwl import (
     write_bwd,
     write_fwd,
 )
+from ..lm.adamw import clip, global_norm, squares
 from ..lm.corpus import Document
 from ..lm.data import windows
 from ..lm.device import batch_like
@@ -165,7 +166,8 @@ def leaking_bwd(g_logits: Array, g_state: Any, res: tuple) -> tuple:
     """Adjoint of leaking_fwd: g_x, g_slow, g_eta, g_decay, g_state_in."""
     write, read = res
     # forward: logits = read(later memory, later x)[1:]
-    g_m, g_x, g_read, g_eta, g_decay, g_state = read_bwd(_later(g_logits), g_state, read)
+    g_later = namespace(g_logits).concat([_nothing(g_logits), g_logits], axis=1)  # (B,T+1,V)
+    g_m, g_x, g_read, g_eta, g_decay, g_state = read_bwd(g_later, g_state, read)
     g_m = Memory(g_m.h[:, 1:, :], *(a[:, :-1, :] for a in g_m[1:]))  # (B,T,...)
     # forward: m = write(x)
     g_x_write, g_write = write_bwd(g_m, write)
@@ -175,8 +177,8 @@ def leaking_bwd(g_logits: Array, g_state: Any, res: tuple) -> tuple:
 
 
 def _later(a: Array) -> Array:
-    """(B,T,...)->(B,T+1,...)   0 before the first token"""
-    return namespace(a).concat([_nothing(a), a], axis=1)
+    """(B,T,...)->(B,T+1,...)   the first token once more before it: what it reads is not used"""
+    return namespace(a).concat([a[:, :1, :], a], axis=1)
 
 
 def _earlier(a: Array) -> Array:
@@ -271,3 +273,16 @@ def shared(gradient: Gradient) -> Gradient:
         return loss, g._replace(eta=tree_map(lambda _: one, g.eta))
 
     return summed
+
+
+def clipped(gradient: Gradient, limit: float) -> Gradient:
+    """The same, with the gradients of step sizes and decay scaled to norm ``limit`` if theirs is
+    above it: they take no part of the norm from the others then.
+    """
+
+    def less(p: Any, *given: Any) -> tuple[Array, Any]:
+        loss, g = gradient(p, *given)
+        eta, decay = clip((g.eta, g.decay), limit, global_norm(squares((g.eta, g.decay))))
+        return loss, g._replace(eta=eta, decay=decay)
+
+    return less

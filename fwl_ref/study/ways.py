@@ -29,6 +29,7 @@ from ..lm.model import (
 from ..lm.neural_cache import cache_probability, mix_cache
 from ..lm.tune import tune
 from ..ops.cross_entropy import cross_entropy_fwd
+from .ngram import ngram_nats
 from .tops import read_with, top_of
 
 Reader: TypeAlias = Callable[[Document], Array]  # losses (T,) in nats
@@ -140,6 +141,24 @@ def with_top(given: Given, o: dict[str, Any]) -> Chosen:
     return Chosen(_bound(given, read_with, top=top, carried=o["carried"]), {})
 
 
+def ngrams(given: Given, o: dict[str, Any]) -> Chosen:
+    """Counts of the document's own contexts (``ngram.py``) mixed with a model: with no training,
+    and nearly no arithmetic, what repeats is predicted.
+    """
+    under = fast(given, o) if given.config.fast else static(given, o)
+
+    def parts(document: Document) -> tuple[Array, Array]:
+        counted = ngram_nats(document.data.tobytes(), o["order"])  # (T,) nats
+        return under.read(document), host.exp(-host.asarray(counted))
+
+    found = [parts(d) for d in given.validation]
+    table = {s: bits_per_byte([mix_cache(*part, s) for part in found]) for s in o["shares"]}
+    share = min(table, key=table.__getitem__)
+    edge = share in (min(o["shares"]), max(o["shares"]))
+    chosen = {"share": share, "bits": table[share], "edge": edge}
+    return Chosen(lambda document: mix_cache(*parts(document), share), chosen)
+
+
 def fresh(given: Given, _: dict[str, Any]) -> Chosen:
     """The learned step sizes of a fast model, its gradients taken at the parameters as they are at
     every token and not at the slow ones; reset every window. Token by token, so it takes long.
@@ -170,6 +189,7 @@ WAYS: dict[str, Callable[[Given, dict[str, Any]], Chosen]] = {
     "block": block,
     "untrained": untrained,
     "cache": cache,
+    "n-grams": ngrams,
     "fresh": fresh,
     "top": with_top,
 }

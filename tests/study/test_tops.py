@@ -1,0 +1,146 @@
+"""The fast weight block read otherwise, and taught otherwise: against ``lm.model`` where they agree, by their adjoints elsewhere."""
+
+import numpy as np
+import pytest
+
+from fwl_ref.fwl import FastSettings, fast_block_fwd
+from fwl_ref.gradcheck import check_adjoint
+from fwl_ref.lm.corpus import Document
+from fwl_ref.lm.evaluate import fast_weights
+from fwl_ref.lm.model import Config, initialize, loss_and_gradient, model_bwd, model_fwd, model_score
+from fwl_ref.lm.train import TrainSettings
+from fwl_ref.slow_block import FastParameters
+from fwl_ref.study.learner import learner_of
+from fwl_ref.study.tops import clipped, gradient_of, held, leaking_bwd, leaking_fwd, read_with, shared, top_of
+from fwl_ref.tree import leaves, tree_map
+from tests.strategies import fast_state, make_block_case, off_the_kink
+from tests.tolerances import assert_close, assert_trees_close
+
+pytestmark = pytest.mark.host("the study runs on the host")
+
+CONFIG = Config(width=4, layers=1, heads=1, vocabulary=5, chunk=3)
+BLOCK = FastSettings(eps=0.1, chunk=2)
+
+
+def model(seed=0, decay=0.1):
+    p, rng = initialize(CONFIG, seed, "float64", 0.1, decay), np.random.default_rng(seed)
+    return p._replace(block=tree_map(lambda a: a + 0.3 * rng.standard_normal(a.shape), p.block))
+
+
+def text(seed, batch=3, length=8):
+    drawn = np.random.default_rng(seed).integers(0, CONFIG.vocabulary, (batch, length + 1))
+    weights = np.ones((batch, length))
+    weights[1, 5:] = 0
+    return drawn[:, :-1], drawn[:, 1:], weights
+
+
+def test_training_with_the_stale_top_is_that_of_the_model():
+    """Loss and gradients of lm.model, weights and all; reading too, reset and carried."""
+    p, given, top = model(), text(1), top_of(CONFIG, {"name": "stale"})
+    loss, grads = gradient_of(top)(p, *given, CONFIG, given[2].sum())
+    expected, wanted = loss_and_gradient(p, *given, CONFIG)
+    assert_close(loss, expected)
+    assert_trees_close(grads, wanted)
+    document = Document("d", np.random.default_rng(2).integers(0, 5, 20).astype("uint8"))
+    for carried in (False, True):
+        found = read_with(p, CONFIG, document, 8, top=top, carried=carried)
+        assert_close(found, fast_weights(p, CONFIG, document, 8, carried=carried))
+
+
+def test_a_state_carried_in_training_comes_from_the_first_half():
+    """The second half's loss and gradient, from the state that the first half leaves and a trunk that begins anew."""
+    p, (tokens, labels, weights) = model(3), text(3)
+    top = top_of(CONFIG, {"name": "stale"})
+    loss, grads = gradient_of(top, carried=True)(p, tokens, labels, weights, CONFIG, 1.0)
+    state = model_score(p, tokens[:, :4], labels[:, :4], weights[:, :4], CONFIG).state
+    output, res = model_fwd(p, tokens[:, 4:], labels[:, 4:], weights[:, 4:], CONFIG, state)
+    share = weights[:, 4:] / weights[:, 4:].sum()
+    assert_close(loss, (share * output.nll).sum())
+    assert_trees_close(grads, model_bwd(share, res))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"name": "leak"},
+        {"name": "momentum", "mu": 0.9, "decay": 0.05},
+        {"name": "sequential", "segment": 3, "within": True},
+        {"name": "sequential", "segment": 3, "within": False},
+    ],
+    ids=lambda asked: f"{asked['name']}{asked.get('within', '')}",
+)
+def test_every_top_has_its_gradient(asked):
+    """By all parameters of the model at once; a momentum's decay is no parameter."""
+    config, given = CONFIG._replace(dialect="jax"), text(4)
+    gradient = gradient_of(top_of(config, asked))
+    p = model(4, decay=0.0 if asked["name"] == "momentum" else 0.1)
+
+    def fwd(*parts):
+        loss, g = gradient(p._replace(**dict(zip(varied, parts, strict=True))), *given, config, given[2].sum())
+        return loss, g
+
+    varied = [n for n in p._fields if not (n == "decay" and asked["name"] == "momentum")]
+    bwd = lambda d, g: tuple(tree_map(lambda a: d * a, getattr(g, n)) for n in varied)  # noqa: E731
+    check_adjoint(fwd, bwd, tuple(getattr(p, n) for n in varied), step=1e-5)
+
+
+def case_of(seed, length=6):
+    case = make_block_case(2, length, 3, 4, 4, BLOCK, seed=seed, mask="real")
+    return off_the_kink(case._replace(decay=np.asarray(0.3)))
+
+
+def test_the_leak_is_the_inclusive_read():
+    """Token by token: the fast parameters with a token's own gradient in them, as a state that the next token would read
+    from an empty window. So a token's own label changes its own prediction, which no honest read lets it.
+    """
+    case = case_of(1)
+    given = case.x, case.labels, case.weights, case.slow, case.eta, case.decay, BLOCK
+    (logits, _, _), _ = leaking_fwd(*given)
+    for t in range(6):
+        now = slice(t, t + 1)
+        (_, _, state), _ = fast_block_fwd(*(a[:, : t + 1] for a in given[:3]), *given[3:])
+        (alone, _, _), _ = fast_block_fwd(*(a[:, now] for a in given[:3]), *given[3:], state)
+        assert_close(logits[:, now], alone)
+    other = case.labels.copy()
+    other[:, 3] = (other[:, 3] + 1) % 4
+    (changed, _, _), _ = leaking_fwd(case.x, other, *given[2:])
+    (honest, _, _), _ = fast_block_fwd(*given)
+    (same, _, _), _ = fast_block_fwd(case.x, other, *given[2:])
+    assert np.array_equal(same[:, :4], honest[:, :4])
+    assert np.array_equal(changed[:, :3], logits[:, :3]) and not np.allclose(changed[:, 3], logits[:, 3])
+
+
+def test_the_leak_is_differentiated():
+    """By features, slow parameters, step sizes, decay and state."""
+    case = case_of(2)
+
+    def fwd(x, slow, eta, decay, state):
+        (logits, _, after), res = leaking_fwd(x, case.labels, case.weights, slow, eta, decay, BLOCK, state)
+        return (logits, after), res
+
+    check_adjoint(fwd, lambda g, res: leaking_bwd(*g, res), (case.x, case.slow, case.eta, case.decay, fast_state(case, 3)))
+
+
+def test_what_is_held_shared_and_clipped():
+    """Only gradients of step sizes and decay change: 0 for those held, one for all, of at most the limit's norm."""
+    p, given = model(5), (*text(5), CONFIG, 20.0)
+    _, g = loss_and_gradient(p, *given)
+    _, h = held(loss_and_gradient, ("W1", "decay"))(p, *given)
+    assert h.eta == g.eta._replace(W1=0.0) and h.decay == 0 != g.decay
+    _, s = shared(loss_and_gradient)(p, *given)
+    assert_close(np.sqrt(sum(e * e for e in s.eta)), abs(sum(g.eta)))
+    assert len(set(map(float, s.eta))) == 1
+    norm = np.sqrt(sum(float(e) ** 2 for e in (*g.eta, g.decay)))
+    _, c = clipped(loss_and_gradient, norm / 3)(p, *given)
+    assert_trees_close((c.eta, c.decay), tree_map(lambda a: a / 3, (g.eta, g.decay)))
+    for other in (h, s, c):
+        assert all(np.array_equal(a, b) for a, b in zip(leaves(other[:5]), leaves(g[:5]), strict=True))
+
+
+def test_a_learner_begins_where_its_row_says():
+    """Held step sizes at their values, the others and the decay where training starts them."""
+    settings = TrainSettings(step_size=0.02, decay=0.003)
+    begun = learner_of({"taught": {"held": {"W1": 0.0, "gain": 0.05}}}).begin(CONFIG, settings).params
+    assert begun.eta == FastParameters(*np.float32([0, 0.02, 0.02, 0.02, 0.05, 0.02])) and begun.decay == np.float32(0.003)
+    assert learner_of({"taught": {"held": {"decay": 0.25}}}).begin(CONFIG, settings).params.decay == 0.25
+    assert learner_of({"config": {}}).gradient is None
