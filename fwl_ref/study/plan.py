@@ -16,7 +16,7 @@ from ..lm.train import TrainSettings
 from ..slow_block import FastParameters
 from .memory import HEADS, RULES
 from .outside import OUTSIDE
-from .row import BASE, BLOCK, CACHE, CARRIED, RESET, RMS, SGD, Row, key_of
+from .row import BASE, BLOCK, CACHE, CARRIED, MEMORY, RESET, RMS, SGD, Row, key_of
 from .settings import Sizes
 
 SOON = 2  # so many training lengths beside the main one come before the second corpus
@@ -235,7 +235,7 @@ class Builder(NamedTuple):
             top = {"name": "memory", "rule": rule, "heads": HEADS}
             words = f"projections: {rule.replace('_', ' ')}"
             m = self.train(3, words, place, c._replace(fast=False), top=top)
-            reads = (("memory, carried", True), ("memory, reset", False))
+            reads = ((MEMORY, True), ("memory, reset", False))
             groups += [[m, *(self.read(3, m, n, "top", place, carried=v) for n, v in reads)]]
         return groups
 

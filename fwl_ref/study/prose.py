@@ -12,9 +12,11 @@ TITLES = {
 OPENING = """# The study
 
 What fast weights buy on real text, beside everything that could buy the same: more training, a
-longer window, dynamic evaluation, a cache, and compressors of the same documents. This page is
-written by one command, `make study`, from its results and nothing else. The command can be stopped
-at any time and goes on where it was.
+longer window, another memory, dynamic evaluation, a cache, and compressors of the same documents.
+This page is written by one command, `make study`, from its results and nothing else. The command
+can be stopped at any time and goes on where it was. The plan takes longer than the two hours that
+the command gives itself: it is in the order of importance, every group of rows for all seeds before
+the next group, so that what is there has an interval.
 """
 
 NOT_RUN = """
@@ -31,7 +33,8 @@ learning rate were not tuned.
 """
 
 NUDGED = """*Moved by rounding*: mean size of the change of bits, carried, when all starting
-parameters are larger by a millionth part.
+parameters are larger by a millionth part. Where step sizes and decay are clipped apart, norms are
+those after it.
 """
 
 ABLATIONS = """*Only ... fast*: the step sizes of the other parameters are 0 and stay so. *Gradients

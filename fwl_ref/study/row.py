@@ -18,6 +18,7 @@ BLOCK = "plain, dynamic evaluation of the block"
 SGD = "plain, dynamic evaluation SGD"
 RMS = "plain, dynamic evaluation RMS"
 CACHE = "plain, neural cache"
+MEMORY = "memory, carried"
 
 
 class Row(NamedTuple):

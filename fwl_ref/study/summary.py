@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..lm import footprint
 from .collect import Line, Lines, change, mean
-from .row import BASE, BLOCK, CACHE, CARRIED, RMS, SGD
+from .row import BASE, BLOCK, CACHE, CARRIED, MEMORY, RMS, SGD
 from .settings import Sizes
 from .words import number, percent, spot_of
 
@@ -32,6 +32,11 @@ def readme_lines(found: Lines, s: Sizes) -> list[str]:
     outside = [found.get(spot_of(1, corpus, 0, name)) for name in ("gzip", "xz", "n-grams")]
     marks = [f"{o.spot.name} {number(mean(o))}" for o in outside if o and o.runs]
     size = footprint.count_parameters(s.config)
+    memories = [
+        f"{spot.variant.removeprefix('projections: ')} {number(moved)} bits"
+        for spot, own in found.items()
+        if spot.section == 3 and spot.name == MEMORY and base and (moved := change(own, base))
+    ]
     others = (f"{name.removeprefix('plain, ')} {against(name, base)}" for name in OTHERS)
     level = number(mean(base)) if base else "not run"
     return [
@@ -39,7 +44,8 @@ def readme_lines(found: Lines, s: Sizes) -> list[str]:
         f"byte; trained fast weights, carried through the document, change that by "
         f"{against(CARRIED, base)}; {documents} documents, {seeds} seeds, 95 % intervals.",
         f"- Against a plain model that was trained with as much compute: {against(CARRIED, same)}.",
-        f"- What others buy on the plain model: {'; '.join(others)}.",
+        f"- What others buy on the plain model: {'; '.join(others)}. Another memory, trained in "
+        f"the place of the fast weights and carried: {'; '.join(memories) or 'not run'}.",
         f"- The same documents alone: {'; '.join(marks) or 'not run'} bits per byte. "
         f"{_lasts(found)}",
         f"- Limits: models of {size:,} parameters on bytes, trained for minutes; documents of at "
