@@ -161,11 +161,11 @@ def begin_memory(config: Config, s: TrainSettings, rule: str, heads: int = HEADS
     rates = heads * RULES[rule].rates
 
     def normal(*shape: int, scale: float = SCALE) -> Array:
-        return (rng.standard_normal(shape) * scale).astype(plain.gain.dtype)
+        return host.asarray(rng.standard_normal(shape) * scale, dtype=plain.gain.dtype)
 
     columns = 2 * heads * d + rates
     c = host.zeros(columns, dtype=plain.gain.dtype)  # (C,)
-    c[columns - rates : columns - heads] = KEPT if rates > heads else 0  # alpha; beta starts at 1/2
+    c[columns - rates : columns - heads] = KEPT  # alpha, of the last rule; a beta starts at 1/2
     memory = MemoryParameters(
         normal(d, heads * d),
         normal(d, columns),
@@ -175,6 +175,12 @@ def begin_memory(config: Config, s: TrainSettings, rule: str, heads: int = HEADS
         normal(heads * d, d, scale=SCALE / (2 * config.layers) ** 0.5),
     )
     return MemoryModel(*plain, memory)
+
+
+def count_parameters(config: Config, rule: str, heads: int = HEADS) -> int:
+    """How many numbers a memory learns."""
+    d, columns = config.width, heads * (2 * config.width + RULES[rule].rates)
+    return 2 * d * heads * d + (d + config.vocabulary + 1) * columns + d
 
 
 def memory_products(config: Config, length: int, rule: str, heads: int = HEADS) -> int:

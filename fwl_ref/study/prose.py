@@ -28,8 +28,9 @@ MEMORIES = """*Projections*: the plain model with another memory before its bloc
 values are learned projections of the features and of the label, which a token writes as soon as it
 has been predicted, as fast weights write its gradient. It is trained in the same way, with the
 state reset in every window, and reading costs within a tenth of what fast weights cost. It has more
-parameters than the two other models, by those of its projections. Its heads, their width and its
-learning rate were not tuned.
+parameters than the two other models, by those of its projections and by a row for each label, so
+what it gains is not the memory's alone. Its heads, their width and its learning rate were not
+tuned.
 """
 
 NUDGED = """*Moved by rounding*: mean size of the change of bits, carried, when all starting

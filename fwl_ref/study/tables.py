@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..lm import footprint
+from ..lm.model import Config
 from .collect import (
     Line,
     Lines,
@@ -14,6 +16,7 @@ from .collect import (
     mean,
 )
 from .journal import Result
+from .memory import count_parameters
 from .prose import ABLATIONS, MEMORIES, NUDGED
 from .row import BASE, BLOCK, CARRIED, RESET
 from .where import BUCKETS, CONTEXT, POSITIONS, REPEATED
@@ -82,12 +85,12 @@ def memories(found: Lines) -> list[str]:
         table = [
             (line.spot.variant, line.spot.name, number(mean(line)),
              *(number(change(line, other)) if line is not other else "-" for other in (base, fast)),
-             str(len(line.runs)), *_costs(line, base))
+             str(len(line.runs)), *_costs(line, base), f"{_parameters(line):,}")
             for line in reads
         ]  # fmt: skip
         if table:
             heads = ("written by", "reading", "bits per byte", "change against plain")
-            more = ("against fast weights, carried", "seeds", "multiply-adds", "time")
+            more = ("against fast weights, carried", "seeds", "multiply-adds", "time", "parameters")
             parts += [f"### {corpus}, windows of {window} bytes\n", *grid((*heads, *more), table)]
     return [*parts, MEMORIES] if parts else []
 
@@ -187,6 +190,14 @@ def _costs(line: Line, base: Line) -> tuple[str, str]:
     mine, plain = per_byte(line), per_byte(base)
     time = f"{mine / plain:.2f}x" if mine and plain else "-"
     return f"{line.products / base.products:.2f}x", time
+
+
+def _parameters(line: Line) -> int:
+    """How many numbers the line's model has, six step sizes and a decay among them."""
+    settings = next(iter(line.runs.values()))["settings"]
+    config, top = Config(**settings["config"]), settings.get("top")
+    own = count_parameters(config, top["rule"], top["heads"]) if top else 0
+    return footprint.count_parameters(config) + own
 
 
 def _tuned(run: Result) -> str:

@@ -11,11 +11,11 @@ from fwl_ref.lm.model import Config, Parameters, features, initialize, model_sco
 from fwl_ref.lm.train import TrainSettings
 from fwl_ref.study import training
 from fwl_ref.study.learner import learner_of
-from fwl_ref.study.memory import HEADS, RULES, begin_memory, memory_bwd, memory_fwd, memory_products
+from fwl_ref.study.memory import HEADS, RULES, begin_memory, count_parameters, memory_bwd, memory_fwd, memory_products
 from fwl_ref.study.settings import FULL
 from fwl_ref.study.tops import gradient_of, top_of
 from fwl_ref.study.training import train_model
-from fwl_ref.tree import leaves, tree_map
+from fwl_ref.tree import leaves, size, tree_map
 from tests.strategies import generator
 from tests.study.small import tiny, write_text
 from tests.tolerances import assert_close, assert_trees_close
@@ -99,7 +99,7 @@ def test_the_read_is_strict_and_a_state_goes_on(rule):
 
 @every_rule
 def test_the_gradient_of_the_whole_model(rule):
-    """Mean loss over weighted tokens by all parameters but the step sizes, which are those of a plain model."""
+    """Mean loss over weighted tokens by the memory and what is on either side of it; lm.model's tests have the layers below."""
     config, top = CONFIG, top_of(CONFIG, {"name": "memory", "rule": rule, "heads": 2})
     p, rng = drawn(rule, 5), np.random.default_rng(5)
     text = rng.integers(0, 5, (3, 8))
@@ -107,11 +107,14 @@ def test_the_gradient_of_the_whole_model(rule):
     weights[1, 5:] = 0
     gradient = gradient_of(top)
 
-    def fwd(p):
-        loss, g = gradient(p, text[:, :-1], text[:, 1:], weights, config, weights.sum())
-        return loss, g
+    def fwd(gain, block, memory):
+        own = p._replace(gain=gain, block=block, memory=memory)
+        return gradient(own, text[:, :-1], text[:, 1:], weights, config, weights.sum())
 
-    check_adjoint(fwd, lambda d, g: (tree_map(lambda a: d * a, g),), (p,), step=1e-5)
+    def bwd(d, g):
+        return tree_map(lambda a: d * a, (g.gain, g.block, g.memory))
+
+    check_adjoint(fwd, bwd, (p.gain, p.block, p.memory), step=1e-5)
 
 
 def test_without_a_read_it_is_the_plain_model():
@@ -188,3 +191,5 @@ def test_a_gate_begins_where_the_decay_of_fast_weights_does():
     rates = 1 / (1 + np.exp(-p.c[-4:]))
     assert np.allclose(rates, [0.995, 0.995, 0.5, 0.5], atol=1e-4) and not p.c[:-4].any()
     assert [a.dtype for a in leaves(p)] == ["float32"] * 6
+    for rule in RULES:
+        assert size(begin_memory(CONFIG, TrainSettings(), rule, 2).memory) == count_parameters(CONFIG, rule, 2)
