@@ -25,7 +25,8 @@ from ..lm.resume import resume
 from ..lm.train import Progress, TrainSettings, begin
 from ..tree import named_leaves, rebuild
 from .memory import begin_memory
-from .tops import Gradient, clipped, gradient_of, held, shared, top_of
+from .teach import Gradient, clipped, gradient_of, held, shared
+from .tops import top_of
 
 
 class Learner(NamedTuple):

@@ -1,7 +1,9 @@
 """The plan: all runs as data, the most important ones first.
 
 Within a stage every seed comes before the next group of rows. So a study that is stopped at any
-time has its most important rows for all seeds, and an interval for each.
+time has its most important rows for all seeds, and an interval for each. Every section is asked of
+one corpus and window before the main table is repeated for longer windows: the whole plan takes
+longer than one run has time for.
 """
 
 from __future__ import annotations

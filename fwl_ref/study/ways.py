@@ -30,7 +30,8 @@ from ..lm.neural_cache import cache_probability, mix_cache
 from ..lm.tune import tune
 from ..ops.cross_entropy import cross_entropy_fwd
 from .ngram import ngram_nats
-from .tops import read_with, top_of
+from .teach import read_with
+from .tops import top_of
 
 Reader: TypeAlias = Callable[[Document], Array]  # losses (T,) in nats
 

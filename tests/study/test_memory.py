@@ -13,7 +13,8 @@ from fwl_ref.study import training
 from fwl_ref.study.learner import learner_of
 from fwl_ref.study.memory import HEADS, RULES, begin_memory, count_parameters, memory_bwd, memory_fwd, memory_products
 from fwl_ref.study.settings import FULL
-from fwl_ref.study.tops import gradient_of, top_of
+from fwl_ref.study.teach import gradient_of
+from fwl_ref.study.tops import top_of
 from fwl_ref.study.training import train_model
 from fwl_ref.tree import leaves, size, tree_map
 from tests.strategies import generator

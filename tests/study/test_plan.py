@@ -52,6 +52,18 @@ def test_the_longer_window_is_the_longest_that_costs_no_more():
     assert cost.static(PLAIN, found) / found <= limit < cost.static(PLAIN, found + window) / (found + window)
 
 
+def test_every_section_is_asked_before_a_longer_window():
+    """And in the order main table, another memory, training lengths, the second corpus, ablations, health; no row twice."""
+    rows = once(plan(FULL, {name: name for name in FULL.corpora}))
+    first = {}
+    for i, row in enumerate(rows):
+        first.setdefault((row.section, row.corpus, row.window), i)
+    a, b = FULL.corpora
+    short, long = FULL.windows
+    order = [(1, a, short), (3, a, short), (2, a, short), (1, b, short), (5, a, short), (6, a, short), (1, a, long), (1, b, long)]
+    assert sorted(order, key=first.__getitem__) == order
+
+
 def test_the_committed_page_is_what_the_plan_writes():
     """As long as no results are committed: that the study has not been run, and how many runs it has."""
     page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")

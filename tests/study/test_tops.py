@@ -10,8 +10,10 @@ from fwl_ref.lm.evaluate import fast_weights
 from fwl_ref.lm.model import Config, initialize, loss_and_gradient, model_bwd, model_fwd, model_score
 from fwl_ref.lm.train import TrainSettings
 from fwl_ref.slow_block import FastParameters
+from fwl_ref.study.leak import leaking_bwd, leaking_fwd
 from fwl_ref.study.learner import learner_of
-from fwl_ref.study.tops import clipped, gradient_of, held, leaking_bwd, leaking_fwd, read_with, shared, top_of
+from fwl_ref.study.teach import clipped, gradient_of, held, read_with, shared
+from fwl_ref.study.tops import top_of
 from fwl_ref.tree import leaves, tree_map
 from tests.strategies import fast_state, make_block_case, off_the_kink
 from tests.tolerances import assert_close, assert_trees_close
