@@ -2,7 +2,7 @@
 
     python benchmarks/step_sizes.py [--steps 600] [--seeds 0] [--out results/step_sizes.json]
 
-Trains the demo's fast model in four variants on the standard library and reads validation documents
+Trains the demo's fast model in five variants on the standard library and reads validation documents
 with each. About four minutes a seed on two cores. The plain Markdown tables it prints are the ones
 in the docs.
 """
@@ -21,6 +21,7 @@ from fwl_ref.demo.parallel import worker_pool
 from fwl_ref.demo.run import FULL, pick
 from fwl_ref.fwl import write_fwd
 from fwl_ref.lm import train as training
+from fwl_ref.lm.adamw import clip, global_norm, squares
 from fwl_ref.lm.data import load_corpus, training_batch
 from fwl_ref.lm.evaluate import bits_per_byte, fast_weights
 from fwl_ref.lm.model import Config, Parameters, fast_settings, features_fwd, loss_and_gradient
@@ -33,6 +34,7 @@ VARIANTS: dict[str, tuple[dict, dict]] = {
     "step sizes free": ({}, {"nonnegative": False}),
     "first order": ({"first_order": True}, {}),
     "no decay": ({}, {"decay": 0.0}),
+    "one norm": ({}, {}),  # all gradients clipped together, step sizes and decay among them
 }
 
 
@@ -45,7 +47,7 @@ def study(name: str, steps: int, seed: int) -> dict[str, Any]:
     def watched(*args: Any) -> tuple:
         loss, grads = loss_and_gradient(*args)
         norms.append({n: float(np.sqrt(np.sum(np.square(g, dtype="float64")))) for n, g in named_leaves(grads)})
-        return loss, grads
+        return loss, clip(grads, settings.clip, global_norm(squares(grads))) if name == "one norm" else grads
 
     training.loss_and_gradient = watched
     progress = train(corpus, config, settings, label=f"{name}, seed {seed}")

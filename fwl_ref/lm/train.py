@@ -1,9 +1,10 @@
 """Training: AdamW over windows of text, seeded and repeatable, resumable, with a progress line.
 
-Gradients are clipped by their global norm. Step sizes and the decay are numbers of the order of
-0.01 on which everything downstream depends, so they get a learning rate in proportion to where they
-start, and they are kept in the range where the update they stand for is a descent: step sizes stay
->= 0 and the decay in [0, 1/2]. ``docs/measurements.md`` says what happens without.
+Step sizes and the decay are numbers of the order of 0.01 on which everything downstream depends, so
+they get a learning rate in proportion to where they start, and they are kept in the range where the
+update they stand for is a descent: step sizes stay >= 0 and the decay in [0, 1/2]. Gradients are
+clipped by their norm, theirs apart from those of the weights: the norm of the seven spikes, and
+would shrink the step of a million weights. ``docs/measurements.md`` says what happens without.
 
 A step leaves everything on the device that the parameters are on. What is recorded of a step is one
 short row, fetched at once on the host and ``LOG_EVERY`` rows at a time from a device, so that a GPU
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backend import Array, Tree, host, is_host, namespace, to_numpy
 from ..slow_block import FastParameters
@@ -55,7 +56,7 @@ class TrainSettings(NamedTuple):
     rate: float = 2e-3
     warmup: int = 50
     weight_decay: float = 0.01
-    clip: float = 1.0
+    clip: float = 1.0  # of the weights' gradient, and of that of step sizes and decay
     step_size: float = 0.01  # where the six step sizes start
     decay: float = 0.005  # where the decay starts
     seed: int = 0
@@ -160,12 +161,22 @@ def advance(
     leaf_squares = squares(grads)  # (L,)
     norm = global_norm(leaf_squares)  # ()
     rates, decays = learning_rates(params, config, s, cosine(step, s.steps, s.warmup))
-    params, adam = adam_step(params, clip(grads, s.clip, norm), adam, rates, decays)
+    params, adam = adam_step(params, clipped(grads, s.clip), adam, rates, decays)
     params = _project(params, s)
     numbers = xp.stack([loss, norm, *params.eta, params.decay])  # (9,)
     finite = xp.stack([xp.all(xp.isfinite(p)) for p in leaves(params)])  # (L,)
     row = xp.concat([numbers, leaf_squares, xp.astype(finite, numbers.dtype)])  # (9+2L,)
     return params, adam, row
+
+
+def clipped(grads: Parameters, limit: float) -> Parameters:
+    """The weights' gradients scaled to norm ``limit`` if theirs is above it, and those of step
+    sizes and decay if theirs is.
+    """
+    whole: Any = grads
+    groups = whole._replace(eta=None, decay=None), (grads.eta, grads.decay)
+    weights, (eta, decay) = (clip(g, limit, global_norm(squares(g))) for g in groups)
+    return weights._replace(eta=eta, decay=decay)
 
 
 def records(rows: list[Array], first: int, params: Parameters) -> tuple[Record, ...]:

@@ -6,7 +6,7 @@ Most rows train ``lm.model`` as it is. The others ask for
     taught   {"held": {name: value}}      step sizes, or the decay, that start at a value and stay
              {"shared": True}             one step size instead of six
              {"carried": True}            a state that comes in from the window before
-             {"clip": limit}              gradients of step sizes and decay of at most this norm
+             {"together": limit}          all gradients clipped by one norm
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..lm.resume import resume
 from ..lm.train import Progress, TrainSettings, begin
 from ..tree import named_leaves, rebuild
 from .memory import begin_memory
-from .teach import Gradient, clipped, gradient_of, held, shared
+from .teach import Gradient, gradient_of, held, shared, together
 from .tops import top_of
 
 
@@ -52,7 +52,7 @@ def learner_of(settings: dict[str, Any]) -> Learner:
         if top is not None or carried:
             own = gradient_of(top_of(config, top or {"name": "stale"}), carried=carried)
         own = shared(own) if taught.get("shared") else own
-        own = clipped(own, taught["clip"]) if "clip" in taught else own
+        own = together(own, taught["together"]) if "together" in taught else own
         return held(own, tuple(fixed))(p, *given)
 
     def start(config: Config, s: TrainSettings) -> Progress:

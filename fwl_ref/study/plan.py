@@ -277,8 +277,7 @@ class Builder(NamedTuple):
             "half the learning rate": (c, t._replace(rate=t.rate / 2)),
         }
         nudges = (("", 0.0), (", nudged", NUDGE))
-        limit = t.clip / 4
-        name, apart = f"step sizes and decay clipped apart, at {limit:g}", {"clip": limit}
+        name, one = "one norm for all gradients", {"together": t.clip}
         return [
             *(
                 self.changed(6, cure + note, place, *settings, nudge=nudge)
@@ -286,7 +285,7 @@ class Builder(NamedTuple):
                 for note, nudge in nudges
             ),
             *(
-                self.changed(6, name + note, place, c, t, nudge=nudge, taught=apart)
+                self.changed(6, name + note, place, c, t, nudge=nudge, taught=one)
                 for note, nudge in nudges
             ),
         ]

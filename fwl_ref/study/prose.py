@@ -34,8 +34,8 @@ tuned.
 """
 
 NUDGED = """*Moved by rounding*: mean size of the change of bits, carried, when all starting
-parameters are larger by a millionth part. Where step sizes and decay are clipped apart, norms are
-those after it.
+parameters are larger by a millionth part. With one norm for all gradients, norms are those after
+clipping.
 """
 
 ABLATIONS = """*Only ... fast*: the step sizes of the other parameters are 0 and stay so. *Gradients

@@ -99,14 +99,13 @@ def shared(gradient: Gradient) -> Gradient:
     return summed
 
 
-def clipped(gradient: Gradient, limit: float) -> Gradient:
-    """The same, with the gradients of step sizes and decay scaled to norm ``limit`` if theirs is
-    above it: they take no part of the norm from the others then.
+def together(gradient: Gradient, limit: float) -> Gradient:
+    """The same, all of it scaled to norm ``limit`` if its norm is above it. Training, which clips
+    step sizes and decay apart, has nothing left to do then.
     """
 
     def less(p: Any, *given: Any) -> tuple[Array, Any]:
         loss, g = gradient(p, *given)
-        eta, decay = clip((g.eta, g.decay), limit, global_norm(squares((g.eta, g.decay))))
-        return loss, g._replace(eta=eta, decay=decay)
+        return loss, clip(g, limit, global_norm(squares(g)))
 
     return less

@@ -93,6 +93,24 @@ def test_clip_keeps_the_direction_and_bounds_the_norm():
     assert clip(grads, 5.0, 5.0) is grads and clip(grads, 6.0, 5.0) is grads
 
 
+def test_step_sizes_are_clipped_apart():
+    """A spike in one of them takes nothing from the weights, and the other way round."""
+    p = initialize(CONFIG, 0)
+    ones = tree_map(np.ones_like, p)
+    root = global_norm(squares(ones._replace(eta=None, decay=None)))
+    small = tree_map(lambda g: g * 0.1 / root, ones)  # both norms are below 1
+    assert_bitwise(training.clipped(small, 1.0), small)
+    spiky = small._replace(eta=tree_map(lambda g: 1e6 * g, ones.eta))
+    found = training.clipped(spiky, 1.0)
+    assert_bitwise(found._replace(eta=ones.eta, decay=ones.decay), small._replace(eta=ones.eta, decay=ones.decay))
+    assert global_norm(squares((found.eta, found.decay))) == pytest.approx(1)
+    assert found.eta.W1 / found.decay == pytest.approx(spiky.eta.W1 / spiky.decay)
+    steep = ones._replace(eta=tree_map(lambda g: g * 0.1, ones.eta), decay=ones.decay * 0.1)
+    found = training.clipped(steep, 1.0)
+    assert global_norm(squares(found._replace(eta=None, decay=None))) == pytest.approx(1)
+    assert_bitwise((found.eta, found.decay), (steep.eta, steep.decay))
+
+
 # --- training
 
 

@@ -12,7 +12,7 @@ from fwl_ref.lm.train import TrainSettings
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.study.leak import leaking_bwd, leaking_fwd
 from fwl_ref.study.learner import learner_of
-from fwl_ref.study.teach import clipped, gradient_of, held, read_with, shared
+from fwl_ref.study.teach import gradient_of, held, read_with, shared, together
 from fwl_ref.study.tops import top_of
 from fwl_ref.tree import leaves, tree_map
 from tests.strategies import fast_state, make_block_case, off_the_kink
@@ -124,7 +124,7 @@ def test_the_leak_is_differentiated():
 
 
 def test_what_is_held_shared_and_clipped():
-    """Only gradients of step sizes and decay change: 0 for those held, one for all, of at most the limit's norm."""
+    """Gradients of step sizes and decay: 0 for those held, one for all. All by one norm: in the direction that they have."""
     p, given = model(5), (*text(5), CONFIG, 20.0)
     _, g = loss_and_gradient(p, *given)
     _, h = held(loss_and_gradient, ("W1", "decay"))(p, *given)
@@ -132,10 +132,10 @@ def test_what_is_held_shared_and_clipped():
     _, s = shared(loss_and_gradient)(p, *given)
     assert_close(np.sqrt(sum(e * e for e in s.eta)), abs(sum(g.eta)))
     assert len(set(map(float, s.eta))) == 1
-    norm = np.sqrt(sum(float(e) ** 2 for e in (*g.eta, g.decay)))
-    _, c = clipped(loss_and_gradient, norm / 3)(p, *given)
-    assert_trees_close((c.eta, c.decay), tree_map(lambda a: a / 3, (g.eta, g.decay)))
-    for other in (h, s, c):
+    norm = np.sqrt(sum(np.sum(np.square(a, dtype="float64")) for a in leaves(g)))
+    _, c = together(loss_and_gradient, norm / 3)(p, *given)
+    assert_trees_close(c, tree_map(lambda a: a / 3, g))
+    for other in (h, s):
         assert all(np.array_equal(a, b) for a, b in zip(leaves(other[:5]), leaves(g[:5]), strict=True))
 
 
