@@ -22,7 +22,7 @@ Tree: TypeAlias = Any
 
 __all__ = [
     "Array", "Tree", "host", "namespace", "library", "device", "as_index", "is_host", "to_numpy",
-    "like", "as_dtype", "written_to", "BACKENDS", "BackendError", "backend_target",
+    "from_dlpack", "like", "as_dtype", "written_to", "BACKENDS", "BackendError", "backend_target",
     "backend_versions", "use_device", "wait", "waiting_refused", "peak_bytes",
 ]  # fmt: skip
 
@@ -110,7 +110,15 @@ def to_numpy(x: Array) -> host.ndarray:
         return host.asarray(x)
     if array_api_compat.is_cupy_array(x):
         return x.get()
-    return host.from_dlpack(x, device="cpu")
+    return from_dlpack(x)
+
+
+def from_dlpack(x: Any) -> host.ndarray:
+    """A host array of an array of any library that has DLPack, from its device."""
+    try:
+        return host.from_dlpack(x, device="cpu")
+    except TypeError:  # NumPy before 2.1 takes no keyword: it reads what lies on the host
+        return host.from_dlpack(x)
 
 
 def like(x: Any, target: Array, dtype: Any = None) -> Array:

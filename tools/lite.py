@@ -28,8 +28,10 @@ ALL = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 # one that loads a model from a file stays out: in a browser there is neither the file nor what reads it
 AWAY = {path.stem for path in ALL if "fwl_ref.pretrained" in path.with_suffix(".py").read_text(encoding="utf-8")}
 NOTEBOOKS = [path for path in ALL if path.stem not in AWAY]
-INSTALLED = "fwl_ref array-api-strict pydoc_data"  # by the added cell; array-api-compat comes with fwl_ref
-INSTALL = f"%pip install -q {INSTALLED}  # in the browser only: these lie beside this notebook"
+TEXTS = "python_reference_texts"  # the wheel of pydoc_data: of that name Pyodide has a package, which it would take from elsewhere
+INSTALLED = f"fwl_ref array-api-strict {TEXTS}"  # by the added cell; array-api-compat comes with fwl_ref
+# the comment stands alone: what follows %pip on its line are names of packages there, a comment too
+INSTALL = f"# in the browser only: these lie beside this notebook\n%pip install -q {INSTALLED}"
 KERNEL = {"display_name": "Python (Pyodide)", "language": "python", "name": "python"}
 
 
@@ -67,13 +69,13 @@ def write_texts(folder: Path) -> Path:
     """A wheel of ``pydoc_data``, as this Python has it."""
     import pydoc_data.topics as topics
 
-    name, version = "pydoc_data", platform.python_version()
-    about = f"{name}-{version}.dist-info"
-    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    version = platform.python_version()
+    about = f"{TEXTS}-{version}.dist-info"
+    wheel = folder / f"{TEXTS}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{name}/__init__.py", "")
-        archive.write(Path(topics.__file__), f"{name}/topics.py")
-        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nLicense: PSF-2.0\n")
+        archive.writestr("pydoc_data/__init__.py", "")
+        archive.write(Path(topics.__file__), "pydoc_data/topics.py")
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {TEXTS}\nVersion: {version}\nLicense: PSF-2.0\n")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: tools/lite.py\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{about}/RECORD", "")  # nothing is ever uninstalled there
     return wheel

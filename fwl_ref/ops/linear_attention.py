@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, device, namespace
+from ..backend import Array, as_index, device, namespace
 from .common import anticausal_product, before, causal_product, chunk_slices, masked
 
 
@@ -196,6 +196,6 @@ def _arrange(power: Array, length: int) -> Decay:
     i = xp.arange(length, device=device(power))  # (L,)
     gap = i[:, None] - i[None, :] - 1  # (L,L) tokens between write and read
     index = xp.reshape(xp.where(gap >= 0, gap, xp.zeros_like(gap)), (-1,))  # (L*L,)
-    spread = xp.reshape(xp.take(power, index, axis=0), (length, length))  # (L,L)
+    spread = xp.reshape(xp.take(power, as_index(index), axis=0), (length, length))  # (L,L)
     mask = xp.where(gap >= 0, spread, xp.zeros_like(spread))
     return Decay(power[:length, None], mask, xp.flip(power[:length])[:, None], power[length])

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from ..backend import Array, BackendError, host
+from ..backend import Array, BackendError, from_dlpack, host
 from .options import Options
 
 
@@ -43,7 +43,7 @@ def home(a: Any) -> Array:
     ):
         found = host.asarray(a)
     else:
-        found = a.get() if hasattr(a, "get") else host.from_dlpack(a, device="cpu")
+        found = a.get() if hasattr(a, "get") else from_dlpack(a)
     return found.astype("float64")
 
 
