@@ -19,11 +19,11 @@ from fwl_ref.backend import as_dtype
 from fwl_ref.exercises import agree, check
 from fwl_ref.fwl import FastSettings, fast_block_fwd
 from fwl_ref.lm import evaluate
-from fwl_ref.lm.adamw import adam_init, adam_step, clip, cosine, global_norm, squares
+from fwl_ref.lm.adamw import adam_init, adam_step, cosine
 from fwl_ref.lm.data import load_corpus, training_batch
 from fwl_ref.lm.generate import generate
 from fwl_ref.lm.model import Config, initialize, loss_and_gradient
-from fwl_ref.lm.train import Progress, TrainSettings, learning_rates, train, train_step
+from fwl_ref.lm.train import Progress, TrainSettings, clipped, learning_rates, train, train_step
 from fwl_ref.ops.cross_entropy import cross_entropy_fwd
 
 # %%
@@ -50,7 +50,8 @@ print("no document is in two parts:", True)
 # ## One training step, one op a line
 #
 # The outer loss is the mean cross-entropy of the *fast* logits. Its gradient goes through the read and through the write. What follows is
-# ordinary: clip the gradient by its length, then one step of AdamW. The six step sizes and the decay are parameters like all others.
+# ordinary: clip the gradient by its length, then one step of AdamW. The six step sizes and the decay are parameters too. But their
+# gradient is often longer than that of all weights together, so each of the two is clipped by its own length.
 
 # %%
 plain_config = Config(width=48, layers=1, heads=2, fast=False)
@@ -61,10 +62,9 @@ params = initialize(fast_config, settings.seed, step_size=settings.step_size, de
 begin = Progress(params, adam_init(params), ())
 batch = training_batch(corpus.train, settings.batch, settings.window, settings.seed, 0)
 loss, gradient = loss_and_gradient(params, *batch, fast_config)
-length = global_norm(squares(gradient))
-clipped = clip(gradient, settings.clip, length)
+gradient = clipped(gradient, settings.clip)
 rates, decays = learning_rates(params, fast_config, settings, cosine(0, settings.steps, settings.warmup))
-stepped, _ = adam_step(params, clipped, begin.adam, rates, decays)
+stepped, _ = adam_step(params, gradient, begin.adam, rates, decays)
 
 # %% [markdown]
 # Two witnesses: the library's own step, and differences of the loss with respect to a step size, in float64.

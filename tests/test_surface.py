@@ -83,6 +83,7 @@ HOST_CODE = {
     ("verify.golden_rules", "draw_case"): "draws cases on the host",
     ("lm.model", "initialize"): "draws parameters on the host",
     ("demo.plots", ""): "figures",
+    ("demo.pair", ""): "files",
     ("pretrained.gguf_file", ""): "files",
     ("pretrained.source", ""): "files",
     ("audit.check", ""): "scores that came home",

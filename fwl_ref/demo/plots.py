@@ -89,10 +89,9 @@ def spreads(losses: list[Array], base: list[Array], parts: list[slice]) -> list[
     return found
 
 
-def _training(axis: Axes, curves: dict[str, tuple]) -> None:
+def _training(axis: Axes, curves: dict[str, Array]) -> None:
     styles, lowest = {"plain": ("#000000", "--"), "fast": ("#0072B2", "-")}, host.inf
-    for name, history in curves.items():
-        bits = host.asarray([r.bits_per_byte for r in history])
+    for name, bits in curves.items():
         width = max(1, len(bits) // 30)
         smooth = host.convolve(bits, host.ones(width) / width, "valid")
         steps, (colour, style) = host.arange(len(smooth)) + width, styles[name]

@@ -26,7 +26,8 @@ def write_report(
     print("\n" + text)
     report, models = ("demo.json", "demo.md", "demo.png"), ("plain.npz", "fast.npz")
     written, trained = (", ".join(str(out / name) for name in names) for names in (report, models))
-    print(f"written: {written}; models: {trained}")
+    own = "" if results["settings"]["shipped"] else f"; models: {trained}"
+    print(f"written: {written}{own}")
 
 
 def markdown(labels: dict[str, str], results: dict[str, Any]) -> str:
@@ -82,7 +83,9 @@ def _run(results: dict[str, Any]) -> str:
     return (
         f"Corpus {corpus}{comes_with} Python {versions['python']}; "
         f"{results['parameters']:,} parameters; {training['steps']} steps of "
-        f"{training['batch']} windows of {training['window']} bytes; seed {results['seed']}; "
+        f"{training['batch']} windows of {training['window']} bytes"
+        f"{', before they came with the package' if settings['shipped'] else ''}; "
+        f"seed {results['seed']}; "
         f"{results['machine']}; NumPy {versions['numpy']}, BLAS kernel {versions['blas']}; "
         f"{results['date']}; {results['seconds']:.0f} s in all."
     )

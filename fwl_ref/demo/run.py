@@ -2,9 +2,10 @@
 seven ways.
 
 Both models have the same number of parameters, the same seed and the same order of data; each
-trains on a core of its own, or on a GPU one after the other in one process. Every step size that is
-not learned is chosen on validation documents. The table (JSON, Markdown), a figure and both models
-go to ``results/``.
+trains on a core of its own, or on a GPU one after the other in one process. The quick form reads
+its own corpus with two models that were trained longer and come with the package (``pair.py``).
+Every step size that is not learned is chosen on validation documents. The table (JSON, Markdown), a
+figure and the models that were trained go to ``results/``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..fwl import fast_block_fwd
 from ..lm import evaluate, footprint
 from ..lm.corpus import Corpus, Document, load_corpus, pick, summary
 from ..lm.data import windows
-from ..lm.device import batch_like
+from ..lm.device import batch_like, to_backend
 from ..lm.evaluate import Way, bits_per_byte
 from ..lm.model import (
     Config,
@@ -41,6 +42,7 @@ from ..lm.train import Progress, TrainSettings, check_train_settings
 from ..tree import size, tree_map
 from . import cost
 from .compare import change_standard_error, choose, read_all, relative_times
+from .pair import MODELS, SHIPPED_OF, check_held_out, load_pair
 from .parallel import InTurn, is_starting, worker_pool
 from .report import write_report
 
@@ -60,6 +62,7 @@ class DemoSettings(NamedTuple):
 
     config: Config
     training: TrainSettings
+    shipped: bool = False  # read the package's own models if they are of the same corpus
     segment: int = 64  # tokens per update of dynamic evaluation
     validation: tuple[int, int] = (5, 4096)  # documents, bytes of each
     test: tuple[int, int] = (12, 8192)
@@ -74,11 +77,14 @@ class DemoSettings(NamedTuple):
 
 FULL = DemoSettings(CONFIG, TRAINING)
 QUICK = FULL._replace(
+    shipped=True,
     training=TRAINING._replace(steps=170, warmup=20),
-    validation=(2, 1024),
-    test=(4, 2048),
-    statistics_batches=8,
+    validation=(3, 2048),
+    test=(12, 4096),
+    statistics_batches=16,
     timing=(1024, 3),
+    sgd=(0.04, 0.08, 0.16),  # around what suits the models of the package
+    rms=(1.5e-4, 3e-4, 6e-4),
     decays=(0.0,),
 )
 
@@ -121,20 +127,30 @@ def _demo(
 ) -> dict[str, Any]:
     """The demo, once it is known that its outcome can be written."""
     clock, numpy = time.perf_counter(), backend == "numpy"
+    if s.shipped and source == SHIPPED_OF:
+        pair = load_pair()
+        s = s._replace(config=pair.config, training=pair.training)
+    else:
+        pair, s = None, s._replace(shipped=False)
     minutes = (
         f"about {'1 minute' if quick else '3 to 5 minutes'} on two cores"
         if numpy
         else "on one GPU, one after the other"
     )
     print(f"fwl_ref demo: two models of {describe(s)}; {minutes}", flush=True)
-    batch, window = s.training.batch, s.training.window
-    need = footprint.training(s.config, batch, window, together=1 if numpy else batch)
-    at_once = "; two at a time" if numpy else ""
-    peak = f"memory at the peak of a training step, about {footprint.sentence(need)}{at_once}"
-    print(peak, flush=True)
+    if pair:
+        print(f"the models come with the package, trained on {pair.made}", flush=True)
+    else:
+        batch, window = s.training.batch, s.training.window
+        need = footprint.training(s.config, batch, window, together=1 if numpy else batch)
+        at_once = "; two at a time" if numpy else ""
+        peak = f"memory at the peak of a training step, about {footprint.sentence(need)}{at_once}"
+        print(peak, flush=True)
     corpus = load_corpus(source)
     validation = pick(corpus.validation, *s.validation)
     test = pick(corpus.test, *s.test)
+    if pair:
+        check_held_out(pair, [*validation, *test])
     print(summary(corpus), flush=True)
     print(f"reading {len(test)} test documents, up to {s.test[1]:,} bytes of each", flush=True)
     pools: AbstractContextManager[Executor]
@@ -143,14 +159,23 @@ def _demo(
     else:
         pools = worker_pool(min(2, os.cpu_count() or 1)) if numpy else InTurn()
     with pools as pool:
-        plain, fast = train_both(pool, s, corpus, out, backend)
-        ways, tried = choose_ways(pool, s, plain.params, fast.params, corpus, validation)
+        if pair:
+            models, curves = (pair.plain, pair.fast), pair.curves
+        else:
+            both = train_both(pool, s, corpus, out, backend)
+            models = both[0].params, both[1].params
+            curves = {
+                name: host.asarray([r.bits_per_byte for r in progress.history])
+                for name, progress in zip(MODELS, both, strict=True)
+            }
+        plain, fast = (to_backend(params, backend) for params in models)
+        ways, tried = choose_ways(pool, s, plain, fast, corpus, validation)
         rows = read_all(pool, list(ways.values()), test, "test documents")
         losses = dict(zip(ways, rows, strict=True))
         print("timing, one process, ways interleaved ...", flush=True)
         sample = Document("timing", test[0].data[: s.timing[0] + 1])
         times, microseconds = pool.submit(relative_times, ways, sample, s.timing[1]).result()
-        first = (fast.params, s.config, test[0], s.training.window)
+        first = (fast, s.config, test[0], s.training.window)
         error = pool.submit(equivalence_error, *first).result()
     bits = {name: bits_per_byte(rows) for name, rows in losses.items()}
     found = {
@@ -165,21 +190,20 @@ def _demo(
         "tried_on_validation": tried,
         "microseconds_per_token_static": microseconds,
         "learned": {
-            "eta": tree_map(_number, fast.params.eta)._asdict(),
-            "decay": _number(fast.params.decay),
+            "eta": tree_map(_number, fast.eta)._asdict(),
+            "decay": _number(fast.decay),
         },
         "settings": settings_of(s, source, quick),
         "documents": [document.name for document in test],
         "validation_documents": [document.name for document in validation],
         "seed": s.training.seed,
-        "parameters": size(plain.params),
+        "parameters": size(plain),
         "versions": backend_versions(backend) | {"blas": blas_kernel()},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "date": datetime.date.today().isoformat(),
         "seconds": round(time.perf_counter() - clock, 1),
     }
     results = finite(found)
-    curves = {"plain": plain.history, "fast": fast.history}
     write_report(out, LABELS, results, curves, losses, s.training.window)
     return results
 

@@ -23,7 +23,6 @@ from fwl_ref.demo.plots import COLOURS, MARKERS, bins, demo_figure, draw, gains,
 from fwl_ref.demo.report import markdown, write_report
 from fwl_ref.demo.run import FULL, LABELS, relative_multiply_adds, settings_of
 from fwl_ref.files import finite
-from fwl_ref.lm.train import Record
 from fwl_ref.slow_block import FastParameters
 
 pytestmark = pytest.mark.host("files and figures")
@@ -60,10 +59,7 @@ def results(documents=3, **changes):
 def curves(steps):
     """Training that falls from 8 bits to 3, and to 2.5."""
     falling = {"plain": 3.0, "fast": 2.5}
-    return {
-        n: tuple(Record(i, end + (8 - end) * math.exp(-8 * i / steps), 1.0, (0,) * 6, 0.0) for i in range(steps))
-        for n, end in falling.items()
-    }
+    return {n: end + (8 - end) * np.exp(-8 * np.arange(steps) / steps) for n, end in falling.items()}
 
 
 def losses(*lengths, bits=BITS):

@@ -49,7 +49,7 @@ WORDS = {  # every field of Config and of TrainSettings
     "rate": "peak learning rate",
     "warmup": "steps until the learning rate is at its peak",
     "weight_decay": "of AdamW, on matrices",
-    "clip": "largest norm of a gradient",
+    "clip": "largest norm of the gradient of the weights, and of that of step sizes and decay",
     "step_size": "where the six learned step sizes start",
     "decay": "where the learned decay starts",
     "seed": "of parameters and order of text",
