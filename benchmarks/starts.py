@@ -48,21 +48,15 @@ class Start(NamedTuple):
 def starts(size: str) -> dict[str, Start]:
     """In words -> what is changed, at this size."""
     tokens = SIZES[size][1].batch * SIZES[size][1].window  # the weights of a batch
-    return {
-        "plain": Start({"fast": False}),
-        "batch, 0.01 (published)": Start({"normalizer": "batch"}),
-        "N = 1, 0.001": Start(training={"step_size": 0.001}),
-        "N = 1, 0.003": Start(training={"step_size": 0.003}),
-        "N = 1, 0.01": Start(training={"step_size": 0.01}),
+    same = {f"N = {tokens}, 0.01 (as published)": Start({"constant": float(tokens)})}
+    found = {"plain": Start({"fast": False})} | same | {f"N = 1, {x}": Start(training={"step_size": x}) for x in (0.01, 0.003, 0.001)}
+    if size != "small":
+        return found
+    return found | {
         "N = 1, 0.01; W1 0.01 / width": Start(training={"step_size": 0.01}, narrow=True),
-    } | (
-        {
-            f"N = {tokens}, 0.01 (as published)": Start({"constant": float(tokens)}),
-            f"N = 1, 0.01 / {tokens} (as published)": Start(training={"step_size": 0.01 / tokens}),
-        }
-        if size == "small"
-        else {}
-    )
+        "batch, 0.01 (published)": Start({"normalizer": "batch"}),
+        f"N = 1, 0.01 / {tokens} (as published)": Start(training={"step_size": 0.01 / tokens}),
+    }
 
 
 def study(size: str, words: str, seed: int) -> dict[str, Any]:

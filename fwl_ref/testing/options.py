@@ -90,7 +90,7 @@ def check_options(subject: Subject, options: Options) -> Options:
         raise ValueError(f"state_layout: {subject.name} has no state of shape (K,E)")
     if options.dtype == "bfloat16" and options.library == "numpy" and not options.to:
         raise ValueError('NumPy has no bfloat16: give library="torch" or "jax", or to=')
-    unknown = set(options.sizes) - set("BHKENFIDVT")
+    unknown = set(options.sizes) - set("BHKENFIDVTJ")
     if unknown:
         raise ValueError(f"sizes: no axis is called {', '.join(sorted(unknown))}")
     return options
