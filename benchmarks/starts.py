@@ -1,6 +1,6 @@
-"""Where step sizes start: the published step, the default, and steps around it, at two sizes.
+"""Where step sizes start: the published step, the default, and smaller ones, at two sizes.
 
-    python benchmarks/starts.py [--size small demo] [--seeds 0 1] [--out benchmarks/results/starts.json]
+    python benchmarks/starts.py [--size small demo full] [--seeds 0 1] [--out benchmarks/results/starts.json]
 
 Trains models on the standard library that differ in the normalizer and the start alone, and reads
 validation documents with each. About a quarter of a minute of one core for a small model and a
@@ -27,13 +27,14 @@ from fwl_ref.lm.corpus import pick
 from fwl_ref.lm.data import load_corpus
 from fwl_ref.lm.evaluate import bits_per_byte, fast_weights
 from fwl_ref.lm.model import Config
-from fwl_ref.lm.train import Progress, TrainSettings, begin, train
+from fwl_ref.lm.train import TrainSettings, train
 
 RESULTS = Path(__file__).parent / "results" / "starts.json"
 STEPS = 300
 SIZES = {
     "small": (Config(width=32, layers=1, heads=2), TrainSettings(batch=4, window=128, steps=STEPS)),
     "demo": (FULL.config, FULL.training._replace(steps=STEPS)),
+    "full": (FULL.config, FULL.training),  # the demo's steps too
 }
 
 
@@ -42,31 +43,23 @@ class Start(NamedTuple):
 
     config: dict[str, Any] = {}
     training: dict[str, Any] = {}
-    narrow: bool = False  # the step size of W1 divided by the width, for it multiplies x_t . x_s
 
 
 def starts(size: str) -> dict[str, Start]:
     """In words -> what is changed, at this size."""
     tokens = SIZES[size][1].batch * SIZES[size][1].window  # the weights of a batch
-    same = {f"N = {tokens}, 0.01 (as published)": Start({"constant": float(tokens)})}
-    found = {"plain": Start({"fast": False})} | same | {f"N = 1, {x}": Start(training={"step_size": x}) for x in (0.01, 0.003, 0.001)}
-    if size != "small":
-        return found
-    return found | {
-        "N = 1, 0.01; W1 0.01 / width": Start(training={"step_size": 0.01}, narrow=True),
-        "batch, 0.01 (published)": Start({"normalizer": "batch"}),
-        f"N = 1, 0.01 / {tokens} (as published)": Start(training={"step_size": 0.01 / tokens}),
-    }
+    found = {"plain": Start({"fast": False}), f"N = {tokens}, 0.01 (as published)": Start({"constant": float(tokens)})}
+    if size == "small":
+        found["batch, 0.01 (published)"] = Start({"normalizer": "batch"})
+    return found | {f"N = 1, {x}": Start(training={"step_size": x}) for x in (0.01, 0.001 if size == "small" else 0.003)}
 
 
 def study(size: str, words: str, seed: int) -> dict[str, Any]:
     """Train one model, read documents; step sizes in units of N = 1."""
     clock, start = time.process_time(), starts(size)[words]
     config, settings = SIZES[size][0]._replace(**start.config), SIZES[size][1]._replace(seed=seed, **start.training)
-    corpus, progress = load_corpus("stdlib"), begin(config, settings)
-    if start.narrow:
-        progress = narrowed(progress, config.width)
-    progress = train(corpus, config, settings, start=progress, label=f"{size}, {words}, seed {seed}", quiet=True)
+    corpus = load_corpus("stdlib")
+    progress = train(corpus, config, settings, label=f"{size}, {words}, seed {seed}", quiet=True)
     documents = pick(corpus.validation, 3, 2048)
     unit = settings.batch * settings.window if config.normalizer == "batch" else config.constant
     # a state cannot be carried where the normalizer counts the tokens of what is read
@@ -76,17 +69,12 @@ def study(size: str, words: str, seed: int) -> dict[str, Any]:
         "size": size,
         "start": words,
         "seed": seed,
-        "training": float(np.mean([r.bits_per_byte for r in progress.history[-STEPS // 3 :]])),
+        "training": float(np.mean([r.bits_per_byte for r in progress.history[-settings.steps // 3 :]])),
         "reset": read[False],
         "carried": read.get(True),
         "eta": {n: float(e) / unit for n, e in progress.params.eta._asdict().items()},
         "seconds": time.process_time() - clock,
     }
-
-
-def narrowed(progress: Progress, width: int) -> Progress:
-    eta = progress.params.eta
-    return progress._replace(params=progress.params._replace(eta=eta._replace(W1=eta.W1 / width)))
 
 
 def table(rows: list[dict[str, Any]], size: str) -> str:
@@ -114,7 +102,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--size", nargs="+", default=["small", "demo"], choices=list(SIZES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
