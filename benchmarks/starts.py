@@ -51,6 +51,7 @@ def starts(size: str) -> dict[str, Start]:
     found = {"plain": Start({"fast": False}), f"N = {tokens}, 0.01 (as published)": Start({"constant": float(tokens)})}
     if size == "small":
         found["batch, 0.01 (published)"] = Start({"normalizer": "batch"})
+        found[f"N = 1, 0.01 / {tokens} (as published)"] = Start(training={"step_size": 0.01 / tokens})
     return found | {f"N = 1, {x}": Start(training={"step_size": x}) for x in (0.01, 0.001 if size == "small" else 0.003)}
 
 

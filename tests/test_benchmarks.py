@@ -363,13 +363,13 @@ def test_the_page_of_ranks_has_what_its_command_prints(tmp_path: Path) -> None:
 
 
 def test_the_page_of_measurements_has_the_stored_starts() -> None:
-    """Both tables of docs/measurements.md are those of benchmarks/results/starts.json, which says where it was run; the default is
+    """The tables of docs/measurements.md are those of benchmarks/results/starts.json, which says where it was run; the default is
     among the starts.
     """
     found = json.loads(starts.RESULTS.read_text(encoding="utf-8"))
     page = (Path(__file__).parent.parent / "docs" / "measurements.md").read_text(encoding="utf-8")
     sizes = {r["size"] for r in found["rows"]}
-    assert {"small", "demo"} <= sizes <= set(starts.SIZES)
+    assert {"small"} <= sizes <= set(starts.SIZES)
     for size in sizes:
         assert starts.table(found["rows"], size) in page
         assert f"N = 1, {TrainSettings().step_size}" in {r["start"] for r in found["rows"] if r["size"] == size}
