@@ -1,6 +1,6 @@
 """Audit a PyTorch model that adapts while it reads: ten lines around it.
 
-    pip install torch==2.13.0
+    pip install -e . torch==2.13.0
     python examples/audit_pytorch.py
     python -m fwl_ref audit examples.audit_pytorch:evaluator --data README.md
     python -m fwl_ref audit examples.audit_pytorch:cheat --data README.md       # exit status 1

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import agreement, bench, processes, ranks, ratios, results, rules, scaling
+from benchmarks import agreement, bench, processes, ranks, ratios, results, rules, scaling, starts
 from benchmarks.agreement import Checked, agree, error
 from benchmarks.interleave import compared, in_turn, interleaved
 from benchmarks.problem import SIZES, WORKS, Size, counted, problem
 from benchmarks.processes import SideError, process, untuned
 from benchmarks.results import Measured, save, summary, table
 from benchmarks.sides import ours
+from fwl_ref.lm.train import TrainSettings
 from tests.conftest import notes
 
 pytestmark = pytest.mark.host("measures NumPy, and starts processes")
@@ -359,6 +360,21 @@ def test_the_page_of_ranks_has_what_its_command_prints(tmp_path: Path) -> None:
         assert ", ".join(f"{batch}: {seconds:.4f}" for batch, seconds in one.seconds.items()) in page
     ranks.draw(tmp_path / "ranks.svg")
     assert "1,024 sequences divided (computed)" in (tmp_path / "ranks.svg").read_text(encoding="utf-8")
+
+
+def test_the_page_of_measurements_has_the_stored_starts() -> None:
+    """The tables of docs/measurements.md are those of benchmarks/results/starts.json, which says where it was run; the default is
+    among the starts.
+    """
+    found = json.loads(starts.RESULTS.read_text(encoding="utf-8"))
+    page = (Path(__file__).parent.parent / "docs" / "measurements.md").read_text(encoding="utf-8")
+    sizes = {r["size"] for r in found["rows"]}
+    assert {"small"} <= sizes <= set(starts.SIZES)
+    for size in sizes:
+        assert starts.table(found["rows"], size) in page
+        assert f"N = 1, {TrainSettings().step_size}" in {r["start"] for r in found["rows"] if r["size"] == size}
+    for words in (found["run"]["date"], f"NumPy {found['run']['numpy']}", f"Python {found['run']['python']}", f"{starts.STEPS} steps"):
+        assert words in page.split("## Where step sizes start")[1]
 
 
 @pytest.mark.slow

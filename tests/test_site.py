@@ -131,8 +131,8 @@ def test_every_page_of_theory_says_why_and_shows_that_it_agrees():
         assert page.name == "reading.md" or "Why" in headings(page), f"{page.name} does not say why"
 
 
-# what rules share, what stands around them, and what titans.md derives in a section
-AROUND = ("__init__", "common", "channels", "gates", "heads", "documents", "ttt", "heavy_ball", "titans_per_chunk")
+# what rules share and what stands around them
+AROUND = ("__init__", "common", "channels", "gates", "heads", "documents", "ttt", "heavy_ball")
 RULES = [p.stem for p in sorted((ROOT / "fwl_ref" / "rules").glob("*.py")) if p.stem not in AROUND]
 
 
@@ -149,7 +149,7 @@ def test_every_rule_has_a_page_of_the_same_form(rule):
     """
     page, second = rule_page(rule), "Dual form" if rule.startswith("ttt") or rule.endswith("mlp") else "Chunked form"
     form = ["", "Why", "Inner loss", "Recurrent form", second, "Special cases", "Cost", "Agreement"]
-    assert [heading for heading in page if heading not in ("The stale form", "Rates per chunk")] == form
+    assert [heading for heading in page if heading != "The stale form"] == form
     assert f"`rules/{rule}.py`" in page[""]
     for heading in ("Recurrent form", second):
         assert f"### Backward of the {heading.lower()}\n" in page[heading]

@@ -1,6 +1,8 @@
 """Titans with momentum and weight decay once per chunk, as the library titans-pytorch has them.
 
-    update     U' = eta U - sum_t theta_t dl_t/dM, the sum over the m tokens of a chunk
+    loss       l(M) = 1/2 |k M - v|^2 of a token, the delta rule's; a chunk's is the sum over its m
+               tokens of theta_t l_t(M)
+    update     U' = eta U - sum_t theta_t dl_t/dM
     memory     M' = (1 - alpha) M + U', when the chunk is full
 
 A token is read from the last full chunk's memory: strictly the one after the chunks that are full
@@ -27,11 +29,23 @@ from .titans import (
     TitansState,
     titans_chunked_bwd,
     titans_chunked_fwd,
+    titans_gradient,
+    titans_loss,
     titans_recurrent_bwd,
     titans_recurrent_fwd,
     titans_stale_bwd,
     titans_stale_fwd,
 )
+
+
+def titans_per_chunk_loss(M: Array, k: Array, v: Array) -> Array:
+    """(B,K,E),(B,K),(B,E)->(B)   of one token, the delta rule's l = 1/2 |k M - v|^2   (W.35)"""
+    return titans_loss(M, k, v)
+
+
+def titans_per_chunk_gradient(M: Array, k: Array, v: Array) -> Array:
+    """(B,K,E),(B,K),(B,E)->(B,K,E)   of one token, dl/dM = k^T (k M - v)   (W.35)"""
+    return titans_gradient(M, k, v)
 
 
 def per_chunk_fwd(
@@ -51,7 +65,7 @@ def per_chunk_fwd(
 
 
 def per_chunk_bwd(dmomentum: Array, ddecay: Array, minibatch: int) -> tuple[Array, Array]:
-    """Adjoint of per_chunk_fwd: dmomentum, ddecay; join is fixed.   (W.30)"""
+    """Adjoint of per_chunk_fwd: dmomentum, ddecay; join is fixed.   (W.38)"""
     xp = namespace(dmomentum, ddecay)
     first, _, _, target = _places(ddecay, minibatch)  # (T,)
     full = target < ddecay.shape[1]  # (T,) whether the chunk that begins here ends
@@ -67,12 +81,12 @@ def titans_per_chunk_recurrent_fwd(
     state: TitansState | None = None, *, minibatch: int, read: str,
 ) -> tuple[tuple[Array, TitansState], tuple[TitansResidual, int]]:  # fmt: skip
     """(B,T,K),(B,T,K),(B,T,E),(B,T),(B,T),(B,T),TitansState->(B,T,E),TitansState
-    titans_recurrent_fwd with the rates of (W.30)
+    M' = (1 - alpha) M + U', U' = eta U - sum_t theta_t dl_t/dM, once per chunk   (W.36)
 
     Raises ValueError as ``titans_recurrent_fwd`` does, and if ``minibatch``, the tokens of a
     chunk, is below 1.
     """
-    momentum, decay, join = _spread(momentum, decay, step, minibatch)
+    momentum, decay, join = _spread(momentum, decay, q, minibatch)
     outputs, res = titans_recurrent_fwd(q, k, v, momentum, decay, step, state, read=read, join=join)
     return outputs, (res, minibatch)
 
@@ -80,7 +94,7 @@ def titans_per_chunk_recurrent_fwd(
 def titans_per_chunk_recurrent_bwd(
     dout: Array, dstate_out: TitansState | None, res: tuple[TitansResidual, int]
 ) -> tuple:
-    """Adjoint of titans_per_chunk_recurrent_fwd.   (W.30)
+    """Adjoint of titans_per_chunk_recurrent_fwd.   (W.37)
 
     Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
     """
@@ -96,7 +110,7 @@ def titans_per_chunk_chunked_fwd(
 
     Raises ValueError as ``titans_per_chunk_recurrent_fwd`` does, and if ``chunk`` is below 1.
     """
-    momentum, decay, join = _spread(momentum, decay, step, minibatch)
+    momentum, decay, join = _spread(momentum, decay, q, minibatch)
     outputs, res = titans_chunked_fwd(
         q, k, v, momentum, decay, step, state, chunk, read=read, join=join
     )
@@ -106,7 +120,7 @@ def titans_per_chunk_chunked_fwd(
 def titans_per_chunk_chunked_bwd(
     dout: Array, dstate_out: TitansState | None, res: tuple[tuple, int]
 ) -> tuple:
-    """Adjoint of titans_per_chunk_chunked_fwd.   (W.30)
+    """Adjoint of titans_per_chunk_chunked_fwd.   (W.38)
 
     Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
     """
@@ -123,7 +137,7 @@ def titans_per_chunk_stale_fwd(
 
     Raises ValueError as ``titans_per_chunk_chunked_fwd`` does.
     """
-    momentum, decay, join = _spread(momentum, decay, step, minibatch)
+    momentum, decay, join = _spread(momentum, decay, q, minibatch)
     outputs, res = titans_stale_fwd(
         q, k, v, momentum, decay, step, state, chunk, read=read, join=join
     )
@@ -133,22 +147,20 @@ def titans_per_chunk_stale_fwd(
 def titans_per_chunk_stale_bwd(
     dout: Array, dstate_out: TitansState | None, res: tuple[tuple, int]
 ) -> tuple:
-    """Adjoint of titans_per_chunk_stale_fwd.   (W.30)
+    """Adjoint of titans_per_chunk_stale_fwd.   (W.38)
 
     Returns dq, dk, dv, dmomentum, ddecay, dstep, dstate.
     """
     return _gathered(titans_stale_bwd(dout, dstate_out, res[0]), res[1])
 
 
-def _spread(
-    momentum: Array, decay: Array, step: Array, minibatch: int
-) -> tuple[Array, Array, Array]:
+def _spread(momentum: Array, decay: Array, q: Array, minibatch: int) -> tuple[Array, Array, Array]:
     """momentum, decay, join of every token, shapes checked"""
     for name, rate in (("momentum", momentum), ("decay", decay)):
-        if tuple(rate.shape) != tuple(step.shape):
+        if tuple(rate.shape) != tuple(q.shape[:2]):
             raise ValueError(
-                f"{name} must have shape (B,T) = {tuple(step.shape)}, as step has, got "
-                f"{tuple(rate.shape)}: one entry per token, of which a chunk's first counts"
+                f"{name} must have shape (B,T) = {tuple(q.shape[:2])}, got {tuple(rate.shape)}: "
+                "one entry per token, of which a chunk's first counts"
             )
     return per_chunk_fwd(momentum, decay, minibatch)[0]
 

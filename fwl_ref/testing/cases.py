@@ -83,10 +83,11 @@ def strategies() -> Any:
 def draw(subject: Subject, plan: Plan, options: Options) -> Arrays:
     """The inputs and cotangents of a case, heads as an axis, rounded to the kernel's dtype."""
     rng = host.random.default_rng([plan.seed, 0x6B6974])
-    sizes = {"B": plan.B, "T": plan.tokens, "K": plan.K, "E": plan.E, "N": 2, "D": plan.K}
+    sizes = {"B": plan.B, "T": plan.tokens, "K": plan.K, "E": plan.E, "N": 2, "D": plan.K, "J": 4}
     sizes |= {"F": plan.E + 2, "V": 4, "H": plan.H * options.grouped_values} | {
-        letter: n for letter, n in options.sizes.items() if letter in "NFDVI"
+        letter: n for letter, n in options.sizes.items() if letter in "NFDVIJ"
     }
+    sizes["P"] = sizes["J"] - 1
     sizes = {"I": sizes["D"]} | sizes  # features of the block's width unless told otherwise
     case: Arrays = {}
     names = (*subject.inputs, *(f"cot_{name}" for name in subject.cotangents))

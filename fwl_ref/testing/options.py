@@ -32,6 +32,7 @@ class Options(NamedTuple):
     place: int = 1  # ttt_..._under_way: how many tokens of the mini-batch are over
     stale: bool = False  # titans, ..._per_chunk: gradients of a chunk taken at its first memory
     eps: float = 1e-6  # ttt_..., titans_mlp, fast_block: of the LayerNorm
+    packed: bool = False  # one row of documents, and after the state cu_seqlens
     first_order: bool = False  # fast_block: stop the outer gradient at the memory's values
     window: int | None = None  # attention: how many keys a token sees
     dtype: str = "float64"  # of the arrays the kernel gets: see ``compare.tolerance``
@@ -80,6 +81,8 @@ def check_options(subject: Subject, options: Options) -> Options:
         raise ValueError('grouped_values needs a layout with heads: "BTHK" or "BHTK"')
     if options.log_gates and not subject.gate:
         raise ValueError(f"log_gates: {subject.name} has no gate that is taken as a logarithm")
+    if options.packed and any("T" in letters for letters in subject.shared.values()):
+        raise ValueError(f"packed: all sequences of {subject.name} share an array with tokens")
     if isinstance(options.scale, str) and options.scale != "rsqrt":
         raise ValueError(f'scale must be a number or "rsqrt", got {options.scale!r}')
     if (options.l2norm or options.scale != 1.0) and "q" not in subject.tokens:
@@ -90,7 +93,7 @@ def check_options(subject: Subject, options: Options) -> Options:
         raise ValueError(f"state_layout: {subject.name} has no state of shape (K,E)")
     if options.dtype == "bfloat16" and options.library == "numpy" and not options.to:
         raise ValueError('NumPy has no bfloat16: give library="torch" or "jax", or to=')
-    unknown = set(options.sizes) - set("BHKENFIDVT")
+    unknown = set(options.sizes) - set("BHKENFIDVTJ")
     if unknown:
         raise ValueError(f"sizes: no axis is called {', '.join(sorted(unknown))}")
     return options

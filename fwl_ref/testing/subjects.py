@@ -1,9 +1,10 @@
-"""What can be checked: every update rule, the attention ops and the fast weight block, each with
-its arrays in the order of a kernel's arguments and the exact answers to a case.
+"""What can be checked: every update rule, the attention ops, the short convolution and the fast
+weight block, each with its arrays in the order of a kernel's arguments and the exact answers to a
+case.
 
 Arrays here are of one head. Letters of shapes: B sequences, T tokens, K key channels, E value
 channels; N steps of a DeltaProduct; I features, F the hidden width, D the width and V classes of
-the block.
+the block; J taps of a convolution over P = J - 1 earlier tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd
 from ..ops.attention import attention_bwd, attention_fwd
 from ..ops.linear_attention import linear_attention_recurrent_bwd, linear_attention_recurrent_fwd
 from ..ops.masked_attention import masked_attention_bwd, masked_attention_fwd
+from ..ops.short_conv import short_conv_bwd, short_conv_fwd
 from ..sequential import sequential_bwd, sequential_fwd
 from ..slow_block import FastParameters, SlowParameters
 from ..verify import golden_rules
@@ -112,6 +114,13 @@ def _attention(arrays: Arrays, settings: Settings) -> Arrays:
     return {name: a[:, 0, ...] for name, a in found.items()}
 
 
+def _short_conv(arrays: Arrays, settings: Settings) -> Arrays:
+    (out, state), res = short_conv_fwd(arrays["x"], arrays["w"], arrays["state"])
+    gradients = short_conv_bwd(arrays["cot_out"], arrays["cot_state_out"], res)
+    named = zip(("x", "w", "state"), gradients, strict=True)
+    return {"out": out, "state_out": state} | {f"g_{n}": a for n, a in named}
+
+
 # --- the fast weight block
 
 _SLOW = {
@@ -178,6 +187,10 @@ SUBJECTS = {name: _rule(name) for name in golden_rules.RULES} | {
     "attention": Subject(
         "attention", _QKV | {"v": "BTK"}, {}, {}, ("q", "k", "v"), None,
         {"out": "BTK"}, _attention, read="inclusive",
+    ),
+    "short_conv": Subject(
+        "short_conv", {"x": "BTD"}, {"w": "JD"}, {"state": "BPD"}, ("x", "w"), None,
+        {"out": "BTD"}, _short_conv, read="inclusive", heads=False,
     ),
     "fast_block": _FAST_BLOCK,
     "sequential_block": _FAST_BLOCK._replace(

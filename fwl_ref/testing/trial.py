@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..backend import Array, host
-from . import compare, layouts
+from . import compare, layouts, packed
 from .cases import Plan, draw
 from .libraries import converter, flat, home
 from .options import Options
@@ -63,7 +63,9 @@ def attempt(
     """Run the kernel on a case and compare. What it raises becomes the trial's ``problem``."""
     case = draw(subject, plan, options) if case is None else case
     convert = converter(options)
+    row = packed.documents(plan.B, plan.tokens, options) if options.packed else None
     given = {n: layouts.present(subject, n, a, options) for n, a in case.items()}
+    given = packed.pack(subject, options, row, given) if row else given
     there = {n: convert(a) for n, a in given.items()}
     inputs = [_argument(there, argument) for argument in subject.arguments]
     if subject.state and options.state != "never":
@@ -71,6 +73,8 @@ def attempt(
         names = tuple(subject.state)
         group = (subject.state_type, names) if subject.state_type else names[0]
         inputs.append(None if empty else _argument(there, group))
+    if row:
+        inputs.append(convert(packed.cu_seqlens(row)))
 
     found: Arrays = {}
     try:
@@ -81,7 +85,8 @@ def attempt(
         return Trial(plan, case, {}, {}, [], f"it raised {type(error).__name__}: {error}")
     case = _unused(subject, case, returned)
     expected = answers(subject, case, options)
-    problem = _shapes(found, expected)
+    shaped = packed.pack(subject, options, row, expected) if row else expected
+    problem = _shapes(found, shaped)
     if problem:
         return Trial(plan, case, expected, found, [], problem)
     if backward is not None:
@@ -92,9 +97,10 @@ def attempt(
         except Exception as error:
             why = f"its backward pass raised {type(error).__name__}: {error}"
             return Trial(plan, case, expected, found, [], why)
-        problem = _shapes(found, expected)
+        problem = _shapes(found, shaped)
         if problem:
             return Trial(plan, case, expected, found, [], problem)
+    found = packed.unpack(subject, options, row, found) if row else found
     if "g_state_H" in found:  # only symmetric changes have a meaning
         g = found["g_state_H"]
         found["g_state_H"] = 0.5 * (g + host.matrix_transpose(g))
@@ -213,6 +219,8 @@ def _gradients(subject: Subject, given: Any, options: Options, plan: Plan) -> Ar
     names = [a if isinstance(a, str) else a[1] for a in subject.arguments]
     if subject.state and options.state != "never":
         names.append(tuple(subject.state) if subject.state_type else next(iter(subject.state)))
+    if options.packed:
+        names.append("cu_seqlens")
     parts = list(given) if isinstance(given, tuple | list) else [given]
     if len(parts) > len(names):
         raise ValueError(f"expected {len(names)} gradients at most, got {len(parts)}")
@@ -225,7 +233,8 @@ def _gradients(subject: Subject, given: Any, options: Options, plan: Plan) -> Ar
         else:
             pairs = zip(name, _arrays(part), strict=True)
             found |= {f"g_{n}": home(a) for n, a in pairs if a is not None}
-    return {n: a for n, a in found.items() if n not in ("g_labels", "g_weights", "g_mask")}
+    constant = ("g_labels", "g_weights", "g_mask", "g_cu_seqlens")
+    return {n: a for n, a in found.items() if n not in constant}
 
 
 def _shapes(found: Arrays, expected: Arrays) -> str:

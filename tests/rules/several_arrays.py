@@ -2,8 +2,9 @@
 
 Two things do not fit a row and are tested in the files of these rules instead. Slow parameters that
 all tokens share (LayerNorm's gain and bias, the ridge) have no time axis: a row fixes them. And
-TTT's mini-batch is part of the function, so a sequence may be cut anywhere only if it holds one
-token: rows have mini-batches of 1, and each form of TTT is a row of its own.
+a mini-batch, TTT's or the chunk of Titans with rates per chunk, is part of the function, so a
+sequence may be cut anywhere only if it holds one token: rows have mini-batches of 1, and each form
+of TTT is a row of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fwl_ref.backend import like
-from fwl_ref.rules import mesa, titans, titans_mlp, ttt_linear, ttt_mlp
+from fwl_ref.rules import mesa, titans, titans_mlp, titans_per_chunk, ttt_linear, ttt_mlp
 from fwl_ref.rules.mesa import MesaState
 from fwl_ref.rules.titans import TitansState
 from fwl_ref.rules.titans_mlp import TitansMLPState
@@ -63,6 +64,27 @@ TITANS = Rule(
     titans.titans_gradient,
     (titans.titans_recurrent_fwd, titans.titans_recurrent_bwd),
     (titans.titans_chunked_fwd, titans.titans_chunked_bwd),
+    titans_tokens,
+    titans_state,
+    lambda n, seed: (memory(n, seed), *token(n, seed)),
+)
+
+
+def alone(fwd: Callable, bwd: Callable) -> tuple[Callable, Callable]:
+    """A form of Titans with rates per chunk, chunks of one token."""
+
+    def per_chunk_fwd(q: Any, k: Any, v: Any, momentum: Any, decay: Any, step: Any, state: Any, *chunk: Any, read: str) -> tuple:
+        return fwd(q, k, v, momentum, decay, step, state, *chunk, minibatch=1, read=read)
+
+    return per_chunk_fwd, bwd
+
+
+TITANS_PER_CHUNK = Rule(
+    "titans_per_chunk",
+    titans_per_chunk.titans_per_chunk_loss,
+    titans_per_chunk.titans_per_chunk_gradient,
+    alone(titans_per_chunk.titans_per_chunk_recurrent_fwd, titans_per_chunk.titans_per_chunk_recurrent_bwd),
+    alone(titans_per_chunk.titans_per_chunk_chunked_fwd, titans_per_chunk.titans_per_chunk_chunked_bwd),
     titans_tokens,
     titans_state,
     lambda n, seed: (memory(n, seed), *token(n, seed)),
@@ -220,6 +242,7 @@ MESA = Rule(
 
 RULES = [
     TITANS,
+    TITANS_PER_CHUNK,
     *ttt_rows(ttt_linear, linear_state, norm=False),
     *ttt_rows(ttt_linear, linear_state, norm=True),
     *ttt_rows(ttt_mlp, mlp_state, norm=True),

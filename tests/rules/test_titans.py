@@ -37,6 +37,7 @@ from fwl_ref.rules.titans_per_chunk import (
     titans_per_chunk_stale_bwd,
     titans_per_chunk_stale_fwd,
 )
+from fwl_ref.rules.ttt_linear import TTTLinearState, ttt_linear_recurrent_fwd
 from tests.rules.several_arrays import titans_state, titans_tokens
 from tests.rules.table import Shape, rates
 from tests.strategies import chunks, generator, seeds
@@ -254,7 +255,7 @@ def stored(q, k, v, momentum, decay, step, state, read, size, batch) -> tuple:
 @pytest.mark.parametrize(("size", "batch"), [(1, 1), (2, 2), (3, 3), (2, 4), (3, 6), (9, 9)])
 def test_rates_per_chunk_are_one_update_for_every_chunk(read: str, length: int, size: int, batch: int) -> None:
     """The library's loop literally, for any number of chunks at one memory; forms agree, and each has its
-    own adjoint.   (W.30)
+    own adjoint.   (W.30), (W.35) to (W.38)
     """
     case = arguments(SHAPE._replace(length=length), size)
     expected = stored(*case, read, size, batch)
@@ -282,12 +283,68 @@ def test_rates_per_chunk_are_not_rates_per_token() -> None:
     assert relative_error(ours.M, tokens.M) > CLEAR
 
 
+@every_read
+@pytest.mark.parametrize("form", PER_CHUNK)
+def test_a_text_may_be_cut_between_chunks(form: str, read: str) -> None:
+    """Two calls with the state carried are one, outputs, states and gradients; N: cut inside a chunk they
+    are another function, for the next call begins a chunk.   (W.36), (W.37), (W.38)
+    """
+    fwd, bwd = PER_CHUNK[form]
+    run = lambda case: fwd(*case, *{"stale": (4,), "chunked": (3,)}.get(form, ()), minibatch=2, read=read)  # noqa: E731
+    tokens, state = titans_tokens(SHAPE, 9), titans_state(SHAPE, 9)
+    (whole, end), res = run((*tokens, state))
+    draw = generator(10)
+    dout, dend = draw(*whole.shape), TitansState(*(draw(*a.shape) for a in end))
+    expected = bwd(dout, dend, res)
+    for cut, same in ((4, True), (3, False)):
+        (head, between), first = run((*(a[:, :cut] for a in tokens), state))
+        (tail, left), second = run((*(a[:, cut:] for a in tokens), between))
+        assert (relative_error(left.M, end.M) < CLEAR) == same
+        if same:
+            assert_trees_close((np.concatenate([head, tail], axis=1), left), (whole, end), scale=1.0)
+            later = bwd(dout[:, cut:], dend, second)
+            sooner = bwd(dout[:, :cut], later[-1], first)
+            joined = [np.concatenate(pair, axis=1) for pair in zip(sooner[:-1], later[:-1], strict=True)]
+            assert_trees_close((*joined, sooner[-1]), expected, scale=1.0)
+
+
+@every_read
+def test_without_momentum_and_decay_chunks_end_where_mini_batches_of_ttt_end(read: str) -> None:
+    """Memory of keys [k, 1] = [W, b] of TTT-Linear without LayerNorm at half the step, after every full
+    chunk; the first token of a chunk, read strictly, and the last, read inclusively, see the same.
+    (W.35), (W.36), (W.11)
+    """
+    size, (q, k, v, momentum, _, step) = 3, titans_tokens(SHAPE._replace(length=6), 12)
+    with_one = lambda a: np.concatenate([a, np.ones((*a.shape[:2], 1))], axis=-1)  # noqa: E731
+    M, none = titans_state(SHAPE._replace(width=SHAPE.width + 1), 12), 0 * momentum
+    (out, end), _ = titans_per_chunk_chunked_fwd(with_one(q), with_one(k), v, none, none, step, M, 4, minibatch=size, read=read)
+    network = TTTLinearState(M.M[:, :-1], M.M[:, -1])
+    (seen, left), _ = ttt_linear_recurrent_fwd(q, k, v, step / 2, None, None, network, minibatch=size, read=read)
+    assert_close(end.M, np.concatenate([left.W, left.b[:, None]], axis=1), scale=1.0)
+    shared = np.s_[:, ::size] if read == "strict" else np.s_[:, size - 1 :: size]
+    assert_close(out[shared], seen[shared], scale=1.0)
+    assert relative_error(out, seen) > CLEAR
+
+
+@pytest.mark.parametrize("form", PER_CHUNK)
+def test_only_the_last_token_of_a_chunk_tells_the_reads_apart(form: str) -> None:
+    """And in a chunk that is longer than the text both read M_0.   (W.36)"""
+    case = titans_tokens(SHAPE, 13)
+    state = titans_state(SHAPE, 13)
+    strict, inclusive = (PER_CHUNK[form][0](*case, state, minibatch=3, read=read)[0][0] for read in READS)
+    apart = np.max(np.abs(strict - inclusive), axis=(0, 2))
+    assert np.all((apart > CLEAR) == (np.arange(SHAPE.length) % 3 == 2))
+    for read in READS:
+        (out, _), _ = PER_CHUNK[form][0](*case, state, minibatch=8, read=read)
+        assert_close(out, case[0] @ state.M, scale=1.0)
+
+
 def test_rates_per_chunk_are_checked() -> None:
     """A chunk of no token, rates of another shape.   (W.30)"""
     case = arguments(SHAPE, 5)
     with pytest.raises(ValueError, match="a chunk must hold at least 1 token, got 0"):
         titans_per_chunk_recurrent_fwd(*case, minibatch=0, read="strict")
-    with pytest.raises(ValueError, match=r"^momentum must have shape \(B,T\) = \(2, 7\), as step has, got \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"^momentum must have shape \(B,T\) = \(2, 7\), got \(2, 4\)"):
         titans_per_chunk_recurrent_fwd(*case[:3], case[3][:, ::2], *case[4:], minibatch=2, read="strict")
 
 

@@ -233,6 +233,8 @@ LOOPS = [
     ("ttt_linear", "fresh gradients", ""), ("ttt_linear", "stale throughout", ""), ("linear_attention", "fades its own write", ""),
     ("linear_attention", "reads its own write", ""), ("masked_attention", "mask transposed", ""), ("attention", "strict mask", ""),
     ("attention", "no mask", ""), ("attention", "q K^0.5", "no scale"),
+    ("short_conv", "taps reversed", ""), ("short_conv", "state reversed", ""), ("short_conv", "silu", ""),
+    ("short_conv", "x one late", "sees no present"),
 ]  # fmt: skip
 
 

@@ -243,8 +243,21 @@ def attention(q, k, v, *, bug=""):
     return xp.stack(out, 1)
 
 
+def short_conv(x, w, state=None, *, bug=""):
+    P, T = w.shape[0] - 1, x.shape[1]
+    before = [0 * x[:, 0]] * P if state is None else [state[:, i] for i in range(P)]
+    if bug == "state reversed":
+        before = before[::-1]
+    seen = before + [x[:, t] for t in range(T)]
+    taps = [w[P - j if bug == "taps reversed" else j] for j in range(P + 1)]
+    shift = 1 if bug == "sees no present" else 0
+    out = library(x).stack([sum(taps[j] * seen[t + j - shift] for j in range(P + 1) if t + j >= shift) for t in range(T)], 1)
+    left = library(x).stack(seen[len(seen) - P :], 1)
+    return (out / (1 + library(x).exp(-out)) if bug == "silu" else out), left
+
+
 KERNELS = {
     f.__name__: f
     for f in (linear, decay, gla, delta, gated_delta, kda, dplr, delta_product, gated_delta_product, longhorn, titans, mesa, ttt_linear,
-              linear_attention, masked_attention, attention)
+              linear_attention, masked_attention, attention, short_conv)
 }  # fmt: skip

@@ -139,7 +139,7 @@ def test_a_right_torch_kernel_is_accepted_with_its_autograd(name: str, dtype: st
     assert {"g_q", "g_k", "g_v", "g_alpha", "g_beta"} <= set(report.arrays)
 
 
-READS = [(name, read) for name in KERNELS for read in (("inclusive", "strict") if not name.endswith("attention") else ("",))]
+READS = [(name, read) for name in KERNELS for read in (("inclusive", "strict") if not name.endswith(("attention", "conv")) else ("",))]
 
 
 @pytest.mark.parametrize(("name", "read"), READS)

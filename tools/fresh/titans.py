@@ -7,24 +7,28 @@ from typing import Any
 from .common import Case, answers
 
 PACKAGE, MODULE, PROGRAM = "titans-pytorch", "titans_pytorch", "titans-pytorch"
-NOTES = {"NeuralMemory": "gradients at the memory of the batch's start; identity projections, rates by their logits"}
+NOTES = {
+    "NeuralMemory": "rates per token and per chunk, gradients at the batch's first memory; identity projections, rates by their logits"
+}
 
 
 def neural_memory(x: dict[str, Any], case: Case) -> tuple:
-    """Its loss is a mean over channels and its step a sigmoid of logits times a maximum: lr = step dim / 2."""
+    """Its loss is a mean over channels and its step a sigmoid of logits times a maximum."""
     import torch
+    from tensordict import TensorDict
     from titans_pytorch import NeuralMemory
     from titans_pytorch.neural_memory import NeuralMemState
 
-    B, T, D = x["q"].shape
-    chunk = int(case["chunk"]) or None
+    D, deep = x["q"].shape[-1], str(case["kind"]) == "titans_mlp"
+    size = 1 if deep else int(case.get("minibatch", 1))  # tokens of one update
+    batch = int(case["minibatch"]) if deep else int(case["chunk"]) or None if int(case["stale"]) else size  # that share a memory; None: all
     memory = NeuralMemory(
-        dim=D, chunk_size=1, batch_size=chunk, qkv_receives_diff_views=True, pre_rmsnorm=False, mem_model_norm_add_residual=False,
-        adaptive_step_transform=lambda rate: rate, default_model_kwargs={"depth": 1},
+        dim=D, chunk_size=size, batch_size=batch, qkv_receives_diff_views=True, pre_rmsnorm=False, mem_model_norm_add_residual=False,
+        adaptive_step_transform=lambda rate: rate, default_model_kwargs={"depth": 1}, model=network(x, case) if deep else None,
     )  # fmt: skip
 
     class Given(torch.nn.Module):
-        """An array of the case in place of a projection, the tokens that are asked for; called once per batch, in order."""
+        """An array of the case in place of a projection, the tokens or chunks that are asked for; called once per batch, in order."""
 
         def __init__(self, rate: Any) -> None:
             super().__init__()
@@ -36,7 +40,7 @@ def neural_memory(x: dict[str, Any], case: Case) -> tuple:
 
     same = torch.nn.Identity()
     memory.to_queries = memory.to_keys = memory.to_values = same
-    memory.to_adaptive_step = Given(x["step"] * D / 2)
+    memory.to_adaptive_step = Given(x["step"] * (D if deep else D / 2))  # of |k M - v|^2 / 2 a half, of |f(k) - v|^2 the whole
 
     class Logits(Given):
         def forward(self, tokens: Any) -> Any:
@@ -46,16 +50,33 @@ def neural_memory(x: dict[str, Any], case: Case) -> tuple:
         def forward(self, tokens: Any) -> Any:
             return super().forward(tokens)[None]
 
-    memory.to_decay_factor, memory.to_momentum = Logits(x["decay"]), Momentum(x["momentum"])
-    name = memory.memory_model_parameter_names[0]
-    weights = {name: x["state_M"]}
-    past = ({name: x["state_M"]}, {name: x["state_U"][None]})
-    from tensordict import TensorDict
-
-    state = NeuralMemState(0, TensorDict(weights), None, tuple(map(TensorDict, past)), None)
+    memory.to_decay_factor, memory.to_momentum = Logits(x["decay"][:, ::size]), Momentum(x["momentum"][:, ::size])
+    # the program's name of a parameter -> the case's, of M and of U
+    names = {n: (f"state_{n}", f"state_U_{n}") if deep else ("state_M", "state_U") for n in memory.memory_model_parameter_names}
+    weights, momentum = {n: x[M] for n, (M, _) in names.items()}, {n: x[U][None] for n, (_, U) in names.items()}
+    state = NeuralMemState(0, TensorDict(weights), None, (TensorDict(weights), TensorDict(momentum)), None)
     out, after = memory(torch.stack([x["q"], x["k"], x["v"]]), state=state)
     last, momentum = after.states
-    return out, {"state_M": last[name], "state_U": momentum[name][0]}
+    return out, {M: last[n] for n, (M, _) in names.items()} | {U: momentum[n][0] for n, (_, U) in names.items()}
+
+
+def network(x: dict[str, Any], case: Case) -> Any:
+    """The memory of ``titans_mlp``, x + LN(gelu(x W1 + b1) W2 + b2), given to the program, whose own networks have no biases."""
+    import torch
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for n in ("W1", "b1", "W2", "b2"):
+                setattr(self, n, torch.nn.Parameter(x[f"state_{n}"][0].detach().clone()))
+
+        def forward(self, rows: Any) -> Any:
+            # with a row of numbers for each sequence, or without
+            h = rows @ self.W1 + self.b1.unsqueeze(-2)
+            z = torch.nn.functional.gelu(h, approximate="tanh") @ self.W2 + self.b2.unsqueeze(-2)
+            return rows + torch.nn.functional.layer_norm(z, z.shape[-1:], x["gain"], x["bias"], float(case["eps"]))
+
+    return Network()
 
 
 ADAPTERS = {"NeuralMemory": neural_memory}

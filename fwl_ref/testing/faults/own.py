@@ -9,7 +9,7 @@ from ...backend import host
 from ...ops.common import chunk_slices
 from ..options import Options
 from ..subjects import SUBJECTS, Arrays, Settings, Subject, state_out, tokens_of
-from .common import Fault, NotHere, changed, length_of
+from .common import Fault, NotHere, changed, length_of, with_answer
 
 
 def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
@@ -165,6 +165,28 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "memory: once per chunk",
             _at_every_token,
         )
+    if name == "short_conv":
+        yield Fault(
+            "taps reversed",
+            "the kernel is turned round: the last row of w belongs to the present token, the "
+            "first to the one furthest back",
+            changed("w", lambda w: w[::-1, :]),
+        )
+        yield Fault(
+            "state reversed",
+            "it takes the state that comes in for the newest token first: the oldest is first",
+            changed("state", lambda S: S[:, ::-1, :]),
+        )
+        yield Fault(
+            "x one late",
+            "off by one: it does not see the present token",
+            _convolves_late,
+        )
+        yield Fault(
+            "silu",
+            "it applies SiLU to what it returns: the convolution alone is meant",
+            lambda s, a, o: with_answer(s.answers(a, o), "out", lambda y: y / (1 + host.exp(-y))),
+        )
     if name.endswith("under_way"):
         yield Fault(
             "no factor", "the reader's factor is missing", changed("factor", lambda f: 0 * f + 1)
@@ -312,6 +334,15 @@ def _at_every_token(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
 
 def _late(a):
     return host.concat([0 * a[:, :1, ...], a[:, :-1, ...]], axis=1)
+
+
+def _convolves_late(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
+    """Outputs of a convolution that begins a token further back; the state it leaves is right."""
+    whole = host.concat([0 * a["state"][:, :1, :], a["state"], a["x"]], axis=1)  # (B,1+P+T,D)
+    before = a["state"].shape[1]
+    late = a | {"state": whole[:, :before, :], "x": whole[:, before:-1, :]}
+    left = subject.answers(a, settings)["state_out"]
+    return subject.answers(late, settings) | {"state_out": left}
 
 
 def _early(a):

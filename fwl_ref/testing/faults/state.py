@@ -8,6 +8,7 @@ from functools import partial
 from ...backend import host
 from ...ops.common import chunk_slices
 from ..options import Options
+from ..packed import documents
 from ..subjects import SUBJECTS, Arrays, Settings, Subject, state_out, tokens_of, zeros
 from .common import Fault, NotHere, length_of, states_after, with_answer
 
@@ -118,6 +119,44 @@ def of_state(subject: Subject, options: Options) -> Iterator[Fault]:
             "the state it returns is the transpose",
             lambda s, a, o: s.answers(a, o) | _states_transposed(s, a, o),
         )
+
+
+def of_documents(subject: Subject, options: Options) -> Iterator[Fault]:
+    """Faults of rows of several documents."""
+    if not options.packed:
+        return
+    yield Fault(
+        "documents leak",
+        "it ignores cu_seqlens: a document goes on with what the documents before it have written",
+        partial(_leaking, options=options),
+    )
+    if subject.state:
+        yield Fault(
+            "state of the first document",
+            "every document starts from the state of the first: there is one per document",
+            lambda s, a, o: s.answers(
+                a | {n: host.repeat(a[n][:1], len(a[n]), axis=0) for n in s.state}, o
+            ),
+        )
+
+
+def _leaking(subject: Subject, a: Arrays, settings: Settings, options: Options) -> Arrays:
+    """Forward only: the row as one sequence, from the first document's state."""
+    batch, length = len(a[next(iter(subject.tokens))]), length_of(subject, a)
+    row = documents(batch, length, options)
+    whole = {n: x[:1] if n.removeprefix("cot_") not in subject.shared else x for n, x in a.items()}
+    for name, letters in (subject.tokens | subject.outputs).items():
+        for known in {name, f"cot_{name}"} & a.keys():
+            parts = [a[known][d.sequence, : d.length] for d in row]
+            whole[known] = host.concat(parts)[None] if letters.startswith("BT") else whole[known]
+    found, end = [], 0
+    for d in row:
+        end += d.length
+        if d.wanted:
+            seen = subject.answers(tokens_of(subject, whole, slice(0, end)), settings)
+            outs = {n: seen[n][:, end - length : end, ...] for n in subject.outputs}
+            found.append(outs | {state_out(n): seen[state_out(n)] for n in subject.state})
+    return {n: host.concat([f[n] for f in found]) for n in found[0]}
 
 
 def _transposed(subject: Subject, a: Arrays) -> Arrays:

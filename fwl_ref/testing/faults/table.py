@@ -14,12 +14,13 @@ from .backward import of_backward, of_layout
 from .common import Fault
 from .numbers import of_gates, of_rates, of_scales
 from .own import of_rule
-from .state import of_chunks, of_reading, of_state
+from .state import of_chunks, of_documents, of_reading, of_state
 
 
 def faults(subject: Subject, options: Options) -> Iterator[Fault]:
     """Every fault that a kernel of this subject may have, the most specific first."""
     yield from of_reading(subject, options)
+    yield from of_documents(subject, options)
     yield from of_state(subject, options)
     yield from of_chunks(subject, options)
     yield from of_gates(subject, options)
