@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fwl_ref.adapt.descent import Top, adapted_losses, check_segments, descent_of, statistics, top_of, top_score, whole_score
+from fwl_ref.adapt.descent import Step, Top, adapted_losses, check_segments, statistics, top_of, top_score, whole_score
 from fwl_ref.adapt.trunk import features, model_on
 from fwl_ref.lm import llama
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
@@ -45,11 +45,11 @@ def test_all_parameters_move_as_in_a_loop() -> None:
     rate is another answer.   (Y.1), (Y.2), (Y.3)
     """
     score = whole_score(MODEL)
-    found = adapted_losses(score, MODEL.parameters, INPUTS, LABELS, descent_of(0.3), WINDOW, SEGMENT)
+    found = adapted_losses(score, MODEL.parameters, INPUTS, LABELS, Step(0.3), WINDOW, SEGMENT)
     assert_close(found, loop(0.3, None), RTOL)
     assert relative_error(found, loop(0.2, None)) > 1e-3
     pieces = [(INPUTS[i : i + 8], LABELS[i : i + 8]) for i in (0, 20)]
-    scale = statistics(score, MODEL.parameters, pieces, SEGMENT)
+    divisor = statistics(score, MODEL.parameters, pieces, SEGMENT)
     squares = []
     for tokens, labels in pieces:
         (logits, _), res = llama.model_fwd(MODEL.parameters, tokens[None], CONFIG)
@@ -57,7 +57,7 @@ def test_all_parameters_move_as_in_a_loop() -> None:
         squares.append([g**2 for g in leaves(llama.model_bwd(cross_entropy_bwd(np.full((1, 8), 1 / 8), entropy), res))])
     roots = [np.sqrt((a + b) / 2) for a, b in zip(*squares, strict=True)]
     mean = sum(r.sum() for r in roots) / sum(r.size for r in roots)
-    found = adapted_losses(score, MODEL.parameters, INPUTS, LABELS, descent_of(0.01, scale), WINDOW, SEGMENT)
+    found = adapted_losses(score, MODEL.parameters, INPUTS, LABELS, Step(0.01, divisor), WINDOW, SEGMENT)
     assert_close(found, loop(0.01, [r + 0.1 * mean for r in roots]), RTOL)
 
 
@@ -80,10 +80,10 @@ def test_with_a_rate_of_zero_it_is_the_model_at_the_window() -> None:
     nll = np.concatenate(
         [cross_entropy_fwd(e, LABELS[None, i : i + WINDOW])[0][0] for e, i in zip(expected, range(0, 44, 16), strict=True)]
     )
-    still = adapted_losses(top_score(MODEL), top_of(MODEL, 2), x, LABELS, descent_of(0.0), WINDOW, SEGMENT)
+    still = adapted_losses(top_score(MODEL), top_of(MODEL, 2), x, LABELS, Step(0.0), WINDOW, SEGMENT)
     assert_close(still, nll, RTOL)
     with np.errstate(all="ignore"):
-        wild = adapted_losses(top_score(MODEL), top_of(MODEL, 2), x, LABELS, descent_of(1e300), WINDOW, SEGMENT)
+        wild = adapted_losses(top_score(MODEL), top_of(MODEL, 2), x, LABELS, Step(1e300), WINDOW, SEGMENT)
     assert_close(wild[:8], nll[:8], RTOL)
     assert np.isinf(wild[-1])
     assert len(wild) == 44
