@@ -75,13 +75,18 @@ def problem(size: Size | Llama, work: str, dtype: str = "float32", seed: int = 0
 
 
 def llama_weights(c: LlamaConfig, seed: int, dtype: str) -> dict[str, np.ndarray]:
-    """At random, each matrix the view that a file's gives: outputs are its rows."""
+    """At random. A matrix is the view that a file's gives, whose rows are outputs; the table of tokens lies as it is used."""
     rng, sizes = np.random.default_rng(seed), axis_sizes(c)
-    shapes = {name: tuple(sizes[axis] for axis in axes.split(",")) for name, axes in named_leaves(parameter_axes(c))}
-    return {
-        name: (np.ones(shape) if len(shape) == 1 else rng.standard_normal(shape[::-1]).T * shape[-2] ** -0.5).astype(dtype)
-        for name, shape in shapes.items()
-    }
+
+    def one(name: str, axes: str) -> np.ndarray:
+        shape = tuple(sizes[axis] for axis in axes.split(","))
+        if len(shape) == 1:
+            return np.ones(shape, dtype)
+        rows = shape if name == "embedding" else shape[::-1]
+        values = (rng.standard_normal(rows) * sizes[axes.split(",")[0]] ** -0.5).astype(dtype)
+        return values if name == "embedding" else values.T
+
+    return {name: one(name, axes) for name, axes in named_leaves(parameter_axes(c))}
 
 
 def counted(size: Size | Llama, work: str) -> int:

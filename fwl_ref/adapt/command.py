@@ -26,6 +26,7 @@ HELP = {
     "batch": "training sequences a step",
     "rate": "learning rate, in units of what is learned",
     "full": "documents of each text for dynamic evaluation of all parameters; 0 = none",
+    "tune_length": "tokens of a validation document on which rates of dynamic evaluation are tuned",
     "seed": "of the order of training",
 }
 

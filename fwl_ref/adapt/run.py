@@ -151,7 +151,7 @@ def write_results(
     backend: str,
     path: str,
 ) -> None:
-    """The table so far: as text, CSV and JSON, each written whole."""
+    """The table so far: as text, CSV, Markdown and JSON, each written whole."""
     if not any(row.name == table.AS_IS for row in rows):
         return
     found = table.lines(rows, study.test, study.settings, study.model)
@@ -160,6 +160,7 @@ def write_results(
         words += "\n".join(["not there:", *(f"  {n}: {why}" for n, why in failures.items()), ""])
     save_text(out / "results.txt", words)
     save_text(out / "results.csv", table.as_csv(found))
+    save_text(out / "results.md", table.as_markdown(found))
     about: dict[str, Any] = {
         "model": Path(path).name,
         "digest": study.store.model,

@@ -74,6 +74,7 @@ def test_every_row_is_there_and_the_table_says_what_its_losses_are(done: Any) ->
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 2 * len(ways)
     assert plan.BOTH in (out / "results.txt").read_text()
+    assert (out / "results.md").read_text().count("\n") == 2 + len(ways)
     assert (out / "position.png").stat().st_size > 1000
 
 
