@@ -95,7 +95,7 @@ def losses_of(
 
     words = [document.tokens.key, len(ids), rate, s.window, s.segment]
     words += [None if whole else s.layers]
-    words += [i.tolist() for i in texts_of(study)] if rms else []
+    words += [[int(i) for i in ids] for ids in texts_of(study)] if rms else []
     found = kept(study.store, name_of(study.store, "descent", *words), compute)
     return found["losses"], float(found["seconds"])
 
