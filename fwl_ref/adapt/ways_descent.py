@@ -8,6 +8,7 @@ from typing import Any
 
 from ..backend import Array, Tree, host, like
 from ..lm.bar import Bar
+from ..lm.llama import LlamaConfig
 from ..lm.tune import tune
 from .descent import (
     Score,
@@ -145,22 +146,28 @@ def descent_row(study: Study, rms: bool, whole: bool) -> Row:
     for key in [k for k in study.memo if k[:1] == ("below",)]:
         del study.memo[key]
     c = study.model.config
-    head, trunk = head_products(c), trunk_products(c, s.window)
     moved = model_bytes(c)
     if whole:
-        products = 3 * (trunk + head) + head  # the embedding's gradient is a product too
         study.memo.pop(("divisor", True), None)  # as large as the model
     else:
-        products = trunk + 2 * trunk_products(c, s.window, s.layers) + 2 * head
         layers = (moved - 4 * c.vocabulary * c.width) // c.layers  # bytes of one
         moved = s.layers * layers
     copies = 3 if rms else 2  # parameters, gradient, and the divisor of RMS
+    products = gradient_products(c, s.window, None if whole else s.layers)
     products += (copies - 1) * moved / 4 / s.segment  # the step itself
     kept_bytes = copies * moved + context_bytes(c, s.window)
     return row(
         study, name, losses, seconds, products, window=0, memory=kept_bytes,
         chosen={"rate": tuned.best, "validation": tuned.loss}, documents=numbers,
     )  # fmt: skip
+
+
+def gradient_products(config: LlamaConfig, window: int, layers: int | None) -> float:
+    """Multiply-adds a token of a loss and its gradient by the last ``layers``, None = all."""
+    head, trunk = head_products(config), trunk_products(config, window)
+    if layers is None:
+        return 3 * (trunk + head) + head  # the embedding's gradient is a product too
+    return trunk + 2 * trunk_products(config, window, layers) + 2 * head
 
 
 def descent_validation(study: Study, rms: bool, rate: float) -> tuple[list[Document], list[Array]]:

@@ -4,11 +4,13 @@ other. A docstring with "N:" has a negative control: something that must not hol
 
 from __future__ import annotations
 
+import array_api_compat.numpy as xp
 import numpy as np
 import pytest
 
 from fwl_ref.adapt.descent import Step, Top, adapted_losses, check_segments, statistics, top_of, top_score, whole_score
 from fwl_ref.adapt.trunk import features, model_on
+from fwl_ref.adapt.ways_descent import gradient_products
 from fwl_ref.lm import llama
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from fwl_ref.tree import leaves, rebuild
@@ -87,6 +89,28 @@ def test_with_a_rate_of_zero_it_is_the_model_at_the_window() -> None:
     assert_close(wild[:8], nll[:8], RTOL)
     assert np.isinf(wild[-1])
     assert len(wild) == 44
+
+
+@pytest.mark.parametrize("layers", [None, 1, 2])
+def test_the_multiply_adds_that_are_counted_are_those_that_are_formed(layers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a loss and its gradient, on a model whose attention is small beside its matrices: that is formed above the diagonal too."""
+    config = CONFIG._replace(width=32, hidden=96, heads=4, head=8, groups=2, vocabulary=200)
+    model, ids = model_on(parameters(config), config, 32, 10), np.random.default_rng(5).integers(0, 200, 5)
+    total, matmul = [0], xp.matmul
+
+    def watched(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        out = matmul(a, b)
+        total.append(int(out.size) * a.shape[-1])
+        return out
+
+    monkeypatch.setattr(xp, "matmul", watched)
+    if layers is None:
+        whole_score(model)(model.parameters, ids[None, :-1], ids[None, 1:], None)
+    else:
+        x = features(model, ids, 4, config.layers - layers)
+        top_score(model)(top_of(model, layers), x[None], ids[None, 1:], None)
+    counted = 4 * gradient_products(config, 4, layers)
+    assert counted <= sum(total) < 1.05 * counted
 
 
 def test_settings_that_cannot_be_are_said() -> None:

@@ -13,7 +13,6 @@ from fwl_ref.fast_matrix import FastMatrix
 from tests.adapt.small import CONFIG, parameters
 from tests.tolerances import RTOL, assert_close, relative_error
 
-
 MODEL = model_on(parameters(), CONFIG, 32, 10)
 RNG = np.random.default_rng(6)
 T, D, K = 21, CONFIG.width, 5
