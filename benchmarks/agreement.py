@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.problem import Size, problem
+from benchmarks.problem import Llama, Size, problem
 from benchmarks.processes import US, SideError, process
 
 BOUND = 1e-10  # the largest error of a loss or gradient, over its largest entry
@@ -42,7 +42,7 @@ def agree(work: str, name: str, found: tuple[float, dict], expected: tuple[float
     return max(errors.values())
 
 
-def check(size: Size, work: str, sides: list[str], cores: list[int]) -> Checked:
+def check(size: Size | Llama, work: str, sides: list[str], cores: list[int]) -> Checked:
     """Loss and gradients by all sides in float64, on the text that will be timed."""
     given, answers, formed = problem(size, work, "float64"), {}, 0
     for name in sides:

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_info
 
 from benchmarks.agreement import check
 from benchmarks.interleave import in_turn
-from benchmarks.problem import SIZES, WORKS, Size, counted, problem
+from benchmarks.problem import LLAMA_WORKS, SIZES, WORKS, Llama, Size, counted, problem, works
 from benchmarks.processes import ROOT, SIDES, US, Ask, SideError, check_installed, process
 from benchmarks.results import PAIRS, Measured, save, summary, table
 from fwl_ref.lm.bar import Bar
@@ -48,7 +48,7 @@ def product_peak(sides: list[str], cores: list[int]) -> float:
     return PRODUCT**3 / best
 
 
-def measure(size: Size, work: str, sides: list[str], cores: list[int], pairs: int, loss: float, bar: Any) -> Measured:
+def measure(size: Size | Llama, work: str, sides: list[str], cores: list[int], pairs: int, loss: float, bar: Any) -> Measured:
     """Rounds of all sides in turn. Raises SideError if a side's loss is not what was checked."""
     given = problem(size, work)
 
@@ -94,7 +94,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, checked. Raises SideError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS), help="the works to do")
+    parser.add_argument("--only", nargs="+", choices=[*WORKS, *LLAMA_WORKS], default=[*WORKS, *LLAMA_WORKS], help="the works to do")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"rounds; a result needs at least {PAIRS}, the default")
     parser.add_argument("--against", nargs="+", choices=[name for name in SIDES if name != US], default=["torch", "jax"])
@@ -118,23 +118,25 @@ def main(arguments: list[str] | None = None) -> int:
         sides = [US, *args.against]
         run = {"date": date.today().isoformat(), "versions": versions(sides, args.cores[:1]), "machine": described(), "cores": args.cores}
         run |= {"pairs": args.pairs, "threads": args.threads}
-        rounds = len(args.size) * len(args.only) * (1 + len(args.threads) * (args.pairs + 1))
+        todo = {name: works(SIZES[name], args.only) for name in args.size}
+        todo = {name: some for name, some in todo.items() if some}
+        rounds = sum(map(len, todo.values())) * (1 + len(args.threads) * (args.pairs + 1))
         checks, found, start = {}, {}, time.perf_counter()
         with Bar(total=rounds, unit="round") as bar:
-            for name in args.size:
-                for work in args.only:
+            for name, some in todo.items():
+                for work in some:
                     bar.set_description(f"check {name} {work}")
                     checks[name, work] = check(SIZES[name], work, sides, args.cores[:1])
                     bar.update()
             peaks = {threads: product_peak(sides, args.cores[:threads]) for threads in args.threads}
-            for name in args.size:
+            for name, some in todo.items():
                 measured: dict[int, dict[str, Measured]] = {threads: {} for threads in args.threads}
-                for threads, work in ((threads, work) for threads in args.threads for work in args.only):
+                for threads, work in ((threads, work) for threads in args.threads for work in some):
                     bar.set_description(f"{name} {work}, threads: {threads}")
                     cores, loss = args.cores[:threads], checks[name, work].loss
                     measured[threads][work] = measure(SIZES[name], work, sides, cores, args.pairs, loss, bar)
-                adds = {work: counted(SIZES[name], work) for work in args.only}
-                found[name] = summary({work: checks[name, work] for work in args.only}, measured, peaks, adds) | {"run": run}
+                adds = {work: counted(SIZES[name], work) for work in some}
+                found[name] = summary({work: checks[name, work] for work in some}, measured, peaks, adds) | {"run": run}
                 save(args.out, {name: found[name]})
         for name, size in found.items():
             print("\n".join(table(name, size)))

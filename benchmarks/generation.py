@@ -29,7 +29,7 @@ def problem(kind: str, dtype: str = "float32", seed: int = 0) -> dict[str, Any]:
     model = Config(**SIZE, fast=kind == "fast")
     weights = {name: (20 * a if a.ndim == 2 else a).astype(dtype) for name, a in named_leaves(initialize(model, seed, "float64", 1e-3))}
     prompt = np.random.default_rng(seed).integers(0, model.vocabulary, (1, PROMPT))
-    return {"config": model._asdict(), "work": "write", "weights": weights, "tokens": prompt, "count": COUNT}
+    return {"family": "fwl", "config": model._asdict(), "work": "write", "weights": weights, "tokens": prompt, "count": COUNT}
 
 
 def rows(against: list[str], cores: list[int], rounds: int) -> Iterator[dict[str, Any]]:

@@ -60,7 +60,9 @@ def mib(before: int | None, peak: int | None) -> dict[str, float | None]:
 def table(name: str, found: dict) -> Iterator[str]:
     """The lines of one size."""
     run, size = found["run"], SIZES[name]
-    yield f"\n## {name}: {', '.join(f'{k} {v}' for k, v in size._asdict().items())}\n"
+    sizes = size._asdict()
+    sizes |= sizes.pop("config")._asdict() if "config" in sizes else {}
+    yield f"\n## {name}: {', '.join(f'{k} {v}' for k, v in sizes.items())}\n"
     programs = ", ".join(f"{program} {number}" for program, number in run["versions"].items())
     yield f"{run['machine']}, cores {', '.join(map(str, run['cores']))}; {programs}; {run['date']}"
     if run["pairs"] < PAIRS:

@@ -17,7 +17,7 @@ import pytest
 from benchmarks import agreement, bench, processes, ranks, ratios, results, rules, scaling, starts
 from benchmarks.agreement import Checked, agree, error
 from benchmarks.interleave import compared, in_turn, interleaved
-from benchmarks.problem import SIZES, WORKS, Size, counted, problem
+from benchmarks.problem import LLAMA_WORKS, SIZES, SMOLLM2, WORKS, Llama, Size, counted, problem, works
 from benchmarks.processes import SideError, process, untuned
 from benchmarks.results import Measured, save, summary, table
 from benchmarks.sides import ours
@@ -26,6 +26,7 @@ from tests.conftest import notes
 
 pytestmark = pytest.mark.host("measures NumPy, and starts processes")
 
+TINY_LLAMA = Llama(SMOLLM2._replace(width=18, hidden=20, layers=2, heads=6, groups=2, head=4, vocabulary=11), 13, 2)
 TINY = Size(width=16, layers=1, heads=2, vocabulary=11, window=13, batch=3)
 CORES = bench.available()[:1]
 
@@ -61,6 +62,21 @@ def test_the_other_side_computes_the_same_loss_and_gradients(name: str, work: st
     expected = ours.load(given, 1)()
     assert agree(work, name, (loss, side.host(found)), expected) < 1e-12
     assert set(found) == (set(given["weights"]) if work.endswith("step") else set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pytorch", "jaxjit"])
+def test_the_other_side_reads_as_this_llama_does(name: str) -> None:
+    """In float64, weights as views of rows of outputs, as a file's are. N: other pairs are refused, another base is another answer."""
+    side, given = twin(name), problem(TINY_LLAMA, "llama_forward", "float64")
+    assert given["weights"]["trunk.0.W_q"].T.flags["C_CONTIGUOUS"]
+    expected = ours.load(given, 1)()
+    assert agree("llama_forward", name, side.load(given, 1)(), expected) < 1e-12
+    with pytest.raises(ValueError, match="interleaved"):
+        side.load(given | {"config": given["config"] | {"pairs": "halves"}}, 1)
+    moved = given | {"config": given["config"] | {"base": 100.0}}
+    with pytest.raises(SideError, match="the loss"):
+        agree("llama_forward", name, side.load(moved, 1)(), expected)
 
 
 @pytest.mark.slow
@@ -213,7 +229,9 @@ def test_the_results_have_the_keys_that_readers_look_for() -> None:
     assert found["multiply_adds"]["fast_step"] == {"counted": 100, "formed": 150}
     assert found["largest_error_in_float64"]["fast_step"] == {"torch": 1e-15, "jax": 2e-15}
     assert found["largest_error_in_float64"]["bound"] == agreement.BOUND
-    assert set(SIZES) == {"reference", "small"} and WORKS == ("plain_forward", "plain_step", "fast_forward", "fast_step")
+    assert set(SIZES) == {"reference", "small", "smollm2"} and WORKS == ("plain_forward", "plain_step", "fast_forward", "fast_step")
+    assert [works(SIZES[name]) for name in ("small", "smollm2")] == [list(WORKS), list(LLAMA_WORKS)]
+    assert [works(SIZES[name], ("fast_step",)) for name in ("small", "smollm2")] == [["fast_step"], []]
 
 
 def test_the_table_says_ratios_and_whether_they_are_a_result() -> None:

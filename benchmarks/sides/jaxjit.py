@@ -15,6 +15,10 @@ Weights = dict[str, jax.Array]
 def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dict]]:
     """Compiled on its first call. ``threads`` is not passed on: XLA takes the cores that the process is on."""
     config = problem["config"]
+    if problem["family"] == "llama":
+        from benchmarks.sides.jaxjit_llama import reader
+
+        return reader(problem)
     if config["dialect"] != "tf" or config["normalizer"] != "constant" or config["constant"] != 1.0 or config["first_order"]:
         raise ValueError(f"the twin is of the model as it is by default, got {config}")
     jax.config.update("jax_platforms", "cpu")

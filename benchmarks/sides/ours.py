@@ -11,12 +11,16 @@ import numpy as np
 
 from fwl_ref import __version__
 from fwl_ref.lm.generate import read_text, reader_start, write_text
+from fwl_ref.lm.llama import LlamaConfig, features, parameter_axes
 from fwl_ref.lm.model import Config, loss_and_gradient, model_score, parameter_shapes
+from fwl_ref.ops.blocked_head import blocked_head_nll
 from fwl_ref.tree import named_leaves, rebuild
 
 
 def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dict]]:
     """What a reader calls to read, and what training calls. ``threads`` is not passed on: the process is on that many cores."""
+    if problem["family"] == "llama":
+        return llama_reader(problem)
     config = Config(**problem["config"])
     weights = rebuild(parameter_shapes(config), list(problem["weights"].values()))
     if problem["work"] == "write":
@@ -31,6 +35,18 @@ def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dic
         return float(loss), dict(named_leaves(gradient))
 
     return {"forward": forward, "step": step}[problem["work"]]
+
+
+def llama_reader(problem: dict[str, Any]) -> Callable[[], tuple[float, dict]]:
+    """A model of the llama family reads: its trunk without residuals, the head in blocks of tokens."""
+    config = LlamaConfig(**problem["config"])
+    weights = rebuild(parameter_axes(config), list(problem["weights"].values()))
+
+    def forward() -> tuple[float, dict]:
+        x, _ = features(weights, problem["tokens"], config)
+        return float(np.mean(blocked_head_nll(x, weights.table.T, None, problem["labels"]))), {}
+
+    return forward
 
 
 def writer(problem: dict[str, Any], weights: Any, config: Config) -> Callable[[], tuple[float, dict]]:

@@ -22,6 +22,10 @@ def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dic
     """A forward pass without a graph, or the loss and its gradients."""
     torch.set_num_threads(threads)
     config = problem["config"]
+    if problem["family"] == "llama":
+        from benchmarks.sides.pytorch_llama import reader
+
+        return reader(problem)
     if config["dialect"] != "tf" or config["normalizer"] != "constant" or config["constant"] != 1.0 or config["first_order"]:
         raise ValueError(f"the twin is of the model as it is by default, got {config}")
     weights = {name: torch.from_numpy(np.array(a)) for name, a in problem["weights"].items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..backend import backend_target
 from ..lm.commands.common import DEFAULT, add_backend
 from ..pretrained.load import SMOLLM2, load, smollm2_path
-from .documents import count, load_texts
+from .documents import count, load_texts, load_unseen
 from .run import run
 from .settings import Settings, check_settings, settings_for
 from .store import Store, digest_of
@@ -26,6 +26,7 @@ HELP = {
     "batch": "training sequences a step",
     "rate": "learning rate, in units of what is learned",
     "full": "documents of each text for dynamic evaluation of all parameters; 0 = none",
+    "tune_length": "tokens of a validation document on which rates of dynamic evaluation are tuned",
     "seed": "of the order of training",
 }
 
@@ -40,6 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="'stdlib', 'topics', or a UTF-8 file or folder of yours; may be given several times "
         "(default: stdlib and topics)",
+    )
+    parser.add_argument(
+        "--unseen",
+        action="append",
+        help="a UTF-8 file or folder to test on in place of --data, of which nothing is trained or "
+        "tuned; may be given several times",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="WORD",
+        help="only rows whose names contain one of these, and what they need",
     )
     parser.add_argument("--quick", action="store_true", help="minutes: figures that mean little")
     parser.add_argument(
@@ -79,10 +93,17 @@ def main(args: argparse.Namespace) -> int:
         texts.append(load_texts(name, model.tokenizer, s.length, s.validation, s.test, share))
         left -= min(share, count(texts[-1].train))
     texts.reverse()
+    if args.unseen:
+        s = settings
+        unseen = [
+            load_unseen(name, model.tokenizer, s.length, s.test, texts)
+            for name in dict.fromkeys(args.unseen)
+        ]
+        texts = [text._replace(test=()) for text in texts] + unseen
     folder = None if args.no_cache else args.cache or args.out / "features"
     path = smollm2_path() if args.model == SMOLLM2 else args.model
     store = Store(folder, digest_of(str(path)), int(args.cache_limit * GIB))
-    outcome = run(model, texts, settings, store, args.out, args.backend)
+    outcome = run(model, texts, settings, store, args.out, args.backend, args.only)
     return 1 if outcome.failures else 0
 
 

@@ -4,26 +4,37 @@ A document is read in segments. Each is scored, and then the parameters make a s
 loss: theta_0, theta_1, ... as ``fwl_ref.dynamic_evaluation`` has it. Keys and values of the window
 so far stay as they were computed, and gradients stop at them; at every window the attention begins
 anew, the parameters do not.
+
+Nothing pulls back to the start. So a step is a multiple of the gradient, and it is made in the
+gradient's own memory: with all parameters of a model one more copy of each is what hurts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ..backend import Array, Tree, host, like, namespace, to_numpy
-from ..dynamic_evaluation import Descent, RmsScale, mean_square, rms_scale, update
+from ..dynamic_evaluation import mean_square, rms_scale
 from ..lm import llama
 from ..lm.stack import stack_bwd, stack_fwd
 from ..ops.blocked_head import blocked_head_dn, blocked_head_fwd
 from ..ops.common import chunk_slices
 from ..ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from ..ops.rmsnorm import rmsnorm_bwd, rmsnorm_fwd
+from ..tree import tree_map
 from .trunk import Model
 
 # (theta, inputs (1,L) or (1,L,D), labels (1,L), caches) -> losses (1,L), gradient, caches
 Score: TypeAlias = Callable[[Tree, Array, Array, tuple | None], tuple[Array, Tree, tuple]]
+
+
+class Step(NamedTuple):
+    """How parameters move after a segment: SGD, or RMS if there is a divisor."""
+
+    rate: float  # eta
+    divisor: Tree | None = None  # sqrt(MS) + eps of each parameter
 
 
 class Top(NamedTuple):
@@ -76,7 +87,7 @@ def adapted_losses(
     theta: Tree,
     inputs: Array,
     labels: Array,
-    descent: Descent,
+    step: Step,
     window: int,
     segment: int,
 ) -> Array:
@@ -86,7 +97,7 @@ def adapted_losses(
     whole segments.
     """
     check_segments(window, segment)
-    start, losses = theta, []
+    losses: list[Array] = []
     for rows in chunk_slices(labels.shape[0], window):
         caches = None
         for part in chunk_slices(rows.stop - rows.start, segment):
@@ -98,21 +109,38 @@ def adapted_losses(
                 rest = labels.shape[0] - here.start
                 return host.concatenate([*losses[:-1], host.full(rest, math.inf)])
             if here.stop < labels.shape[0]:
-                theta = update(theta, gradient, start, descent)
+                theta = moved(theta, gradient, step)
     return host.concatenate(losses)
+
+
+def moved(theta: Tree, gradient: Tree, step: Step) -> Tree:
+    """theta after one segment, in the memory of ``gradient``.   (Y.1), (Y.2)"""
+
+    def sgd(p: Array, g: Array) -> Array:
+        g *= -step.rate
+        g += p
+        return g
+
+    def rms(p: Array, g: Array, divisor: Array) -> Array:
+        g /= divisor
+        return sgd(p, g)
+
+    if step.divisor is None:
+        return tree_map(sgd, theta, gradient)
+    return tree_map(rms, theta, gradient, step.divisor)
 
 
 def statistics(
     score: Score, theta: Tree, pieces: Sequence[tuple[Array, Array]], segment: int
-) -> RmsScale:
-    """Squared gradients of training text for the RMS rule: of the first segment of each piece, and
-    so of texts as long as those on which it will step.   (Y.3)
+) -> Tree:
+    """The divisor of the RMS rule from gradients of training text: of the first segment of each
+    piece, and so of texts as long as those on which it will step.   (Y.3)
     """
     gradients = (
         score(theta, inputs[:segment, ...][None, ...], labels[:segment][None, ...], None)[1]
         for inputs, labels in pieces
     )
-    return rms_scale(mean_square(gradients))
+    return rms_scale(mean_square(gradients)).divisor
 
 
 def check_segments(window: int, segment: int) -> None:
@@ -130,8 +158,3 @@ def _share(nll: Array) -> Array:
     """(1,L)->(1,L)   the weight of each token in the mean"""
     xp = namespace(nll)
     return xp.ones_like(nll) / nll.shape[-1]
-
-
-def descent_of(rate: float, scale: Any = None) -> Descent:
-    """SGD, or RMS if there is a ``scale``; nothing pulls back to the start."""
-    return Descent(rate, 0.0, scale)

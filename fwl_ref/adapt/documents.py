@@ -53,6 +53,57 @@ def load_texts(
 
     Raises ValueError if there are too few documents, and as ``lm.reading.read``.
     """
+    found, single = _found(source, tokenizer, length)
+    if single:
+        parts = tuple(
+            tuple(t for i, t in enumerate(found) if _share(i) == part) for part in range(3)
+        )
+        train, tune, tests = parts[0], parts[1][:validation], parts[2][:test]
+    else:
+        tests, tune = found[:test], found[test : test + validation]
+        train = tuple(sorted(found[test + validation :], key=lambda t: _hash(t.name)))
+    kept, total = [], 0
+    for tokens in train:
+        if total >= train_tokens:
+            break
+        kept.append(tokens)
+        total += len(tokens.ids) - 1
+    texts = Texts(source, tuple(kept), tune, tests)
+    for part in PARTS:
+        if not getattr(texts, part):
+            raise ValueError(
+                f"{shown(source)!r} has too few documents, {len(found)}: nothing is left for "
+                f"the {part} part; give more text, or ask for fewer documents (--test)"
+            )
+    return texts
+
+
+def load_unseen(
+    source: str, tokenizer: Any, length: int, test: int, others: Sequence[Texts]
+) -> Texts:
+    """Test documents of a text of which nothing is trained or tuned: the longest ``test`` files of
+    a folder, or the first pieces of a single file.
+
+    Raises ValueError if there is none, or if one of them is in the training or validation part of
+    ``others``; and as ``lm.reading.read``.
+    """
+    found, _ = _found(source, tokenizer, length)
+    if not found:
+        raise ValueError(f"{shown(source)!r} has no document: nothing is left for the test part")
+    seen = {t.key: t.name for text in others for t in (*text.train, *text.validation)}
+    for tokens in found[:test]:
+        if tokens.key in seen:
+            raise ValueError(
+                f"{tokens.name!r} of {shown(source)!r} is to be unseen, but {seen[tokens.key]!r} "
+                "is the same text and is trained or tuned on: leave one of them out"
+            )
+    return Texts(source, (), (), found[:test])
+
+
+def _found(source: str, tokenizer: Any, length: int) -> tuple[tuple[Tokens, ...], bool]:
+    """All documents of a source, the longest first, no text twice; or the pieces of its only file
+    in their order, and True.
+    """
     documents, _ = read(source)
     size = bytes_of(tokenizer)
     if len(documents) == 1:
@@ -65,35 +116,15 @@ def load_texts(
             for name, piece in zip(names, pieces, strict=True)
             if len(piece) >= MIN_TOKENS
         ]
-        parts = tuple(
-            tuple(t for i, t in enumerate(found) if _share(i) == part) for part in range(3)
-        )
-        train, tune, tests = parts[0], parts[1][:validation], parts[2][:test]
-    else:
-        seen: dict[str, Tokens] = {}
-        for document in documents:
-            data = document.data[: BYTES_PER_TOKEN * (length + 1)].tobytes()
-            ids = encode(tokenizer, data)[: length + 1]
-            if len(ids) >= MIN_TOKENS:
-                tokens = Tokens(document.name, ids, size(ids))
-                seen.setdefault(tokens.key, tokens)
-        ranked = sorted(seen.values(), key=lambda t: (-len(t.ids), _hash(t.name)))
-        tests, tune = tuple(ranked[:test]), tuple(ranked[test : test + validation])
-        train = tuple(sorted(ranked[test + validation :], key=lambda t: _hash(t.name)))
-    kept, total = [], 0
-    for tokens in train:
-        if total >= train_tokens:
-            break
-        kept.append(tokens)
-        total += len(tokens.ids) - 1
-    texts = Texts(source, tuple(kept), tuple(tune), tuple(tests))
-    for part in PARTS:
-        if not getattr(texts, part):
-            raise ValueError(
-                f"{shown(source)!r} has {len(documents)} documents, too few: nothing is left for "
-                f"the {part} part; give more text, or ask for fewer documents (--test)"
-            )
-    return texts
+        return tuple(found), True
+    seen: dict[str, Tokens] = {}
+    for document in documents:
+        data = document.data[: BYTES_PER_TOKEN * (length + 1)].tobytes()
+        ids = encode(tokenizer, data)[: length + 1]
+        if len(ids) >= MIN_TOKENS:
+            tokens = Tokens(document.name, ids, size(ids))
+            seen.setdefault(tokens.key, tokens)
+    return tuple(sorted(seen.values(), key=lambda t: (-len(t.ids), _hash(t.name)))), False
 
 
 def encode(tokenizer: Any, data: bytes) -> Array:

@@ -5,7 +5,7 @@ A row that is on the disk already is not made again; what later rows need of it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +14,9 @@ from .study import Study, read_at
 from .ways import AS_IS, as_it_is, context_name, guard, home
 from .ways_cache import CACHE, neural_cache, with_cache
 from .ways_descent import descent_name, descent_row, descent_validation
+from .ways_refreshed import TRAINED as TRUE_TRAINED
+from .ways_refreshed import UNTRAINED as TRUE_UNTRAINED
+from .ways_refreshed import refreshed_trained, refreshed_untrained
 from .ways_trained import CARRIED, PLAIN, RESET, layer_row, validation_losses
 from .ways_untrained import unembedding, untrained
 
@@ -48,7 +51,9 @@ def plan(study: Study) -> list[Step]:
         Step(UNTRAINED, lambda _: untrained(study, UNTRAINED, whiten=False, sharp=False)),
         Step(WHITENED, lambda _: untrained(study, WHITENED, whiten=True, sharp=False)),
         Step(SHARP, lambda _: untrained(study, SHARP, whiten=True, sharp=True)),
+        Step(TRUE_UNTRAINED, lambda _: refreshed_untrained(study)),
         Step(CARRIED, lambda _: layer_row(study, CARRIED)),
+        Step(TRUE_TRAINED, lambda _: refreshed_trained(study)),
         Step(RESET, lambda _: layer_row(study, RESET)),
         Step(PLAIN, lambda _: layer_row(study, PLAIN)),
         Step(BOTH, lambda rows: _both(study, rows), (CARRIED,)),
@@ -68,6 +73,26 @@ def plan(study: Study) -> list[Step]:
         name = descent_name(study, rms, whole=True)
         steps.append(Step(name, partial(_alone, descent_row, study, rms, True)))
     return steps
+
+
+def chosen(steps: Sequence[Step], words: Sequence[str]) -> set[str]:
+    """The names that contain one of ``words``, with all that is needed for them and the row that
+    every other is compared with; all names if there are no words.
+
+    Raises ValueError for a word that no name contains.
+    """
+    if not words:
+        return {step.name for step in steps}
+    for word in words:
+        if not any(word in step.name for step in steps):
+            raise ValueError(
+                f"no row's name contains {word!r}: the rows are {', '.join(s.name for s in steps)}"
+            )
+    found = {AS_IS} | {step.name for step in steps if any(word in step.name for word in words)}
+    for step in reversed(steps):  # what is needed stands before
+        if step.name in found:
+            found |= set(step.needs)
+    return found
 
 
 def _alone(make: Callable[..., Row], *rest: Any) -> Row:
@@ -121,7 +146,7 @@ def _long(study: Study) -> list[Step]:
 
     of = (base, fast, cache, both)
     return [
-        Step(fast, lambda _: layer_row(study, CARRIED, long)),
+        Step(fast, lambda _: layer_row(study, CARRIED, long), (base,)),
         Step(cache, cached, (base,)),
         Step(both, all_of, (fast,)),
         Step(safe, lambda rows: guard(study, safe, [rows[n] for n in of], window=long), of),

@@ -35,7 +35,7 @@ from ..pretrained.load import Pretrained
 from . import table
 from .documents import PARTS, Texts, count, summary
 from .figure import save_figure
-from .plan import BOTH, CACHE, CARRIED, PLAIN, RESET, SAFE_ALL, plan, take_over
+from .plan import BOTH, CACHE, CARRIED, PLAIN, RESET, SAFE_ALL, chosen, plan, take_over
 from .rows import Row, load_row, save_row
 from .settings import Settings, check_settings, need
 from .store import Store, held
@@ -60,11 +60,13 @@ def run(
     store: Store,
     out: Path,
     backend: str,
+    only: Sequence[str] = (),
 ) -> Outcome:
-    """Make all rows that are not there yet, and the table after each.
+    """Make all rows that are not there yet, or those whose names contain a word of ``only`` and
+    what they need; and the table after each.
 
-    Raises ValueError for settings or a model that cannot be, BackendError without the backend, and
-    OSError if nothing can be written.
+    Raises ValueError for settings, a model or words that cannot be, BackendError without the
+    backend, and OSError if nothing can be written.
     """
     check_settings(settings)
     if found.family is not llama:
@@ -75,7 +77,7 @@ def run(
     backend_target(backend)
     out.mkdir(parents=True, exist_ok=True)
     with reserved(out / "results.json"):
-        return _run(found, texts, settings, store, out, backend)
+        return _run(found, texts, settings, store, out, backend, only)
 
 
 def _run(
@@ -85,6 +87,7 @@ def _run(
     store: Store,
     out: Path,
     backend: str,
+    only: Sequence[str],
 ) -> Outcome:
     parameters = to_backend(found.parameters, backend)
     model = model_on(parameters, found.config, settings.at_once, settings.block)
@@ -102,8 +105,11 @@ def _run(
     failures: dict[str, str] = {}
     began = time.monotonic()
     steps = plan(study)
+    wanted = chosen(steps, only)
     for number, step in enumerate(steps):
         row = load_row(out / "rows", key, step.name)
+        if row is None and step.name not in wanted:
+            continue
         if row is None:
             absent = [name for name in step.needs if name not in rows]
             if absent:
@@ -122,7 +128,7 @@ def _run(
     if rows:
         print(f"\n{(out / 'results.txt').read_text(encoding='utf-8')}", flush=True)
     try:
-        drawn = [name for name in DRAWN if name in rows]
+        drawn = [name for name in DRAWN if name in rows] or list(rows)
         save_figure(out / "position.png", list(rows.values()), test, settings.length, drawn)
     except (ImportError, StopIteration) as error:
         print(f"no figure: {error}", flush=True)
@@ -145,7 +151,7 @@ def write_results(
     backend: str,
     path: str,
 ) -> None:
-    """The table so far: as text, CSV and JSON, each written whole."""
+    """The table so far: as text, CSV, Markdown and JSON, each written whole."""
     if not any(row.name == table.AS_IS for row in rows):
         return
     found = table.lines(rows, study.test, study.settings, study.model)
@@ -154,6 +160,7 @@ def write_results(
         words += "\n".join(["not there:", *(f"  {n}: {why}" for n, why in failures.items()), ""])
     save_text(out / "results.txt", words)
     save_text(out / "results.csv", table.as_csv(found))
+    save_text(out / "results.md", table.as_markdown(found))
     about: dict[str, Any] = {
         "model": Path(path).name,
         "digest": study.store.model,
@@ -205,7 +212,7 @@ def _statement(model: Model, texts: Sequence[Texts], s: Settings, store: Store) 
 
     Raises ValueError if the features would not fit below the limit of the store.
     """
-    ids = host.resize(texts[0].test[0].ids, s.at_once + 1)  # (n,) as many as go together
+    ids = host.resize(texts[-1].test[0].ids, s.at_once + 1)  # (n,) as many as go together
 
     def once() -> None:
         wait(plain_losses(model, features(model, ids, s.window), like(ids[1:], model.U)))

@@ -121,7 +121,7 @@ def need(
     disk = 2 * D * train + kept * read * (1 + len(s.contexts))
     arrays = 4 * kept * read + 2 * D * train + 6 * 4 * s.block * V
     whole = model_bytes(config)
-    adapting = whole * (7 if s.full else 1)
+    adapting = whole * (5 if s.full else 1)  # statistics: MS, root, divisor, norm; a gradient
     training = 4 * s.batch * s.train_length * D * 40
     longer = sum(trunk_products(config, c) for c in s.contexts)
     sequences = s.steps * s.batch * s.train_length

@@ -1,8 +1,9 @@
-"""Features on disk, so that a document goes through the trunk once.
+"""Features on disk, so that a document goes through the trunk once, and what else takes long.
 
 A file holds the features of one document at one window. Its name is a hash of the model's files,
 the tokens, the window and the precision: other features have another name, and nothing is ever
-stale. Files are written whole, so a run that was killed goes on after its last document.
+stale. Losses under dynamic evaluation are kept in the same way. Files are written whole, so a run
+that was killed goes on after its last document.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backend import Array, host
 from ..files import load_arrays, save_arrays
@@ -39,8 +40,12 @@ def digest_of(model: str) -> str:
 
 def key_of(store: Store, tokens: Tokens, window: int, dtype: str) -> str:
     """32 hexadecimal digits that name the features of a document."""
-    words = f"{store.model} {tokens.key} {window} {dtype}"
-    return hashlib.sha256(words.encode()).hexdigest()[:32]
+    return name_of(store, tokens.key, window, dtype)
+
+
+def name_of(store: Store, *words: Any) -> str:
+    """32 hexadecimal digits that name what depends on the model and on ``words``."""
+    return hashlib.sha256(" ".join(str(w) for w in (store.model, *words)).encode()).hexdigest()[:32]
 
 
 def held(store: Store) -> int:
@@ -50,32 +55,45 @@ def held(store: Store) -> int:
     return sum(file.stat().st_size for file in store.folder.glob("*.npz"))
 
 
+def kept(store: Store, name: str, compute: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+    """Arrays on the host under a name that says all that they depend on: from the disk if they are
+    there; else computed and kept.
+
+    Raises OSError if the folder is full or would hold more than ``limit`` bytes.
+    """
+    if store.folder is None:
+        return compute()
+    file = store.folder / f"{name}.npz"
+    if file.exists():
+        try:
+            return load_arrays(file)
+        except ValueError:
+            file.unlink()  # damaged: computed again
+    arrays = compute()
+    if held(store) + sum(a.nbytes for a in arrays.values()) > store.limit:
+        raise OSError(
+            f"the folder {str(store.folder)!r} would hold more than {store.limit:,} bytes: "
+            "remove files of other runs from it, raise --cache-limit, or give --no-cache"
+        )
+    save_arrays(file, arrays)
+    return arrays
+
+
 def stored(
     store: Store, tokens: Tokens, window: int, dtype: str, compute: Callable[[], Array]
 ) -> Array:
     """(T,D)   features on the host, from the disk if they are there; else computed and kept.
 
-    Raises FloatingPointError if they are not finite in ``dtype``; OSError if the folder is full or
-    holds ``limit`` bytes.
+    Raises FloatingPointError if they are not finite in ``dtype``, and OSError as ``kept``.
     """
-    if store.folder is not None:
-        file = store.folder / f"{key_of(store, tokens, window, dtype)}.npz"
-        if file.exists():
-            try:
-                return load_arrays(file)["x"]
-            except (ValueError, KeyError):
-                file.unlink()  # damaged: computed again
-    with host.errstate(over="ignore"):  # what is not finite is named below
-        x = host.asarray(compute(), dtype=dtype)
-    if not host.all(host.isfinite(x)):
-        raise FloatingPointError(
-            f"features of {tokens.name!r} are not finite in {dtype}: keep them in float32"
-        )
-    if store.folder is not None:
-        if held(store) + x.nbytes > store.limit:
-            raise OSError(
-                f"the folder {str(store.folder)!r} would hold more than {store.limit:,} bytes: "
-                "remove files of other runs from it, raise --cache-limit, or give --no-cache"
+
+    def features() -> dict[str, Array]:
+        with host.errstate(over="ignore"):  # what is not finite is named below
+            x = host.asarray(compute(), dtype=dtype)
+        if not host.all(host.isfinite(x)):
+            raise FloatingPointError(
+                f"features of {tokens.name!r} are not finite in {dtype}: keep them in float32"
             )
-        save_arrays(file, {"x": x})
-    return x
+        return {"x": x}
+
+    return kept(store, key_of(store, tokens, window, dtype), features)["x"]

@@ -148,6 +148,27 @@ def as_csv(table: Sequence[Line]) -> str:
     return text.getvalue()
 
 
+def as_markdown(table: Sequence[Line]) -> str:
+    """A table for a page: of each text the change with its interval and the change in the last
+    quarter, and what a way costs.
+    """
+    found = {(line.way, line.text): line for line in table}
+    texts = list(dict.fromkeys(line.text for line in table))
+    heads = [head for text in texts for head in (text, "end")]
+    out = [f"| way | {' | '.join([*heads, 'time', 'multiply-adds'])} |"]
+    out += ["|---|" + "--:|" * (len(heads) + 2)]
+    for way in dict.fromkeys(line.way for line in table):
+        mine = [found[way, text] for text in texts]
+        cells = [
+            cell
+            for line in mine
+            for cell in (f"{line.change:+.3f} ± {line.interval:.3f}", f"{line.quarters[-1]:+.3f}")
+        ]
+        cost = [f"{mine[0].time:.2f}", f"{mine[0].products:.2f}"]
+        out.append(f"| {' | '.join([way, *cells, *cost])} |")
+    return "\n".join([*out, ""])
+
+
 def _line(
     text: str,
     way: str,

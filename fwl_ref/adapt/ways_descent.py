@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..backend import Array, like
-from ..dynamic_evaluation import RmsScale
+from ..backend import Array, Tree, host, like
 from ..lm.bar import Bar
+from ..lm.llama import LlamaConfig
 from ..lm.tune import tune
 from .descent import (
     Score,
+    Step,
     adapted_losses,
-    descent_of,
     statistics,
     top_of,
     top_score,
@@ -22,6 +22,7 @@ from .descent import (
 )
 from .rows import Row
 from .settings import context_bytes, head_products, model_bytes, trunk_products
+from .store import kept, name_of
 from .study import Document, Study, mean_loss
 from .trunk import features
 from .ways import home, row
@@ -55,39 +56,59 @@ def score_of(study: Study, whole: bool) -> tuple[Score, Any]:
     return top_score(study.model), top_of(study.model, study.settings.layers)
 
 
-def scale_of(study: Study, whole: bool) -> RmsScale:
-    """Statistics of training text for the RMS rule."""
-    s, target = study.settings, study.model.U
-    key = ("scale", whole)
+def texts_of(study: Study) -> list[Array]:
+    """Tokens of training text, a segment each, for the statistics of the RMS rule."""
+    s = study.settings
+    long = [p for p in study.pieces if len(p.x) >= s.segment] or list(study.pieces)
+    every = max(1, len(long) // s.pieces)
+    return [piece.ids[: s.segment + 1] for piece in long[::every][: s.pieces]]
+
+
+def divisor_of(study: Study, whole: bool) -> Tree:
+    """What the RMS rule divides by, from training text."""
+    key = ("divisor", whole)
     if key not in study.memo:
         score, theta = score_of(study, whole)
-        long = [p for p in study.pieces if len(p.x) >= s.segment] or list(study.pieces)
-        every = max(1, len(long) // s.pieces)
-        pieces = []
-        for piece in long[::every][: s.pieces]:
-            ids = piece.ids[: s.segment + 1]
-            pieces.append((inputs_of(study, ids, whole), like(ids[1:], target)))
-        study.memo[key] = statistics(score, theta, pieces, s.segment)
+        target, segment = study.model.U, study.settings.segment
+        pieces = [(inputs_of(study, i, whole), like(i[1:], target)) for i in texts_of(study)]
+        study.memo[key] = statistics(score, theta, pieces, segment)
     return study.memo[key]
 
 
 def losses_of(
     study: Study, document: Document, rate: float, rms: bool, whole: bool, limit: int | None = None
-) -> Array:
-    """(T,)   losses of a document, of its first ``limit`` tokens"""
+) -> tuple[Array, float]:
+    """(T,), seconds   losses of a document, of its first ``limit`` tokens, and the time they took
+
+    All parameters take minutes a document, so what was read is kept on the disk.
+    """
     s = study.settings
     ids = document.tokens.ids[: None if limit is None else limit + 1]
-    score, theta = score_of(study, whole)
-    descent = descent_of(rate, scale_of(study, whole) if rms else None)
-    key = ("below", document.tokens.key, limit)
+    label = like(ids[1:], study.model.U)  # (T,)
+
+    def compute() -> dict[str, Array]:
+        score, theta = score_of(study, whole)
+        step = Step(rate, divisor_of(study, whole) if rms else None)
+        began = time.perf_counter()
+        inputs = below(study, document, ids, whole)
+        found = home(adapted_losses(score, theta, inputs, label, step, s.window, s.segment))
+        return {"losses": found, "seconds": host.asarray(time.perf_counter() - began)}
+
+    words = [document.tokens.key, len(ids), rate, s.window, s.segment]
+    words += [None if whole else s.layers]
+    words += [[int(i) for i in ids] for ids in texts_of(study)] if rms else []
+    found = kept(study.store, name_of(study.store, "descent", *words), compute)
+    return found["losses"], float(found["seconds"])
+
+
+def below(study: Study, document: Document, ids: Array, whole: bool) -> Array:
+    """``inputs_of``, in the memo as long as a rate is tuned"""
     if whole:
-        inputs = inputs_of(study, ids, whole)
-    else:
-        if key not in study.memo:
-            study.memo[key] = inputs_of(study, ids, whole)
-        inputs = study.memo[key]
-    labels = like(ids[1:], study.model.U)  # (T,)
-    return adapted_losses(score, theta, inputs, labels, descent, s.window, s.segment)
+        return inputs_of(study, ids, whole)
+    key = ("below", document.tokens.key, len(ids))
+    if key not in study.memo:
+        study.memo[key] = inputs_of(study, ids, whole)
+    return study.memo[key]
 
 
 def first_of(documents: Sequence[Document], count: int) -> list[int]:
@@ -109,9 +130,8 @@ def descent_row(study: Study, rms: bool, whole: bool) -> Row:
     documents = [study.validation[i] for i in first_of(study.validation, 1)]
 
     def loss(rate: float) -> float:
-        found = mean_loss(
-            [home(losses_of(study, d, rate, rms, whole, s.tune_length)) for d in documents]
-        )
+        read = [losses_of(study, d, rate, rms, whole, s.tune_length)[0] for d in documents]
+        found = mean_loss(read)
         Bar.write(f"  {name}, rate {rate:g}: validation {found:.4f} nats a token")
         return found
 
@@ -119,33 +139,39 @@ def descent_row(study: Study, rms: bool, whole: bool) -> Row:
     numbers = first_of(study.test, s.full if whole else len(study.test))
     losses, seconds = [], 0.0
     for number in Bar(numbers, desc=name, unit="document", leave=False):
-        began = time.perf_counter()
-        losses.append(home(losses_of(study, study.test[number], tuned.best, rms, whole)))
-        seconds += time.perf_counter() - began
+        found, taken = losses_of(study, study.test[number], tuned.best, rms, whole)
+        losses.append(found)
+        seconds += taken
     seconds /= sum(len(found) for found in losses)
     for key in [k for k in study.memo if k[:1] == ("below",)]:
         del study.memo[key]
-    study.memo["descent", rms, whole] = tuned.best
     c = study.model.config
-    head, trunk = head_products(c), trunk_products(c, s.window)
-    top, moved = trunk_products(c, s.window, s.layers), model_bytes(c)
+    moved = model_bytes(c)
     if whole:
-        products = 3 * (trunk + head)
-        study.memo.pop(("scale", True), None)  # four times the model
+        study.memo.pop(("divisor", True), None)  # as large as the model
     else:
-        products = trunk + 2 * top + 2 * head
         layers = (moved - 4 * c.vocabulary * c.width) // c.layers  # bytes of one
         moved = s.layers * layers
-    copies = 4 if rms else 2  # gradient, parameters, and the statistics of RMS
-    kept = copies * moved + context_bytes(c, s.window)
+    copies = 3 if rms else 2  # parameters, gradient, and the divisor of RMS
+    products = gradient_products(c, s.window, None if whole else s.layers)
+    products += (copies - 1) * moved / 4 / s.segment  # the step itself
+    kept_bytes = copies * moved + context_bytes(c, s.window)
     return row(
-        study, name, losses, seconds, products, window=0, memory=kept,
+        study, name, losses, seconds, products, window=0, memory=kept_bytes,
         chosen={"rate": tuned.best, "validation": tuned.loss}, documents=numbers,
     )  # fmt: skip
+
+
+def gradient_products(config: LlamaConfig, window: int, layers: int | None) -> float:
+    """Multiply-adds a token of a loss and its gradient by the last ``layers``, None = all."""
+    head, trunk = head_products(config), trunk_products(config, window)
+    if layers is None:
+        return 3 * (trunk + head) + head  # the embedding's gradient is a product too
+    return trunk + 2 * trunk_products(config, window, layers) + 2 * head
 
 
 def descent_validation(study: Study, rms: bool, rate: float) -> tuple[list[Document], list[Array]]:
     """The documents on which the rate was tuned, and their losses at that rate, last layers."""
     documents = [study.validation[i] for i in first_of(study.validation, 1)]
     limit = study.settings.tune_length
-    return documents, [home(losses_of(study, d, rate, rms, False, limit)) for d in documents]
+    return documents, [losses_of(study, d, rate, rms, False, limit)[0] for d in documents]

@@ -4,11 +4,13 @@ other. A docstring with "N:" has a negative control: something that must not hol
 
 from __future__ import annotations
 
+import array_api_compat.numpy as xp
 import numpy as np
 import pytest
 
-from fwl_ref.adapt.descent import Top, adapted_losses, check_segments, descent_of, statistics, top_of, top_score, whole_score
+from fwl_ref.adapt.descent import Step, Top, adapted_losses, check_segments, statistics, top_of, top_score, whole_score
 from fwl_ref.adapt.trunk import features, model_on
+from fwl_ref.adapt.ways_descent import gradient_products
 from fwl_ref.lm import llama
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from fwl_ref.tree import leaves, rebuild
@@ -45,11 +47,11 @@ def test_all_parameters_move_as_in_a_loop() -> None:
     rate is another answer.   (Y.1), (Y.2), (Y.3)
     """
     score = whole_score(MODEL)
-    found = adapted_losses(score, MODEL.parameters, INPUTS, LABELS, descent_of(0.3), WINDOW, SEGMENT)
+    found = adapted_losses(score, MODEL.parameters, INPUTS, LABELS, Step(0.3), WINDOW, SEGMENT)
     assert_close(found, loop(0.3, None), RTOL)
     assert relative_error(found, loop(0.2, None)) > 1e-3
     pieces = [(INPUTS[i : i + 8], LABELS[i : i + 8]) for i in (0, 20)]
-    scale = statistics(score, MODEL.parameters, pieces, SEGMENT)
+    divisor = statistics(score, MODEL.parameters, pieces, SEGMENT)
     squares = []
     for tokens, labels in pieces:
         (logits, _), res = llama.model_fwd(MODEL.parameters, tokens[None], CONFIG)
@@ -57,7 +59,7 @@ def test_all_parameters_move_as_in_a_loop() -> None:
         squares.append([g**2 for g in leaves(llama.model_bwd(cross_entropy_bwd(np.full((1, 8), 1 / 8), entropy), res))])
     roots = [np.sqrt((a + b) / 2) for a, b in zip(*squares, strict=True)]
     mean = sum(r.sum() for r in roots) / sum(r.size for r in roots)
-    found = adapted_losses(score, MODEL.parameters, INPUTS, LABELS, descent_of(0.01, scale), WINDOW, SEGMENT)
+    found = adapted_losses(score, MODEL.parameters, INPUTS, LABELS, Step(0.01, divisor), WINDOW, SEGMENT)
     assert_close(found, loop(0.01, [r + 0.1 * mean for r in roots]), RTOL)
 
 
@@ -80,13 +82,35 @@ def test_with_a_rate_of_zero_it_is_the_model_at_the_window() -> None:
     nll = np.concatenate(
         [cross_entropy_fwd(e, LABELS[None, i : i + WINDOW])[0][0] for e, i in zip(expected, range(0, 44, 16), strict=True)]
     )
-    still = adapted_losses(top_score(MODEL), top_of(MODEL, 2), x, LABELS, descent_of(0.0), WINDOW, SEGMENT)
+    still = adapted_losses(top_score(MODEL), top_of(MODEL, 2), x, LABELS, Step(0.0), WINDOW, SEGMENT)
     assert_close(still, nll, RTOL)
     with np.errstate(all="ignore"):
-        wild = adapted_losses(top_score(MODEL), top_of(MODEL, 2), x, LABELS, descent_of(1e300), WINDOW, SEGMENT)
+        wild = adapted_losses(top_score(MODEL), top_of(MODEL, 2), x, LABELS, Step(1e300), WINDOW, SEGMENT)
     assert_close(wild[:8], nll[:8], RTOL)
     assert np.isinf(wild[-1])
     assert len(wild) == 44
+
+
+@pytest.mark.parametrize("layers", [None, 1, 2])
+def test_the_multiply_adds_that_are_counted_are_those_that_are_formed(layers: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a loss and its gradient, on a model whose attention is small beside its matrices: that is formed above the diagonal too."""
+    config = CONFIG._replace(width=32, hidden=96, heads=4, head=8, groups=2, vocabulary=200)
+    model, ids = model_on(parameters(config), config, 32, 10), np.random.default_rng(5).integers(0, 200, 5)
+    total, matmul = [0], xp.matmul
+
+    def watched(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        out = matmul(a, b)
+        total.append(int(out.size) * a.shape[-1])
+        return out
+
+    monkeypatch.setattr(xp, "matmul", watched)
+    if layers is None:
+        whole_score(model)(model.parameters, ids[None, :-1], ids[None, 1:], None)
+    else:
+        x = features(model, ids, 4, config.layers - layers)
+        top_score(model)(top_of(model, layers), x[None], ids[None, 1:], None)
+    counted = 4 * gradient_products(config, 4, layers)
+    assert counted <= sum(total) < 1.05 * counted
 
 
 def test_settings_that_cannot_be_are_said() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fwl_ref.adapt.documents import Tokens, bytes_of, load_texts, summary
+from fwl_ref.adapt.documents import Tokens, bytes_of, load_texts, load_unseen, summary
 from fwl_ref.adapt.store import Store, digest_of, held, key_of, stored
 from fwl_ref.lm.tune import tune
 from tests.adapt.small import WORDS, Letters, write_texts
@@ -53,6 +53,24 @@ def test_a_single_file_is_cut_into_pieces(tmp_path: Path) -> None:
     file.write_text(text[:60])
     with pytest.raises(ValueError, match="nothing is left for the test part"):
         load_texts(str(file), Letters(), 9, 5, 5, 10_000)
+
+
+def test_an_unseen_text_is_only_tested_on(tmp_path: Path) -> None:
+    """The longest files of a folder, the first pieces of a file; N: a document that is trained on elsewhere is
+    refused, one that is tested on there is not.
+    """
+    folder = write_texts(tmp_path / "t")
+    others = [load_texts(str(folder), Letters(), 96, 2, 3, 10_000)]
+    new = write_texts(tmp_path / "new", 4, 90, 5)
+    found = load_unseen(str(new), Letters(), 96, 2, others)
+    assert (found.train, found.validation, [t.name for t in found.test]) == ((), (), ["00.txt", "01.txt"])
+    assert [t.name for t in load_unseen(str(new / "00.txt"), Letters(), 29, 2, others).test] == ["00.txt#0000", "00.txt#0001"]
+    assert [t.key for t in load_unseen(str(folder), Letters(), 96, 3, others).test] == [t.key for t in others[0].test]
+    with pytest.raises(ValueError, match="is the same text and is trained or tuned on"):
+        load_unseen(str(folder), Letters(), 96, 4, others)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no document"):
+        load_unseen(str(tmp_path / "empty"), Letters(), 96, 4, others)
 
 
 def test_a_token_of_bytes_has_a_letter_for_each() -> None:

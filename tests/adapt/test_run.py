@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fwl_ref import __main__ as program
-from fwl_ref.adapt import command, plan, run, settings, study, table, ways_cache, ways_descent, ways_untrained
+from fwl_ref.adapt import command, plan, run, settings, study, table, ways_cache, ways_descent, ways_refreshed, ways_untrained
 from fwl_ref.adapt.documents import Texts, Tokens, load_texts
 from fwl_ref.adapt.rows import Row, load_row, row_file, save_row
 from fwl_ref.adapt.store import Store
@@ -60,7 +60,7 @@ def test_every_row_is_there_and_the_table_says_what_its_losses_are(done: Any) ->
     found = json.loads((out / "results.json").read_text())
     lines = {(line["text"], line["way"]): line for line in found["lines"]}
     ways = [way for text, way in lines if text == texts[0].name]
-    assert len(ways) == 23
+    assert len(ways) == 25
     assert {way for _, way in lines} >= {plan.AS_IS, "context 32", plan.SAFE_ALL, "dynamic evaluation, SGD, all parameters"}
     assert found["failures"] == {}
     assert found["settings"]["steps"] == 2
@@ -74,6 +74,7 @@ def test_every_row_is_there_and_the_table_says_what_its_losses_are(done: Any) ->
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert len(rows) == 2 * len(ways)
     assert plan.BOTH in (out / "results.txt").read_text()
+    assert (out / "results.md").read_text().count("\n") == 2 + len(ways)
     assert (out / "position.png").stat().st_size > 1000
 
 
@@ -133,6 +134,52 @@ def test_a_row_that_fails_is_named_and_the_others_are_made(tmp_path: Path, monke
     assert "it exploded" in (tmp_path / "out" / "results.txt").read_text()
 
 
+def test_a_text_that_nothing_is_trained_on(done: Any, tmp_path: Path) -> None:
+    """Only its documents are in the table, under the layer and the settings that the other texts gave; rows
+    that are asked for bring those that they need, and a second call adds to them. N: an unknown word.
+    """
+    folder, texts, out = done
+    ids = np.random.default_rng(3).integers(0, CONFIG.vocabulary, 49)
+    new = Texts("new", (), (), (Tokens("n", ids, np.ones(49, dtype="int64")),))
+    given = [*(t._replace(test=()) for t in texts), new]
+    store, there = Store(folder / "features", "m", 10**8), tmp_path / "out"
+    first = run.run(pretrained(), given, TINY, store, there, "numpy", ("guard: as it is, neural",))
+    assert [row.name for row in first.rows] == [plan.AS_IS, plan.CACHE, plan.SAFE_CACHE]
+    second = run.run(pretrained(), given, TINY, store, there, "numpy", (plan.CARRIED, "SGD, all"))
+    assert {row.name for row in second.rows} > {plan.AS_IS, plan.CACHE, plan.CARRIED, "dynamic evaluation, SGD, all parameters"}
+    found = json.loads((there / "results.json").read_text())
+    assert {line["text"] for line in found["lines"]} == {"new"}
+    with np.load(there / "fast.npz") as here, np.load(out / "fast.npz") as before:
+        assert_bitwise(here["best/W"], before["best/W"])
+    with pytest.raises(ValueError, match="no row's name contains 'cash'"):
+        run.run(pretrained(), given, TINY, store, there, "numpy", ("cash",))
+
+
+def test_dynamic_evaluation_goes_on_after_its_last_document(done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended in a row, it reads no document again; its losses and its time are those of the disk."""
+    folder, texts, _ = done
+    store, there = Store(tmp_path / "features", "m", 10**8), tmp_path / "out"
+    real, calls = ways_descent.adapted_losses, []
+
+    def ends(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    words = ("SGD, all", "RMS, all")
+    monkeypatch.setattr(ways_descent, "adapted_losses", ends)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(pretrained(), texts, TINY, store, there, "numpy", words)
+    again = run.run(pretrained(), texts, TINY, store, there, "numpy", words)
+    assert not again.failures
+    assert len(calls) == 1 + 2 * (2 * 3 + 2)  # 3 rates on 2 validation documents, 2 test documents; the seventh call was not finished
+    whole = losses_in(done[2])
+    for row in again.rows[1:]:
+        assert_bitwise(np.concatenate(row.losses), whole[row_file(there, row.name).stem])
+        assert row.seconds > 0
+
+
 def test_every_way_scores_before_it_sees(done: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit of each row, as a function from tokens to losses: other futures change no earlier loss, and
     probabilities of all words sum to 1. N: a row shifted by one token is caught.
@@ -145,7 +192,7 @@ def test_every_way_scores_before_it_sees(done: Any, monkeypatch: pytest.MonkeyPa
     key = run.run_key("m", texts, TINY, "numpy")
     validation = study.documents_of(texts, "validation")
     whole = Study(model, TINY, store, out, key, validation, (), pieces, facts, {})
-    for module in (ways_cache, ways_descent, ways_untrained):  # settings are given: tuning is no part of reading
+    for module in (ways_cache, ways_descent, ways_refreshed, ways_untrained):  # settings are given: tuning is no part of reading
         monkeypatch.setattr(module, "tune", lambda loss, values, *_, **__: Tuned(values[1], 0.0, {}))
     known: dict[bytes, dict[str, np.ndarray]] = {}
 
@@ -191,12 +238,21 @@ def test_the_command_reads_its_options(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(command, "run", pretends)
     words = ["adapt", "--model", "m", "--quick", "--out", str(tmp_path / "out"), *arguments(steps=5, length=40)]
     words += [w for f in folders for w in ("--data", str(f))]
-    assert [program.main(words), program.main([*words, "--no-cache"])] == [0, 1]
-    (_, texts, asked, store, out, backend), (_, _, _, nowhere, _, _) = seen
+    assert [program.main(words), program.main([*words, "--no-cache", "--only", "cache", "guard"])] == [0, 1]
+    (_, texts, asked, store, out, backend, every), (_, _, _, nowhere, _, _, only) = seen
+    assert (every, only) == ((), ["cache", "guard"])
     assert asked == TINY._replace(steps=5, length=40)
     assert [t.name for t in texts] == [str(f) for f in folders]
     assert (store.folder, nowhere.folder) == (out / "features", None)
     assert backend == "numpy"
+    new = write_texts(tmp_path / "new", 4, 90, 7)
+    assert program.main([*words, "--unseen", str(new)]) == 0
+    *others, unseen = seen[2][1]
+    for part in ("train", "validation"):
+        assert [[d.key for d in getattr(t, part)] for t in others] == [[d.key for d in getattr(t, part)] for t in texts]
+    assert [len(t.test) for t in others] == [0, 0]
+    assert (unseen.name, unseen.train, unseen.validation, len(unseen.test)) == (str(new), (), (), TINY.test)
+    assert program.main([*words, "--unseen", str(folders[0])]) == 0  # its test documents are read here as well
     assert program.main(["adapt", "--model", "m", "--steps", "0"]) == 2
     assert "steps must be at least 1, got 0" in capsys.readouterr().err
 
