@@ -77,4 +77,6 @@ METHOD = """## How it was done
   on text of the same kind. *n-grams of the document* mixes these probabilities with a model's.
 - Time is seconds a byte over those of the plain model, on a machine that does other things too. It
   is a hint. Multiply-adds are counted.
+- Every row is in `benchmarks/results/study.jsonl`, with what it was tuned to and the bits of each
+  document. As `results.jsonl` in `results/study/` it is what `make study` goes on from.
 """
