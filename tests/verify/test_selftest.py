@@ -198,8 +198,8 @@ RESULTS = {"bits_per_byte": {"static": 5.0}, "relative_time": {"static": 1.0}, "
 
 @pytest.mark.parametrize(("error", "code"), [(1e-14, 0), (1e-6, 1), (float("nan"), 1), (None, 1)])
 def test_the_quick_demo_is_part_of_it(error: float | None, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the backend asked for, in a folder of its own; an equivalence that does not hold, or a
-    demo that breaks down, fails the check.
+    """On the backend asked for, in a folder of its own, with models that are trained there; an equivalence
+    that does not hold, or a demo that breaks down, fails the check.
     """
     calls = []
 
@@ -212,7 +212,7 @@ def test_the_quick_demo_is_part_of_it(error: float | None, code: int, tmp_path: 
     monkeypatch.setattr(demo, "run_demo", quick)
     monkeypatch.setattr(table, "THEOREMS", THEOREMS[:1])
     assert run_checks("numpy", tmp_path) == code
-    assert calls == [("check-numpy-demo", {"quick": True, "backend": "numpy"})]
+    assert calls == [("check-numpy-demo", {"settings": demo.QUICK._replace(shipped=False), "backend": "numpy"})]
     text = (tmp_path / "check-numpy.md").read_text()
     assert ("no such kernel" in text) == (error is None) and ("5.000 bits per byte" in text) == (error is not None)
 
