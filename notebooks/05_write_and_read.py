@@ -271,7 +271,17 @@ assert agree(g_memory, library[0]) and agree((g_memory,), by_memory, rtol=1e-7)
 # | $da = dz\, W_2^T$ | dense, notebook 1 | $g_{dz}$ (+ the memory's own) | $g_{W_2}^5$ |
 # | $dz, d\mathrm{gain}, d\mathrm{bias} = \mathrm{LN}^T(dn)$ | LayerNorm, notebook 2 | $g_{dn}$ | $g_z^5, g_{\mathrm{gain}}^5$ |
 # | $dn = d\mathrm{logits}\, U^T$ | dense | $g_{d\mathrm{logits}}$ | $g_U^5$ |
-# | $d\mathrm{logits} = \frac{w}{N}(p - e)$ | cross-entropy, notebook 3 | | $g_{\mathrm{logits}}$ |
+# | $d\mathrm{logits} = \frac{w}{N}(p - e)$ | cross-entropy, below | | $g_{\mathrm{logits}}$ |
+#
+# The last line was an exercise of notebook 3. Here it is, with $d\ell$ for $w / N$ and $\sigma$ for the logits of one token. The label's $e$ is
+# fixed, and notebook 3 has the differential of the softmax, $\delta p = p \odot \delta\sigma - p\, \langle p, \delta\sigma \rangle$. So
+#
+# $$ \delta d\sigma = \delta d\ell\,(p - e) + d\ell \left( p \odot \delta\sigma - p\, \langle p, \delta\sigma \rangle \right) . $$
+#
+# The inner product with $g$, the gradient that comes in, has what stands beside $\delta d\ell$ and beside $\delta\sigma$. The softmax's Jacobian
+# is symmetric, so it moves over to $g$ as it is:
+#
+# $$ g_{d\ell} = \langle p - e, g \rangle , \qquad g_{\sigma} = d\ell \left( p \odot g - p\, \langle p, g \rangle \right) . \tag{C.3} $$
 
 # %%
 SVG(files("fwl_ref").joinpath("figures/parcels.svg").read_text(encoding="utf-8"))
