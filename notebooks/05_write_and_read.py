@@ -273,13 +273,14 @@ assert agree(g_memory, library[0]) and agree((g_memory,), by_memory, rtol=1e-7)
 # | $dn = d\mathrm{logits}\, U^T$ | dense | $g_{d\mathrm{logits}}$ | $g_U^5$ |
 # | $d\mathrm{logits} = \frac{w}{N}(p - e)$ | cross-entropy, below | | $g_{\mathrm{logits}}$ |
 #
-# The last line was an exercise of notebook 3. Here it is, with $d\ell$ for $w / N$ and $\sigma$ for the logits of one token. The label's $e$ is
-# fixed, and notebook 3 has the differential of the softmax, $\delta p = p \odot \delta\sigma - p\, \langle p, \delta\sigma \rangle$. So
+# The last line was an exercise of notebook 3. Here it is, with $d\ell$ for $w / N$ and $\sigma$ for the logits of one token. The label's
+# $e$ is fixed, and notebook 3 has the differential of the softmax,
+# $\delta p = p \odot \delta\sigma - p\, \langle p, \delta\sigma \rangle$. So
 #
 # $$ \delta d\sigma = \delta d\ell\,(p - e) + d\ell \left( p \odot \delta\sigma - p\, \langle p, \delta\sigma \rangle \right) . $$
 #
-# The inner product with $g$, the gradient that comes in, has what stands beside $\delta d\ell$ and beside $\delta\sigma$. The softmax's Jacobian
-# is symmetric, so it moves over to $g$ as it is:
+# The inner product with $g$, the gradient that comes in, has what stands beside $\delta d\ell$ and beside $\delta\sigma$. The softmax's
+# Jacobian is symmetric, so it moves over to $g$ as it is:
 #
 # $$ g_{d\ell} = \langle p - e, g \rangle , \qquad g_{\sigma} = d\ell \left( p \odot g - p\, \langle p, g \rangle \right) . \tag{C.3} $$
 
