@@ -134,7 +134,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--quick",
         action="store_true",
-        help="a minute's version: same output, figures that mean little",
+        help="a minute's version: reads the standard library with models that come with the "
+        "package; on other text trains briefly, and the figures mean little",
     )
     add_data(demo, "stdlib")
     _add_out(demo, RESULTS, "folder for table, figure and models")

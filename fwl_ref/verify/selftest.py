@@ -94,7 +94,8 @@ def _quick_demo(backend: str, out: Path) -> dict[str, Any]:
     from ..demo.run import QUICK, run_demo
 
     settings = QUICK._replace(shipped=False)
-    results = run_demo(out / f"check-{backend}-demo", settings=settings, backend=backend)
+    place = out / f"check-{backend}-demo"
+    results = run_demo(place, quick=True, settings=settings, backend=backend)
     kept = ("bits_per_byte", "relative_time", "equivalence_max_error", "seconds")
     return {name: results[name] for name in kept}
 

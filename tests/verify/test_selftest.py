@@ -212,7 +212,7 @@ def test_the_quick_demo_is_part_of_it(error: float | None, code: int, tmp_path: 
     monkeypatch.setattr(demo, "run_demo", quick)
     monkeypatch.setattr(table, "THEOREMS", THEOREMS[:1])
     assert run_checks("numpy", tmp_path) == code
-    assert calls == [("check-numpy-demo", {"settings": demo.QUICK._replace(shipped=False), "backend": "numpy"})]
+    assert calls == [("check-numpy-demo", {"quick": True, "settings": demo.QUICK._replace(shipped=False), "backend": "numpy"})]
     text = (tmp_path / "check-numpy.md").read_text()
     assert ("no such kernel" in text) == (error is None) and ("5.000 bits per byte" in text) == (error is not None)
 
