@@ -2,8 +2,9 @@
 
 Within a stage every seed comes before the next group of rows. So a study that is stopped at any
 time has its most important rows for all seeds, and an interval for each. Every section is asked of
-one corpus and window before the main table is repeated for longer windows: the whole plan takes
-longer than one run has time for.
+one corpus and window before the main table is repeated for longer windows. What is asked beside the
+main table has fewer seeds, ablations shorter training too, so that the whole plan takes two cores
+somewhat over two hours.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from .outside import OUTSIDE
 from .row import BASE, BLOCK, CACHE, CARRIED, MEMORY, RESET, RMS, SGD, Row, key_of
 from .settings import Sizes
 
-SOON = 2  # so many training lengths beside the main one come before the second corpus
 MU = 0.9  # of the momentum
 NUDGE = 1e-6  # of all parameters, relative: what another order of rounding does
 
@@ -41,21 +41,21 @@ def plan(s: Sizes, texts: dict[str, str]) -> list[Row]:
     first, builder = Place(s.corpora[0], s.windows[0], 0), Builder(s, texts)
 
     def main(corpus: str, window: int) -> list[Row]:
-        return builder.stage(builder.main, Place(corpus, window, 0))
+        return builder.stage(builder.main, Place(corpus, window, 0), s.seeds)
 
     rows = [row for corpus in s.corpora for row in builder.outside(corpus)]
     rows += main(s.corpora[0], s.windows[0])
-    rows += builder.stage(builder.memories, first)
-    rows += builder.stage(partial(builder.lengths, times=(1, *s.lengths[:SOON])), first)
+    rows += builder.stage(builder.memories, first, s.seeds)
+    rows += builder.stage(partial(builder.lengths, times=(1,)), first, s.seeds)
+    rows += builder.stage(partial(builder.lengths, times=s.lengths), first, s.few)
     for corpus in s.corpora[1:]:
         rows += main(corpus, s.windows[0])
-    rows += builder.stage(builder.ablations, first)
-    rows += builder.stage(builder.health, first)
+    rows += builder.stage(builder.ablations, first, s.few)
+    rows += builder.stage(builder.health, first, s.few)
+    rows += builder.stage(builder.sizes, first, s.few)
     for window in s.windows[1:]:
         for corpus in s.corpora:
             rows += main(corpus, window)
-    rows += builder.stage(builder.sizes, first)
-    rows += builder.stage(partial(builder.lengths, times=s.lengths[SOON:]), first)
     return rows
 
 
@@ -75,9 +75,9 @@ class Builder(NamedTuple):
     s: Sizes
     texts: dict[str, str]
 
-    def stage(self, groups: Any, place: Place) -> list[Row]:
+    def stage(self, groups: Any, place: Place, seeds: tuple[int, ...]) -> list[Row]:
         """The groups of all seeds: the first group of each seed, then the second, and so on."""
-        columns = [groups(place._replace(seed=seed)) for seed in self.s.seeds]
+        columns = [groups(place._replace(seed=seed)) for seed in seeds]
         return [row for group in zip(*columns, strict=True) for rows in group for row in rows]
 
     def row(
@@ -125,6 +125,11 @@ class Builder(NamedTuple):
         """Of the main table; a longer window has as many tokens a step."""
         t = self.s.training
         return t._replace(window=place.window, batch=max(1, t.batch * t.window // place.window))
+
+    def brief(self, place: Place) -> TrainSettings:
+        """Of ablations and of training health, which are compared with each other alone."""
+        t = self.training(place)
+        return t._replace(steps=max(1, round(self.s.short * t.steps)))
 
     def outside(self, corpus: str) -> list[Row]:
         """Compressors of each document."""
@@ -268,7 +273,7 @@ class Builder(NamedTuple):
         """Section 6: what removes the spikes of the gradient norm; each once more from parameters
         that differ as rounding would make them.
         """
-        t, c = self.training(place), self.s.config._replace(fast=True)
+        t, c = self.brief(place), self.s.config._replace(fast=True)
         cures = {
             "as it is": (c, t),
             "clip 0.25": (c, t._replace(clip=t.clip / 4)),
@@ -292,7 +297,7 @@ class Builder(NamedTuple):
 
     def ablations(self, place: Place) -> list[list[Row]]:
         """Section 5: one thing changed, in training or in reading alone."""
-        t, c = self.training(place), self.s.config._replace(fast=True)
+        t, c = self.brief(place), self.s.config._replace(fast=True)
         trained = {
             "as it is": (c, t),
             "dialect jax: no fast dense biases": (c._replace(dialect="jax"), t),
@@ -301,7 +306,7 @@ class Builder(NamedTuple):
             "updates divided by the tokens of a window": (c._replace(constant=float(t.window)), t),
         }
         groups = [self.changed(5, name, place, *own) for name, own in trained.items()]
-        f = self.train(5, "as it is", place, c)
+        f = self.train(5, "as it is", place, c, t)
         off = {"without W1, b1": ("W1", "b1"), "without W2, b2": ("W2", "b2")}
         off["without gain, bias"] = ("gain", "bias")
         reads = [
@@ -315,7 +320,7 @@ class Builder(NamedTuple):
 
     def otherwise(self, place: Place) -> list[list[Row]]:
         """Section 5, what ``lm.model`` has no setting for: another gradient, or another top."""
-        t, c = self.training(place), self.s.config._replace(fast=True)
+        t, c = self.brief(place), self.s.config._replace(fast=True)
         sequential = {"name": "sequential", "segment": self.s.segment}
         every = FastParameters._fields
         taught: dict[str, dict[str, Any]] = {

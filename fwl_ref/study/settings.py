@@ -18,8 +18,10 @@ class Sizes(NamedTuple):
     corpora: tuple[str, ...] = ("stdlib", "topics")
     windows: tuple[int, ...] = (256, 512)
     seeds: tuple[int, ...] = (0, 1, 2)
-    lengths: tuple[float, ...] = (0.25, 4.0, 16.0)  # of training, in units of training.steps
-    widths: tuple[int, ...] = (64, 256)  # beside config.width
+    few: tuple[int, ...] = (0, 1)  # seeds of what is asked beside the main table
+    lengths: tuple[float, ...] = (0.25, 4.0)  # of training, in units of training.steps
+    short: float = 0.5  # training of ablations and health, in the same units
+    widths: tuple[int, ...] = (64, 192)  # beside config.width
     layers: tuple[int, ...] = (1, 6)
     segment: int = 64  # tokens per update of dynamic evaluation
     validation: tuple[int, int] = (5, 4096)  # documents, bytes of each
@@ -44,7 +46,7 @@ def check_sizes(s: Sizes) -> None:
     """Raise ValueError naming the first size that cannot be."""
     check_segment(s.segment)
     check_config(s.config)
-    for name in ("corpora", "windows", "seeds", "sgd", "rms", "block", "untrained", "decays"):
+    for name in ("corpora", "windows", "seeds", "few", "sgd", "rms", "block", "untrained", "decays"):
         if not getattr(s, name):
             raise ValueError(f"{name} must have at least one entry, got none")
     for name in ("validation", "test"):

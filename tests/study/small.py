@@ -21,6 +21,7 @@ def tiny(corpora):
         corpora=tuple(corpora),
         windows=(16,),
         seeds=(0,),
+        few=(0,),
         lengths=(0.5,),
         widths=(),
         layers=(),
