@@ -46,7 +46,8 @@ def check_sizes(s: Sizes) -> None:
     """Raise ValueError naming the first size that cannot be."""
     check_segment(s.segment)
     check_config(s.config)
-    for name in ("corpora", "windows", "seeds", "few", "sgd", "rms", "block", "untrained", "decays"):
+    several = ("corpora", "windows", "seeds", "few", "sgd", "rms", "block", "untrained", "decays")
+    for name in several:
         if not getattr(s, name):
             raise ValueError(f"{name} must have at least one entry, got none")
     for name in ("validation", "test"):
