@@ -179,7 +179,7 @@ def check_fast_matrix(
         raise ValueError(
             f"the head needs a block of at least 1 token (or None for all), got {settings.block}"
         )
-    check_decay(decay, settings)
+    check_decay(decay, settings, shared=True)
     names = getattr(eta, "_fields", None)
     if names != ("W", "b"):
         raise TypeError(f"step sizes must be FastMatrix of two arrays, got {eta!r}")
@@ -257,19 +257,22 @@ def _check_steps(eta: Any) -> None:
             raise ValueError(f"{what} must be finite, got {step}: 0 keeps a parameter slow")
 
 
-def check_decay(decay: Array, settings: Any) -> None:
-    """An array without axes, in [0, 1]; 0 with an optimizer, which has a decay of its own.
+def check_decay(decay: Array, settings: Any, shared: bool = False) -> None:
+    """An array without axes, or unless it is ``shared`` one of three entries; in [0, 1]; one 0 with
+    an optimizer, which has a decay of its own.
 
     ``EDGE`` beyond is let through, so that differences can be taken at 0 and at 1.
     """
     check_is_array(decay, "the decay")
-    if tuple(decay.shape):
+    shared = shared or getattr(settings, "optimizer", None) is not None
+    if tuple(decay.shape) not in ([()] if shared else [(), (3,)]):
+        three = "" if shared else "; or (3,), for W1 and b1, for W2 and b2, for gain and bias"
         raise ValueError(
-            f"the decay must have shape (), got {tuple(decay.shape)}: one for all updates"
+            f"the decay must have shape (), got {tuple(decay.shape)}: one for all updates{three}"
         )
     if not is_host(decay):
         return
-    if not -EDGE <= decay <= 1 + EDGE:
+    if not host.all((decay >= -EDGE) & (decay <= 1 + EDGE)):
         raise ValueError(
             f"the decay must lie in [0, 1], got {decay}: 0 keeps all updates, "
             "1 forgets each after one token"

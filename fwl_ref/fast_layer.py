@@ -58,13 +58,21 @@ class FastLayerGradient(NamedTuple):
     state: Pair | None  # None if none came in
 
 
+def decays(decay: Array) -> tuple[Array, Array, Array]:
+    """() or (3,)->(),(),()   of the first layer, of the second, of the sums"""
+    return (decay[0], decay[1], decay[2]) if decay.ndim else (decay, decay, decay)
+
+
 def pasts(
     x: Array, decay: Array, chunk: int | None, optimizer: Optimizer | None, token: int
 ) -> tuple[Past, ...]:
     """The masks of the two dense layers and of the sums, for the window x that begins at ``token``.
 
-    It is one mask. A preconditioner has other heads for each of the three.
+    It is one mask, unless the decay (3,) has an entry for each. A preconditioner has other heads
+    for each of the three.
     """
+    if decay.ndim:
+        return tuple(Past(1 - one, chunk) for one in decays(decay))
     past = Past(1 - decay, chunk)
     if optimizer is None:
         return past, past, past
@@ -76,6 +84,15 @@ def pasts(
     W1, b1, W2, b2, gain, bias = optimizer.divisor
     divisors = (_stacked((W1, b1)), _stacked((W2, b2)), _abreast((gain, bias)))
     return tuple(past._replace(heads=_heads(divisor)) for divisor in divisors)
+
+
+def pasts_bwd(g_keeps: tuple[Array, Array, Array], decay: Array) -> Array:
+    """Adjoint of pasts by the decay, as the decay: () if it was shared, or (3,)."""
+    # forward: keep = 1 - decay
+    if decay.ndim:
+        return -namespace(decay).stack(list(g_keeps))
+    first, second, third = g_keeps
+    return -(first + second + third)
 
 
 def fast_layer_fwd(

@@ -53,6 +53,7 @@ from .fast_layer import (
     past_sums_bwd,
     past_sums_fwd,
     pasts,
+    pasts_bwd,
 )
 from .norm import NormResidual, norm_bwd, norm_bwd_bwd, norm_fwd
 from .ops.cross_entropy import (
@@ -136,6 +137,7 @@ class ReadResidual(NamedTuple):
     norm: NormResidual
     unembed: DenseResidual
     eta: FastParameters
+    decay: Array  # () or (3,)
     residual: bool
 
 
@@ -226,8 +228,9 @@ def read_fwd(
     n, norm = norm_fwd(z - o2, gain, bias, settings.eps, settings.norm)  # (B,T,D)
     logits, unembed = dense_fwd(n, slow.U, slow.c)  # (B,T,V)
     res = ReadResidual(
-        layer1, act, dense2, layer2, dgain, dbias, sums, norm, unembed, eta, settings.residual
-    )
+        layer1, act, dense2, layer2, dgain, dbias, sums, norm, unembed, eta, decay,
+        settings.residual,
+    )  # fmt: skip
     held = _join(state1, state2, state3)
     return (logits, held if past1.seen is None else OptimizerState(held, past1.seen)), res
 
@@ -260,7 +263,7 @@ def read_bwd(
     # sweep 3: h' = h - o1
     layer1 = fast_layer_bwd(-g_h, g_state1, res.layer1)
     # sweep 3: keep = 1 - decay
-    g_decay = -(layer1.keep + layer2.keep + g_keep3)  # ()
+    g_decay = pasts_bwd((layer1.keep, layer2.keep, g_keep3), res.decay)  # as decay
     g_memory = Memory(g_h, layer1.key, layer1.value, layer2.key, layer2.value, g_dgain, g_dbias)
     g_slow = SlowParameters(None, None, g_W2, g_b2, g_gain, g_bias, g_U, g_c)
     g_eta = FastParameters(*layer1.eta, *layer2.eta, g_eta_gain, g_eta_bias)
@@ -335,7 +338,8 @@ def fast_block_fwd(
         Features, of any width I; the next token at each position; its weight in the slow loss (0 =
         not written).
     slow, eta, decay
-        Slow parameters, six step sizes, the rate lambda at which updates fade.
+        Slow parameters, six step sizes, the rate lambda at which updates fade: () for all of them,
+        or (3,) for those of W1 and b1, of W2 and b2, of gain and bias.
     settings
         What is fixed about the block.
     state

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .backend import Array, device, namespace
-from .checks import check_fast_block, check_segment
+from .checks import check_decay, check_fast_block, check_segment
 from .fwl import FastBlockResidual, FastSettings, fast_block_bwd, fast_block_fwd, normalizer
 from .ops.common import chunk_slices
 from .slow_block import FastParameters, SlowParameters
@@ -94,6 +94,7 @@ def sequential_fwd(
             f"between segments there is SGD with decay only, got {settings.optimizer.name}: "
             "its mask is of stale gradients; use fast_block_fwd, or optimizer=None"
         )
+    check_decay(decay, settings, shared=True)
     check_fast_block(x, labels, weights, slow, eta, decay, settings, state)
     xp, batch = namespace(x, weights, *slow), x.shape[0]
     share = weights / normalizer(weights, settings)  # (B,T)

@@ -25,6 +25,7 @@ from .checks import (
     check_settings,
     check_streamable,
 )
+from .fast_layer import decays
 from .fwl import FastSettings, write_fwd
 from .norm import norm_fwd
 from .ops.dense import dense_fwd
@@ -112,4 +113,6 @@ def stream_reveal(
     new = FastParameters(outer1, db1, outer2, db2, dgain, dbias)
     if settings.optimizer is not None:
         return Stream(write_slots(settings.optimizer, stream.state, new), None)
-    return Stream(tree_map(lambda s, g: (1 - decay) * s + g, stream.state, new), None)
+    d1, d2, d3 = decays(decay)
+    rates = FastParameters(d1, d1, d2, d2, d3, d3)
+    return Stream(tree_map(lambda s, g, d: (1 - d) * s + g, stream.state, new, rates), None)

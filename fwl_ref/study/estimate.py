@@ -38,6 +38,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential", "segment": 64, "within": True},
     "leak": {"name": "leak"},
     "momentum": {"name": "momentum", "mu": 0.9, "decay": 0.005},
+    "window": {"name": "window", "tokens": 64},
+    "decays": {"name": "decays"},
 }
 
 

@@ -24,6 +24,7 @@ from ..lm.model import Config, loss_and_gradient
 from ..lm.resume import resume
 from ..lm.train import Progress, TrainSettings, begin
 from ..tree import named_leaves, rebuild
+from .decays import begin_decays
 from .memory import begin_memory
 from .teach import Gradient, gradient_of, held, shared, together
 from .tops import top_of
@@ -60,6 +61,8 @@ def learner_of(settings: dict[str, Any]) -> Learner:
             params: Any = begin_memory(config, s, top["rule"], top["heads"])
             return Progress(params, adam_init(params), ())
         progress = begin(config, s)
+        if top is not None and top["name"] == "decays":
+            progress = begin_decays(progress)
         params = progress.params
         values = {n: host.full_like(params.decay, v) for n, v in fixed.items()}
         decay = values.pop("decay", params.decay)

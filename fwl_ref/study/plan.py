@@ -336,13 +336,18 @@ class Builder(NamedTuple):
             "gradients afresh in every segment": {**sequential, "within": True},
             "gradients afresh in every segment, read at its start": {**sequential, "within": False},
             "read inclusively: a leak": {"name": "leak"},
+            "a decay for each layer and for the norm": {"name": "decays"},
         }
         rows = [self.changed(5, name, place, c, t, taught=own) for name, own in taught.items()]
         longer = t._replace(window=2 * t.window)  # a window to read, and one to train on
         name = "state carried in training"
         rows += [self.changed(5, name, place, c, longer, taught={"carried": True})]
         rows += [self.changed(5, name, place, c, t, top=top) for name, top in tops.items()]
-        # its steps are 1 / (1 - mu) as long; its decay is a setting, and the learned one off
+        # an optimizer's decay is a setting, and the learned one off
+        window = {"name": "window", "tokens": self.s.segment}
+        name = f"the last {self.s.segment} gradients alone"
+        rows += [self.changed(5, name, place, c, t._replace(decay=0.0), top=window)]
+        # steps of a momentum are 1 / (1 - mu) as long
         heavy = t._replace(step_size=t.step_size * (1 - MU), decay=0.0)
         top = {"name": "momentum", "mu": MU, "decay": t.decay}
         return [*rows, self.changed(5, f"momentum {MU:g}", place, c, heavy, top=top)]

@@ -43,14 +43,13 @@ afresh*: those of a segment are taken at the weights that the segments before it
 training goes through that (true dynamic evaluation of the block, where a segment is read at its
 start); decay is once a segment there. *State carried in training*: windows are drawn in pairs, the
 first is only read, and the second starts from the state that is left. *Momentum*: steps start a
-tenth as long, for each is taken ten times over; its decay is fixed. *A leak*: every byte has
-learned from itself before it is predicted. That is no prediction. It stands here to show what a
-mistake of one place would look like.
+tenth as long, for each is taken ten times over; its decay is fixed. *The last ... gradients alone*:
+they do not fade, and older ones are taken back. *A leak*: every byte has learned from itself before
+it is predicted. That is no prediction. It stands here to show what a mistake of one place would
+look like.
 
-Three things that were asked for are not here. *A decay for each parameter*: the block has one for
-all, and would have to hand three or six to its reads. *A sliding window*: exactly, it carries as
-many gradients of the block as it has tokens. *An RMS preconditioner in training*: it costs a read
-for each of its heads, up to 129 here, and its statistics would have to be part of the model.
+One thing that was asked for is not here. *An RMS preconditioner in training*: it costs a read for
+each of its heads, up to 129 here, and its statistics would have to be part of the model.
 """
 
 METHOD = """## How it was done

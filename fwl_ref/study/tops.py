@@ -22,10 +22,11 @@ from ..lm.model import (
     fast_settings,
 )
 from ..ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
-from ..optimizers import momentum_with_decay
+from ..optimizers import momentum_with_decay, sliding_window
 from ..sequential import sequential_bwd, sequential_fwd
 from ..slow_block import slow_block_bwd, slow_block_fwd
 from ..tree import zeros_like
+from .decays import apart_bwd, apart_fwd
 from .leak import leaking_bwd, leaking_fwd
 from .memory import memory_bwd, memory_fwd
 
@@ -55,6 +56,31 @@ def with_momentum(config: Config, mu: float, decay: float) -> Top:
     """Stale gradients, taken by SGD with momentum and a fixed decay; the model's own is 0."""
     settings = fast_settings(config)._replace(optimizer=momentum_with_decay(mu, decay))
     return _block(config, settings, fast_block_fwd, fast_block_bwd)
+
+
+def with_window(config: Config, tokens: int) -> Top:
+    """Stale gradients of the last ``tokens`` tokens alone; the model's own decay is 0. In one
+    chunk, for the state at a chunk's end is all those gradients.
+    """
+    settings = fast_settings(config)._replace(optimizer=sliding_window(tokens), chunk=None)
+    return _block(config, settings, fast_block_fwd, fast_block_bwd)
+
+
+def with_decays(config: Config) -> Top:
+    """Stale gradients that fade at a rate of their own in each layer (``decays.py``)."""
+    below = stale(config)
+
+    def fwd(p: Any, *given: Any) -> tuple:
+        decays, own = apart_fwd(p.decay, p.ratios)  # (3,)
+        out, res = below.fwd(p._replace(decay=decays), *given)
+        return out, (res, own)
+
+    def bwd(dnll: Array, res: tuple) -> tuple[Array, dict[str, Tree]]:
+        block, own = res
+        g_x, grads = below.bwd(dnll, block)  # (B,T,D)
+        return g_x, grads | apart_bwd(grads["decay"], own)
+
+    return Top(fwd, bwd)
 
 
 def sequential(config: Config, segment: int, within: bool) -> Top:
@@ -94,6 +120,8 @@ def memory(config: Config, rule: str, heads: int) -> Top:
 TOPS: dict[str, Callable[..., Top]] = {
     "stale": stale,
     "momentum": with_momentum,
+    "window": with_window,
+    "decays": with_decays,
     "sequential": sequential,
     "leak": leaking,
     "memory": memory,

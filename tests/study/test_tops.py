@@ -7,9 +7,10 @@ from fwl_ref.fwl import FastSettings, fast_block_fwd
 from fwl_ref.gradcheck import check_adjoint
 from fwl_ref.lm.corpus import Document
 from fwl_ref.lm.evaluate import fast_weights
-from fwl_ref.lm.model import Config, initialize, loss_and_gradient, model_bwd, model_fwd, model_score
+from fwl_ref.lm.model import Config, Parameters, initialize, loss_and_gradient, model_bwd, model_fwd, model_score
 from fwl_ref.lm.train import TrainSettings
 from fwl_ref.slow_block import FastParameters
+from fwl_ref.study.decays import DecaysModel
 from fwl_ref.study.leak import leaking_bwd, leaking_fwd
 from fwl_ref.study.learner import learner_of
 from fwl_ref.study.teach import gradient_of, held, read_with, shared, together
@@ -66,6 +67,8 @@ def test_a_state_carried_in_training_comes_from_the_first_half():
     [
         {"name": "leak"},
         {"name": "momentum", "mu": 0.9, "decay": 0.05},
+        {"name": "window", "tokens": 2},
+        {"name": "decays"},
         {"name": "sequential", "segment": 3, "within": True},
         {"name": "sequential", "segment": 3, "within": False},
     ],
@@ -75,15 +78,32 @@ def test_every_top_has_its_gradient(asked):
     """By features' gain, block, step sizes and decay, which is no parameter beside a momentum; lm.model's tests have the layers below."""
     config, given = CONFIG._replace(dialect="jax"), text(4, batch=2, length=6)
     gradient = gradient_of(top_of(config, asked))
-    p = model(4, decay=0.0 if asked["name"] == "momentum" else 0.1)
+    by_optimizer = asked["name"] in ("momentum", "window")
+    p = model(4, decay=0.0 if by_optimizer else 0.1)
+    if asked["name"] == "decays":
+        p = DecaysModel(*p, np.array([0.05, -0.1, 0.1]))
 
     def fwd(*parts):
         loss, g = gradient(p._replace(**dict(zip(varied, parts, strict=True))), *given, config, given[2].sum())
         return loss, g
 
-    varied = ["gain", "block", "eta", *(["decay"] if asked["name"] != "momentum" else [])]
+    varied = ["gain", "block", "eta", *([] if by_optimizer else ["decay"]), *(["ratios"] if asked["name"] == "decays" else [])]
     bwd = lambda d, g: tuple(tree_map(lambda a: d * a, getattr(g, n)) for n in varied)  # noqa: E731
     check_adjoint(fwd, bwd, tuple(getattr(p, n) for n in varied), step=1e-5)
+
+
+def test_decays_apart_begin_as_one():
+    """The loss of lm.model at the start, and its gradients; they part as soon as the ratios do."""
+    given, asked = (*text(6)[:2], np.ones((3, 8), "float32")), {"name": "decays"}
+    learner = learner_of({"top": asked})
+    p = learner.begin(CONFIG, TrainSettings(step_size=0.1)).params
+    loss, g = learner.gradient(p, *given, CONFIG, given[2].sum())
+    expected, wanted = loss_and_gradient(Parameters(*p[:-1]), *given, CONFIG)
+    assert_close(loss, expected, 1e-5)
+    assert_trees_close(Parameters(*g[:-1]), wanted, 1e-4)
+    assert np.any(g.ratios != 0)
+    other, _ = learner.gradient(p._replace(ratios=np.float32([0.3, 0.0, 0.0])), *given, CONFIG, given[2].sum())
+    assert other != loss
 
 
 def case_of(seed, length=6):
