@@ -81,7 +81,7 @@ lint: .venv/dev ## check style and types
 format: .venv/dev ## rewrite to style
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-golden: .venv/run ## write golden cases of the block and of every rule to results/golden
+golden: .venv/run ## write golden cases of the block, every rule and two ops to results/golden
 	$(BIN)/python -m fwl_ref golden make results/golden
 
 peers: .venv/run ## install other people's programs into build/peers and compare with them afresh

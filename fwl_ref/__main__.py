@@ -172,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
 
     cases = commands.add_parser(
         "golden",
-        help="cases of the block and of every rule, to check another implementation against",
+        help="cases of the block, every rule and two ops, to check another implementation against",
     )
     golden.add_arguments(cases)
     cases.set_defaults(run=golden.main)

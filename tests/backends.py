@@ -65,6 +65,7 @@ HOST_MODULES = {
     "demo.parallel", "demo.plots", "demo.report", "verify.cases", "verify.measure", "verify.device", "verify.report", "verify.selftest",
     "audit.check", "audit.command", "audit.diagnosis", "audit.evaluator", "audit.probes",
     "verify.golden", "verify.golden_answers", "verify.golden_fields", "verify.golden_block", "verify.golden_rules", "__main__",
+    "verify.golden_around", "verify.golden_ops",
     "testing.cases", "testing.command", "testing.compare", "testing.diagnose", "testing.faults.backward", "testing.faults.common",
     "testing.faults.numbers", "testing.faults.own", "testing.faults.state", "testing.faults.table",
     "testing.kernel", "testing.layouts", "testing.libraries",

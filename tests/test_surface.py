@@ -81,6 +81,8 @@ HOST_CODE = {
     ("verify.golden_block", "draw_case"): "draws cases on the host",
     ("verify.golden_rules", "_check_ranges"): "files",
     ("verify.golden_rules", "draw_case"): "draws cases on the host",
+    ("verify.golden_ops", "draw_case"): "draws cases on the host",
+    ("verify.golden_around", "_boundaries"): "files",
     ("lm.model", "initialize"): "draws parameters on the host",
     ("demo.plots", ""): "figures",
     ("demo.pair", ""): "files",

@@ -1,5 +1,5 @@
-"""Golden cases: one fast weight block or update rule, one file, so that two implementations can be
-compared without sharing any code.
+"""Golden cases: one fast weight block, update rule or op, one file, so that two implementations can
+be compared without sharing any code.
 
     python -m fwl_ref golden make DIR [--kind KIND] [--size K=64,T=128] [--dtype float32]
         [--count N] [--seed S]                      write varied cases with answers
@@ -11,8 +11,10 @@ With ``--backend cupy`` the answers are computed on a GPU, in float64 like all o
 
 A case is an ``.npz`` file without pickles. ``INPUTS`` says which arrays it holds. What they mean
 and their shapes: ``golden_block.py`` for ``fwl``, ``sequential`` and ``dynamic_evaluation``,
-``golden_rules.py`` for update rules. Real numbers are float64 or float32. The answers computed here
-are those to the numbers in the file, exact to rounding in float64 either way.
+``golden_rules.py`` for update rules, ``golden_around.py`` for their packed rows and heads
+(``packed_RULE``, ``heads_RULE``), ``golden_ops.py`` for ``l2norm`` and ``short_conv``. Real numbers
+are float64 or float32. The answers computed here are those to the numbers in the file, exact to
+rounding in float64 either way.
 
 Files written here hold inputs and answers together, so what ``run`` writes, ``check`` accepts.
 Answers of yours may lie in a folder of their own, in files of the same names: ``--answers``. A file
@@ -32,21 +34,23 @@ from typing import Any, NamedTuple
 
 from ..backend import BACKENDS, Array, BackendError, backend_target, host, like, to_numpy
 from ..files import load_arrays, save_arrays
+from . import golden_around as around
 from . import golden_block as block
+from . import golden_ops as ops
 from . import golden_rules as rules
 from .golden_answers import TOLERANCE, Compared, compare
 from .golden_fields import Arrays, Sizes, choice, precision, refuse
 
-INPUTS = block.INPUTS | rules.INPUTS
-ANSWERS = block.ANSWERS | rules.ANSWERS
+INPUTS = block.INPUTS | rules.INPUTS | ops.INPUTS | around.INPUTS
+ANSWERS = block.ANSWERS | rules.ANSWERS | ops.ANSWERS | around.ANSWERS
 KINDS = tuple(INPUTS)
-PLANS = (*block.PLANS, *rules.PLANS)
-Plan = block.Plan | rules.Plan
+Plan = block.Plan | rules.Plan | ops.Plan | around.Plan
+PLANS: tuple[Plan, ...] = (*block.PLANS, *rules.PLANS, *ops.PLANS, *around.PLANS)
 
 
 def _family(kind: str) -> ModuleType:
-    """The file that knows this kind: both have the same functions."""
-    return block if kind in block.KINDS else rules
+    """The file that knows this kind: all have the same functions."""
+    return next(family for family in (block, rules, ops, around) if kind in family.KINDS)
 
 
 # One case: arrays in, arrays out
@@ -68,7 +72,7 @@ def run_case(case: dict[str, Any], backend: str = "numpy") -> dict[str, Array]:
     for name, array in answers.items():
         wrong = array[~host.isfinite(array)]
         if wrong.size:
-            why = "the input is too large, or LayerNorm has eps 0 and meets a constant row"
+            why = "the input is too large, or a norm has eps 0 and meets a constant row"
             refuse(name, "finite answers", f"{wrong[0]}: {why}")
     return answers
 
@@ -287,6 +291,9 @@ def draw_case(plan: Plan, rng: Any, sizes: Sizes | None = None) -> Arrays:
 # ----------------------------------------------------------------------------------------
 
 
+_SHORT = ", ".join([*block.KINDS, *rules.KINDS, *ops.KINDS, "packed_RULE, heads_RULE"])
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``golden make | run | check`` as subcommands of ``parser``; ``main`` does what they say."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="make|run|check")
@@ -310,9 +317,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     allowed = ", ".join(f"{t:g} in {dtype}" for dtype, t in TOLERANCE.items())
     rtol_help = f"error allowed, over an answer's largest magnitude (default: {allowed})"
     check.add_argument("--rtol", type=float, metavar="R", help=rtol_help)
-    kind_help = "only this kind; may be given several times (default: all)"
+    kind_help = f"only this kind ({_SHORT}); may be given several times (default: all)"
     for action in (make, check):
-        action.add_argument("--kind", action="append", choices=KINDS, help=kind_help)
+        kind = action.add_argument("--kind", action="append", choices=KINDS, help=kind_help)
+        kind.metavar = "KIND"
     where_help = "where to compute (default %(default)s)"
     for action in (make, run, check):
         action.add_argument("--backend", choices=BACKENDS, default="numpy", help=where_help)

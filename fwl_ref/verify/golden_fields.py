@@ -76,9 +76,11 @@ def choice(arrays: Arrays, name: str, choices: Collection[str]) -> str:
 
 
 def check_shape(name: str, array: Array, letters: str, sizes: Sizes) -> None:
-    """Compare the letters that are known with this array's sizes, and learn the others from it."""
+    """Compare the letters that are known with this array's sizes, and learn the others from it. The
+    letter 1 is 1.
+    """
     found, pattern = tuple(array.shape), f"({','.join(letters)})"
-    known = [sizes.get(letter) for letter in letters]
+    known = [1 if letter == "1" else sizes.get(letter) for letter in letters]
     fits = len(found) == len(known) and all(
         size in (None, here) for size, here in zip(known, found, strict=True)
     )
@@ -87,7 +89,7 @@ def check_shape(name: str, array: Array, letters: str, sizes: Sizes) -> None:
         expected = f"shape {pattern} = ({shape})" if letters else "shape () (a scalar)"
         refuse(name, expected, found)
     for letter, size in zip(letters, found, strict=True):
-        if not size and letter != "T":
+        if not size and letter not in "TP":  # no tokens, or none before them
             refuse(name, f"{letter} >= 1 in shape {pattern}", found)
         sizes[letter] = size
 

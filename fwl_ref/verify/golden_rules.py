@@ -1,5 +1,6 @@
 """Golden cases of the update rules: which arrays a case of each rule holds, and the answers to it.
-``golden.py`` has the rest; ``golden_block.py`` is the twin for the fast weight block.
+``golden.py`` has the rest; ``golden_block.py`` is the twin for the fast weight block, and
+``golden_around.py`` puts packed rows and heads around a rule.
 
 Inputs: ``q``, ``k``, ``v``, rates and shared parameters, the state that comes in, ``read``
 ("strict" or "inclusive"), ``chunk`` (0 = the recurrent form, else tokens per chunk), and the
@@ -47,6 +48,7 @@ from ..rules import (
     ttt_mlp,
 )
 from ..rules.common import READS
+from ..rules.documents import documents_bwd, documents_fwd
 from ..rules.ttt import UnderWay
 from ..tree import leaves
 from .golden_fields import Arrays, Sizes, choice, count, number, real, refuse
@@ -196,7 +198,7 @@ RULES = {
 }
 
 
-def _after(name: str) -> str:
+def after(name: str) -> str:
     """state -> state_out, state_M -> state_out_M"""
     return name.replace("state", "state_out", 1)
 
@@ -206,7 +208,7 @@ INPUTS = {
     for kind, rule in RULES.items()
 }
 ANSWERS = {
-    kind: ("out", *map(_after, rule.state), "loss", *(f"g_{n}" for n in rule.differentiated))
+    kind: ("out", *map(after, rule.state), "loss", *(f"g_{n}" for n in rule.differentiated))
     for kind, rule in RULES.items()
 }
 KINDS = tuple(INPUTS)
@@ -222,14 +224,18 @@ def names(kind: str, arrays: Arrays) -> dict[str, str]:
     return {name: name for name in INPUTS[kind]}
 
 
-def read_case(kind: str, arrays: Arrays) -> dict[str, Any]:
-    """The inputs of a file, checked and converted. Raises ValueError naming the array."""
+def read_case(kind: str, arrays: Arrays, shapes: dict[str, str] | None = None) -> dict[str, Any]:
+    """The inputs of a file, checked and converted. Raises ValueError naming the array.
+
+    ``shapes`` : letters of the arrays, where they are not the rule's own
+    """
     rule, sizes = RULES[kind], Sizes()
     case: dict[str, Any] = {"kind": kind, "read": choice(arrays, "read", READS)}
     counts = {"chunk": 0, **rule.counts}
     case |= {name: count(arrays, name, least) for name, least in counts.items()}
     case |= {name: number(arrays, name) for name in rule.numbers}
-    case |= {name: real(arrays, name, letters, sizes) for name, letters in rule.arrays.items()}
+    shapes = shapes or rule.arrays
+    case |= {name: real(arrays, name, letters, sizes) for name, letters in shapes.items()}
     _check_ranges(case)
     return case
 
@@ -262,11 +268,12 @@ def _check_ranges(case: dict[str, Any]) -> None:
 
 
 def answers(case: dict[str, Any]) -> dict[str, Array]:
-    """The answers to a case that was checked."""
+    """The answers to a case that was checked. One with ``lengths`` is a row of documents."""
     rule, form = RULES[case["kind"]], _form(case)
     function = rule.function or case["kind"]
     fwd, bwd = (getattr(rule.module, f"{function}_{form}_{way}") for way in ("fwd", "bwd"))
-    inputs = [case[name] for name in (*rule.tokens, *rule.shared) if name not in rule.keywords]
+    tokens = [case[name] for name in rule.tokens if name not in rule.keywords]
+    shared = [case[name] for name in rule.shared]
     state = _packed(rule, [case[name] for name in rule.state])
     if "place" in case:
         state = state._replace(place=case["place"])
@@ -277,15 +284,24 @@ def answers(case: dict[str, Any]) -> dict[str, Array]:
     if case["kind"] == "mesa" and form == "chunked":  # K would do without rounding
         keywords["iterations"] = 30 + 2 * case["q"].shape[2]
 
-    (out, state_out), res = fwd(*inputs, state, *chunk, **keywords)
-    *g_inputs, g_state = bwd(case["cot_out"], _packed(rule, cotangents), res)
+    def read(*arrays: Any) -> Any:
+        *tokens, state = arrays
+        return fwd(*tokens, *shared, state, *chunk, **keywords)
+
+    given = (case["cot_out"], _packed(rule, cotangents))
+    if "lengths" in case:
+        (out, state_out), res = documents_fwd(read, tuple(tokens), case["lengths"], state)
+        *g_inputs, g_state = documents_bwd(bwd, *given, res)
+    else:
+        (out, state_out), res = read(*tokens, state)
+        *g_inputs, g_state = bwd(*given, res)
 
     xp, states = namespace(out), _unpacked(rule, state_out)
     gradients = (*g_inputs, *_unpacked(rule, g_state))
     pairs = zip((out, *states), (case["cot_out"], *cotangents), strict=True)
     found = {
         "out": out,
-        **{_after(name): a for name, a in zip(rule.state, states, strict=True)},
+        **{after(name): a for name, a in zip(rule.state, states, strict=True)},
         "loss": sum(xp.sum(a * cotangent) for a, cotangent in pairs),
         **{f"g_{name}": g for name, g in zip(rule.differentiated, gradients, strict=True)},
     }
@@ -390,15 +406,17 @@ RANGES = {  # of what is not normal
 }
 
 
-def draw_case(plan: Plan, rng: Any, given: Sizes) -> dict[str, Any]:
+def draw_case(
+    plan: Plan, rng: Any, given: Sizes, shapes: dict[str, str] | None = None
+) -> dict[str, Any]:
     """The inputs of a case: sizes that are not given and numbers from ``rng``, the rest from
-    ``plan``.
+    ``plan``; ``shapes`` as of ``read_case``.
     """
     limits = {"B": (1, 4), "K": (2, 6), "E": (3, 7), "N": (2, 4), "F": (3, 8)}
     sizes = {letter: int(rng.integers(*bounds)) for letter, bounds in limits.items()} | given
     sizes["T"], rule = plan.length, RULES[plan.kind]
     case: dict[str, Any] = {}
-    for name, letters in rule.arrays.items():
+    for name, letters in (shapes or rule.arrays).items():
         shape = [sizes[letter] for letter in letters]
         drawn = name in RANGES
         case[name] = rng.uniform(*RANGES[name], shape) if drawn else rng.standard_normal(shape)
@@ -429,5 +447,5 @@ def describe(plan: Plan, case: Arrays) -> str:
     batching += f"_place{plan.place}" if plan.place else ""
     stale = "_stale" if plan.stale else ""
     zero = "".join(f"_no_{name}" for name in plan.zero)
-    (b, t, k), e = case["q"].shape, case["v"].shape[-1]
+    (b, t, *_, k), e = case["q"].shape, case["v"].shape[-1]
     return f"{plan.kind}_{plan.read}_{form}{batching}{stale}{zero}_B{b}T{t}K{k}E{e}"

@@ -94,7 +94,7 @@ def test_readme_names_every_rule_and_both_ways_in() -> None:
 
 
 def test_the_page_names_every_option_of_golden_files() -> None:
-    """Those that the command has, and no others."""
+    """Those that the command has, and no others; and every kind."""
     page = (Path(__file__).resolve().parents[2] / "docs" / "check_your_kernel.md").read_text(encoding="utf-8")
     table = page.split("| option of `golden` |")[1].split("\n\n")[0]
     parser = argparse.ArgumentParser()
@@ -102,6 +102,8 @@ def test_the_page_names_every_option_of_golden_files() -> None:
     actions = next(iter(parser._subparsers._group_actions)).choices.values()
     flags = {flag for action in actions for flag in action._option_string_actions} - {"-h", "--help"}
     assert set(re.findall(r"--\w+", table)) == flags
+    others = {kind for kind in golden.KINDS if not kind.startswith(("packed", "heads"))}
+    assert {*re.findall(r"`(\w+)`", page)} >= others | {"packed_RULE", "heads_RULE"}
     assert "1e-9 in float64, 1e-3" in table and golden.TOLERANCE == {"float64": 1e-9, "float32": 1e-3}
 
 

@@ -13,15 +13,15 @@ import pytest
 from fwl_ref.backend import host
 from fwl_ref.files import load_arrays, save_arrays
 from fwl_ref.slow_block import FastParameters, SlowParameters, slow_block_bwd, slow_block_fwd
-from fwl_ref.verify import golden, golden_block, golden_rules
+from fwl_ref.verify import golden, golden_around, golden_block, golden_ops, golden_rules
 from fwl_ref.verify.golden_answers import compare
 
 FAST, SLOW = FastParameters._fields, SlowParameters._fields
 FWL = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "fwl"]
 DYNAMIC = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "dynamic_evaluation"]
-# The last case of each rule: no zeros in it.
 CHAIN = [i for i, plan in enumerate(golden.PLANS) if plan.kind == "sequential"]
-RULE = {plan.kind: i for i, plan in enumerate(golden.PLANS) if plan.kind in golden_rules.KINDS}
+# The last case of each rule, op, packed row and layer of heads: no zeros in it.
+RULE = {plan.kind: i for i, plan in enumerate(golden.PLANS) if plan.kind not in golden_block.KINDS}
 
 
 def draw(i, seed=0):
@@ -571,7 +571,8 @@ def test_a_program_in_float32_is_accepted(i, monkeypatch):
     exact, checked = golden.run_case(case), golden.check_case(case)
     narrow = {n: a.astype("float32") if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for n, a in checked.items()}
     monkeypatch.setattr(golden_block, "like", lambda a, *_: np.asarray(a, "float32"))
-    family = golden_rules if checked["kind"] in golden_rules.KINDS else golden_block
+    families = (golden_block, golden_rules, golden_ops, golden_around)
+    family = next(f for f in families if checked["kind"] in f.KINDS)
     found = {n: np.asarray(a) for n, a in family.answers(narrow).items()}
     rows = compare(found, exact, True, None)
     assert {a.dtype for a in rows} == {"float32"} and not [str(a) for a in rows if a.wrong]
@@ -701,7 +702,7 @@ BAD = {  # what is wrong -> (which case, the change, the array, words of the mes
     "residual of other features": (0, narrowed, "residual", "I ="),
     "unknown norm": (0, swap("norm", "batch"), "norm", "found 'batch'"),
     "segment 0": (2, swap("segment", 0), "segment", ">= 1, found 0"),
-    "unknown kind": (0, swap("kind", "slow"), "kind", ", mesa, found 'slow'"),
+    "unknown kind": (0, swap("kind", "slow"), "kind", ", heads_mesa, found 'slow'"),
     "unknown normalizer": (0, swap("normalizer", "mean"), "normalizer", "found 'mean'"),
     "number as normalizer": (0, swap("normalizer", 1), "normalizer", "found 1"),
     "objects": (0, swap("x", lambda a: a.astype(object)), "x", "Python objects"),
