@@ -53,7 +53,7 @@ class Options(NamedTuple):
             "first_order",
             "window",
         )
-        return {name: getattr(self, name) for name in (*names, "window")}
+        return {name: getattr(self, name) for name in names}
 
     def factor(self, width: int) -> float:
         """What the kernel multiplies queries of this width by."""

@@ -166,6 +166,23 @@ def test_autograd_of_torch_goes_through_a_rule() -> None:
         assert_close(a.grad.numpy(), b.numpy())
 
 
+@with_torch
+@pytest.mark.parametrize("kind", RULES)
+def test_autograd_of_torch_goes_through_every_rule_without_a_layernorm(kind: str) -> None:
+    """The gradients of a golden case, by autograd and by hand; LayerNorm works in place, which PyTorch refuses."""
+    case, names = draw_case([p for p in PLANS if p.kind == kind][-1], np.random.default_rng(0), {}), RULES[kind].differentiated
+    arrays = {name: torch.tensor(a, requires_grad=name in names) for name, a in case.items() if isinstance(a, np.ndarray)}
+    if "gain" in names:
+        with pytest.raises(RuntimeError, match="inplace operation"):
+            answers(case | arrays)["loss"].backward()
+        return
+    answers(case | arrays)["loss"].backward()
+    expected = answers(case)
+    for name in names:
+        g = arrays[name].grad.numpy()
+        assert_close(0.5 * (g + g.mT) if name == "state_H" else g, expected[f"g_{name}"])
+
+
 @with_jax
 def test_a_kernel_in_jax_is_checked_with_its_own_gradients() -> None:
     """jax.vjp, in float64 and float32."""
