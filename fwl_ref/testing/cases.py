@@ -50,7 +50,8 @@ def plans(subject: Subject, options: Options) -> Any:
     st = strategies()
     # LayerNorm of two channels gives their signs: its derivative is rounding and nothing else
     least = 3 if subject.needs_state or "eta_W1" in subject.shared else 1
-    narrow = max(least, 2 if options.l2norm else 1)  # one channel by its norm is a sign, likewise
+    normed = options.l2norm or subject.name == "l2norm"
+    narrow = max(least, 2 if normed else 1)  # one channel by its norm is a sign, likewise
 
     def size(letter: str, low: int, high: int) -> Any:
         fixed = options.sizes.get(letter)
@@ -140,6 +141,9 @@ def _numbers(subject: Subject, name: str, shape: list[int], plan: Plan, rng: Any
     if name in RANGES:
         return rng.uniform(*RANGES[name], shape)
     a = rng.standard_normal(shape)
+    if name == "x" and subject.name == "l2norm":  # also short vectors, and none at all
+        a = a * (rng.random((*shape[:-1], 1)) < (0.6 if plan.rates == "some 0" else 1))
+        return 1e-3 * a if plan.gates == "near 0" else a
     if name == "q" and subject.name == "attention" and plan.gates == "near 1":
         return 1e3 * a  # scores whose exp overflows
     if name in ("W1", "W2") or name.startswith("state_") and name.endswith(("_W", "_W1", "_W2")):

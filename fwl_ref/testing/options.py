@@ -31,7 +31,7 @@ class Options(NamedTuple):
     within: bool = False  # sequential_block: a token reads what its own segment has written
     place: int = 1  # ttt_..._under_way: how many tokens of the mini-batch are over
     stale: bool = False  # titans, ..._per_chunk: gradients of a chunk taken at its first memory
-    eps: float = 1e-6  # ttt_..., titans_mlp, fast_block: of the LayerNorm
+    eps: float = 1e-6  # ttt_..., titans_mlp, fast_block: of the LayerNorm; l2norm: its own
     packed: bool = False  # one row of documents, and after the state cu_seqlens
     first_order: bool = False  # fast_block: stop the outer gradient at the memory's values
     window: int | None = None  # attention: how many keys a token sees

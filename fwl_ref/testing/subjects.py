@@ -1,6 +1,6 @@
-"""What can be checked: every update rule, the attention ops, the short convolution and the fast
-weight block, each with its arrays in the order of a kernel's arguments and the exact answers to a
-case.
+"""What can be checked: every update rule, the attention ops, the short convolution, the l2 norm and
+the fast weight block, each with its arrays in the order of a kernel's arguments and the exact
+answers to a case.
 
 Arrays here are of one head. Letters of shapes: B sequences, T tokens, K key channels, E value
 channels; N steps of a DeltaProduct; I features, F the hidden width, D the width and V classes of
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ..backend import Array, host
 from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd
 from ..ops.attention import attention_bwd, attention_fwd
+from ..ops.l2norm import l2norm_bwd, l2norm_fwd
 from ..ops.linear_attention import linear_attention_recurrent_bwd, linear_attention_recurrent_fwd
 from ..ops.masked_attention import masked_attention_bwd, masked_attention_fwd
 from ..ops.short_conv import short_conv_bwd, short_conv_fwd
@@ -121,6 +122,11 @@ def _short_conv(arrays: Arrays, settings: Settings) -> Arrays:
     return {"out": out, "state_out": state} | {f"g_{n}": a for n, a in named}
 
 
+def _l2norm(arrays: Arrays, settings: Settings) -> Arrays:
+    out, res = l2norm_fwd(arrays["x"], settings["eps"])
+    return {"out": out, "g_x": l2norm_bwd(arrays["cot_out"], res)}
+
+
 # --- the fast weight block
 
 _SLOW = {
@@ -191,6 +197,9 @@ SUBJECTS = {name: _rule(name) for name in golden_rules.RULES} | {
     "short_conv": Subject(
         "short_conv", {"x": "BTD"}, {"w": "JD"}, {"state": "BPD"}, ("x", "w"), None,
         {"out": "BTD"}, _short_conv, read="inclusive", heads=False,
+    ),
+    "l2norm": Subject(
+        "l2norm", {"x": "BTK"}, {}, {}, ("x",), None, {"out": "BTK"}, _l2norm, read="inclusive",
     ),
     "fast_block": _FAST_BLOCK,
     "sequential_block": _FAST_BLOCK._replace(

@@ -235,6 +235,7 @@ LOOPS = [
     ("attention", "no mask", ""), ("attention", "q K^0.5", "no scale"),
     ("short_conv", "taps reversed", ""), ("short_conv", "state reversed", ""), ("short_conv", "silu", ""),
     ("short_conv", "x one late", "sees no present"),
+    ("l2norm", "epsilon outside the root", ""), ("l2norm", "maximum with the epsilon", ""), ("l2norm", "mean of squares", ""),
 ]  # fmt: skip
 
 
@@ -282,6 +283,7 @@ def mutants() -> list[Mutant]:
     found.append(Mutant("titans_mlp", "stale throughout", stale_throughout))
     found.append(Mutant("linear", "g_k transposed", driver("linear"), transposed_product))
     found.append(Mutant("gated_delta", "state out transposed", transposed_state, options={"sizes": {"K": 4, "E": 4}}))
+    found.append(Mutant("l2norm", "length held still", naive.l2norm, length_held_still))
     found.append(Mutant("attention", "not finite", partial(naive.attention, bug="no max")))
     return found
 
@@ -302,6 +304,10 @@ def writes_not_faded(rule: str, q: Any, k: Any, v: Any, gate: Any, *rest: Any) -
         kept = np.prod(g, axis=1)
         S = (kept[:, None, None] if g.ndim == 2 else kept[:, :, None]) * S + np.einsum("btk,bte->bke", k_, np.stack(u, 1))
     return np.concatenate(outs, axis=1), S
+
+
+def length_held_still(cotangents: Any, x: Any) -> Any:
+    return (cotangents[0] / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6),)
 
 
 def writers_factor(rule: str, q: Any, k: Any, v: Any, step: Any, factor: Any, *rest: Any) -> Any:

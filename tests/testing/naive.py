@@ -256,8 +256,17 @@ def short_conv(x, w, state=None, *, bug=""):
     return (out / (1 + library(x).exp(-out)) if bug == "silu" else out), left
 
 
+def l2norm(x, *, bug="", eps=1e-6):
+    xp, squares = library(x), (x * x).sum(-1)[..., None]
+    if bug == "epsilon outside the root":
+        return x / (squares**0.5 + eps)
+    if bug == "maximum with the epsilon":
+        return x / xp.clip(squares**0.5, eps, None)
+    return x / ((squares / x.shape[-1] if bug == "mean of squares" else squares) + eps) ** 0.5
+
+
 KERNELS = {
     f.__name__: f
     for f in (linear, decay, gla, delta, gated_delta, kda, dplr, delta_product, gated_delta_product, longhorn, titans, mesa, ttt_linear,
-              linear_attention, masked_attention, attention, short_conv)
+              linear_attention, masked_attention, attention, short_conv, l2norm)
 }  # fmt: skip

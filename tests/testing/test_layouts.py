@@ -139,15 +139,17 @@ def test_a_right_torch_kernel_is_accepted_with_its_autograd(name: str, dtype: st
     assert {"g_q", "g_k", "g_v", "g_alpha", "g_beta"} <= set(report.arrays)
 
 
-READS = [(name, read) for name in KERNELS for read in (("inclusive", "strict") if not name.endswith(("attention", "conv")) else ("",))]
+READS = [
+    (name, read) for name in KERNELS for read in (("inclusive", "strict") if not name.endswith(("attention", "conv", "norm")) else ("",))
+]
 
 
 @pytest.mark.parametrize(("name", "read"), READS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_naive_loops_of_every_rule_are_accepted(name: str, read: str, dtype: str) -> None:
     """Loops that share no code with the package, three seeds each."""
-    if name == "mesa" and dtype == "float16":
-        pytest.skip("NumPy solves no systems in float16")
+    if name in ("mesa", "l2norm") and dtype == "float16":
+        pytest.skip("NumPy solves no systems in float16, and squares of short vectors are below it")
     words = {"read": read} if read else {}
     for seed in range(3):
         check_kernel(name, lambda *a: KERNELS[name](*a, **words), chunk=4, dtype=dtype, examples=20, seed=seed, **words)

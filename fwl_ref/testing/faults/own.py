@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from ...backend import host
+from ...backend import Array, host
 from ...ops.common import chunk_slices
 from ..options import Options
 from ..subjects import SUBJECTS, Arrays, Settings, Subject, state_out, tokens_of
@@ -187,6 +187,30 @@ def of_rule(subject: Subject, options: Options) -> Iterator[Fault]:
             "it applies SiLU to what it returns: the convolution alone is meant",
             lambda s, a, o: with_answer(s.answers(a, o), "out", lambda y: y / (1 + host.exp(-y))),
         )
+    if name == "l2norm":
+        yield Fault(
+            "epsilon outside the root",
+            "the epsilon is added to the length: it stands under the root",
+            lambda s, a, o: _divided(a, _length(a) + o["eps"]),
+        )
+        yield Fault(
+            "maximum with the epsilon",
+            "it divides by the larger of length and epsilon: the epsilon is added under the root",
+            lambda s, a, o: _divided(a, host.maximum(_length(a), o["eps"])),
+        )
+        yield Fault(
+            "mean of squares",
+            "scale: it divides by the root of the mean of squares, as RMSNorm does: by their sum",
+            lambda s, a, o: _divided(a, host.sqrt(_length(a) ** 2 / a["x"].shape[-1] + o["eps"])),
+        )
+        yield Fault(
+            "length held still",
+            "its backward pass takes the length for a constant: what the gradient has along the "
+            "output is taken out",
+            lambda s, a, o: (
+                s.answers(a, o) | {"g_x": a["cot_out"] / host.sqrt(_length(a) ** 2 + o["eps"])}
+            ),
+        )
     if name.endswith("under_way"):
         yield Fault(
             "no factor", "the reader's factor is missing", changed("factor", lambda f: 0 * f + 1)
@@ -343,6 +367,16 @@ def _convolves_late(subject: Subject, a: Arrays, settings: Settings) -> Arrays:
     late = a | {"state": whole[:, :before, :], "x": whole[:, before:-1, :]}
     left = subject.answers(a, settings)["state_out"]
     return subject.answers(late, settings) | {"state_out": left}
+
+
+def _length(a: Arrays) -> Array:
+    """(B,T,1)"""
+    return host.linalg.vector_norm(a["x"], axis=-1, keepdims=True)
+
+
+def _divided(a: Arrays, by: Array) -> Arrays:
+    """Forward only."""
+    return {"out": a["x"] / by}
 
 
 def _early(a):

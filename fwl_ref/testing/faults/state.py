@@ -179,7 +179,7 @@ def _states_transposed(subject: Subject, a: Arrays, settings: Settings) -> Array
 
 def of_chunks(subject: Subject, options: Options) -> Iterator[Fault]:
     """Faults at the boundaries of chunks."""
-    if not subject.tokens or subject.name in ("attention", "masked_attention"):
+    if not subject.state:
         yield Fault(
             "last chunk missing",
             "the last chunk, which is short, is left out: its outputs are zero",
