@@ -46,8 +46,10 @@ def documents_fwd(
     """``fwd(*tokens, state) -> (out, state), res`` on every document: out, and N states   (H.6)
 
     ``tokens`` have a row per token, (B,T,...); what is shared or fixed is ``fwd``'s own. Raises
-    ValueError unless the documents of every row have at least 1 token and fill the row.
+    ValueError unless the documents of every row have at least 1 token and fill the row, TypeError
+    for a state that is not of arrays.
     """
+    _check_state(state)
     xp = namespace(*tokens, *leaves(state))
     _check_lengths(tokens[0], lengths)
     groups = _groups(lengths)
@@ -90,6 +92,15 @@ def documents_bwd(
     # forward: states picked out
     dstate = tree_map(lambda *rows: xp.concat(list(rows), axis=0), *dstates)
     return *dtokens, *dshared, _rows(dstate, _inverse(groups))
+
+
+def _check_state(state: Tree) -> None:
+    for leaf in leaves(state):
+        if not hasattr(leaf, "shape"):
+            raise TypeError(
+                f"states of packed rows must be arrays, one row per document, got {leaf!r} among "
+                "them: a mini-batch under way has one place for all sequences, give its network"
+            )
 
 
 def _check_lengths(tokens: Array, lengths: Lengths) -> None:

@@ -18,6 +18,7 @@ from fwl_ref.rules.common import READS
 from fwl_ref.rules.decay import decay_chunked_fwd
 from fwl_ref.rules.documents import document_lengths, documents_bwd, documents_fwd
 from fwl_ref.rules.mesa import mesa_recurrent_bwd, mesa_recurrent_fwd
+from fwl_ref.rules.ttt import UnderWay
 from fwl_ref.rules.ttt_linear import ttt_linear_dual_bwd, ttt_linear_dual_fwd
 from fwl_ref.tree import leaves, tree_map
 from tests.rules.several_arrays import gain_and_bias, linear_state, ttt_tokens
@@ -173,3 +174,11 @@ def test_lengths_come_from_starts_and_must_fill_the_rows() -> None:
     for wrong in ([[3, 5]], [[3, 5], [7]], [[3, 5], [9, -1]], [[8], [8, 0]]):
         with pytest.raises(ValueError, match="2 rows of 8 tokens"):
             documents_fwd(partial(decay_chunked_fwd, read="strict"), (q, q, q, q[..., 0]), wrong)
+
+
+def test_a_mini_batch_under_way_is_refused_in_words():
+    """Its place is one number for all sequences, and documents may be anywhere."""
+    tokens, network = ttt_tokens(SHAPE, 0), linear_state(ONE_EACH, 0)
+    under_way = UnderWay(network, tree_map(np.zeros_like, network), 1)
+    with pytest.raises(TypeError, match="arrays, one row per document, got 1 among them: a mini-batch under way"):
+        documents_fwd(partial(ttt_linear_dual_fwd, minibatch=2), tokens, LENGTHS, under_way)
