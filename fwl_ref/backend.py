@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import array_api_compat
+import array_api_compat.numpy as host_namespace
 import numpy as host  # arrays in host memory: text, printing, plotting, saving
 
 Array: TypeAlias = Any
@@ -26,6 +27,7 @@ __all__ = [
     "backend_versions", "use_device", "wait", "waiting_refused", "peak_bytes",
 ]  # fmt: skip
 
+_PLAIN = {host.ndarray, host.float32, host.float64}  # what an operation on the host returns
 # by name, where a command asks for one; functions go by the arrays they are given
 BACKENDS = ("numpy", "cupy")
 
@@ -44,6 +46,8 @@ def namespace(*arrays: Array | None) -> Any:
         message names both. If one is a plain number.
     """
     given = [a for a in arrays if a is not None]
+    if _plain(given):
+        return host_namespace
     xp, first = library(*given), given[0]
     for other in given[1:]:
         if other.dtype != first.dtype:
@@ -83,6 +87,16 @@ def library(*arrays: Array) -> Any:
                 "move them with like()"
             )
     return xp
+
+
+def _plain(arrays: list[Array]) -> bool:
+    """Whether the host can see at once that they go together: NumPy's own, of one dtype.
+
+    Every function asks, 2,000 times in a training step of a small model. The long way takes 3 % of
+    that step.
+    """
+    kinds = {a.dtype if type(a) in _PLAIN else None for a in arrays}
+    return len(kinds) == 1 and None not in kinds
 
 
 def device(x: Array) -> Any:

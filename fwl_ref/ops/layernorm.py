@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
-from .common import sum_to
+from .common import row_mean, sum_to
 
 
 class LayerNormResidual(NamedTuple):
@@ -31,8 +31,8 @@ def layernorm_fwd(
 ) -> tuple[Array, LayerNormResidual]:
     """(...,D),(D),(D)->(...,D)   y = n gain + bias,  n = (z - mean z) rstd   (N.1)"""
     xp = namespace(z, gain, bias)
-    n = z - _mean(z)  # (...,D)
-    rstd = 1 / xp.sqrt(_mean(n * n) + eps)  # (...,1)
+    n = z - row_mean(z)  # (...,D)
+    rstd = 1 / xp.sqrt(row_mean(n * n) + eps)  # (...,1)
     n *= rstd
     y = n * gain  # (...,D)
     y += bias
@@ -66,19 +66,16 @@ def layernorm_bwd_bwd(
     g_dy = g_dy + lu * gain  # (...,D)
     g_gain = sum_to(lu * dy, gain)  # as gain
     # L depends on z: a small change e of z changes n by L(e), rstd by -rstd^2 mean(n e)
-    g_z = -rstd * (n * _mean(g_dz * dz) + dz * _mean(n * g_dz) + lu * _mean(n * v))  # (...,D)
+    g_z = -rstd * (
+        n * row_mean(g_dz * dz) + dz * row_mean(n * g_dz) + lu * row_mean(n * v)
+    )  # (...,D)
     g_z = g_z + _jacobian(g_n, res)  # (...,D)
     return g_dy, g_z, g_gain, None  # the bias does not enter the backward pass
 
 
 def _jacobian(v: Array, res: LayerNormResidual) -> Array:
     """(...,D)->(...,D)   L(v) = rstd (v - mean v - n mean(n v)), <u, L(v)> = <L(u), v>"""
-    out = v - _mean(v)  # (...,D) one buffer: this is hot
-    out -= res.n * _mean(res.n * v)
+    out = v - row_mean(v)  # (...,D) one buffer: this is hot
+    out -= res.n * row_mean(res.n * v)
     out *= res.rstd
     return out
-
-
-def _mean(x: Array) -> Array:
-    """(...,D)->(...,1)"""
-    return namespace(x).mean(x, axis=-1, keepdims=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
-from .common import sum_to
+from .common import row_mean, sum_to
 
 
 class RmsNormResidual(NamedTuple):
@@ -29,7 +29,7 @@ class RmsNormResidual(NamedTuple):
 def rmsnorm_fwd(z: Array, gain: Array, eps: float = 1e-5) -> tuple[Array, RmsNormResidual]:
     """(...,D),(D)->(...,D)   y = n gain,  n = z rrms,  rrms = 1 / sqrt(mean z^2 + eps)   (N.4)"""
     xp = namespace(z, gain)
-    rrms = 1 / xp.sqrt(_mean(z * z) + eps)  # (...,1)
+    rrms = 1 / xp.sqrt(row_mean(z * z) + eps)  # (...,1)
     n = z * rrms  # (...,D)
     return n * gain, RmsNormResidual(n, rrms, gain)
 
@@ -57,16 +57,13 @@ def rmsnorm_bwd_bwd(
     g_dy = g_dy + lu * gain  # (...,D)
     g_gain = sum_to(lu * dy, gain)  # as gain
     # L depends on z: a small change e of z changes n by L(e), rrms by -rrms^2 mean(n e)
-    g_z = -rrms * (n * _mean(g_dz * dz) + dz * _mean(n * g_dz) + lu * _mean(n * v))  # (...,D)
+    g_z = -rrms * (
+        n * row_mean(g_dz * dz) + dz * row_mean(n * g_dz) + lu * row_mean(n * v)
+    )  # (...,D)
     g_z = g_z + _jacobian(g_n, res)  # (...,D)
     return g_dy, g_z, g_gain
 
 
 def _jacobian(v: Array, res: RmsNormResidual) -> Array:
     """(...,D)->(...,D)   L(v) = rrms (v - n mean(n v)), <u, L(v)> = <L(u), v>"""
-    return res.rrms * (v - res.n * _mean(res.n * v))
-
-
-def _mean(x: Array) -> Array:
-    """(...,D)->(...,1)"""
-    return namespace(x).mean(x, axis=-1, keepdims=True)
+    return res.rrms * (v - res.n * row_mean(res.n * v))

