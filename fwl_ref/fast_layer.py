@@ -31,6 +31,7 @@ class Past(NamedTuple):
 
     keep: Array  # () 1 - lambda, what one token leaves of the memory; used only without tables
     chunk: int | None = None  # tokens per chunk of the attention; None = one chunk
+    carry: bool = True  # whether the state after the last token is wanted
     tables: tuple[Array, Array, Array] | None = None  # an optimizer's keep, write, read
     heads: tuple = ((1.0, 1.0),)  # (u, w) of each head of its preconditioner, (K,) and (E,)
     seen: int | None = None  # tokens that the optimizer has seen when the window ends
@@ -64,7 +65,12 @@ def decays(decay: Array) -> tuple[Array, Array, Array]:
 
 
 def pasts(
-    x: Array, decay: Array, chunk: int | None, optimizer: Optimizer | None, token: int
+    x: Array,
+    decay: Array,
+    chunk: int | None,
+    optimizer: Optimizer | None,
+    token: int,
+    carry: bool = True,
 ) -> tuple[Past, ...]:
     """The masks of the two dense layers and of the sums, for the window x that begins at ``token``.
 
@@ -72,8 +78,8 @@ def pasts(
     for each of the three.
     """
     if decay.ndim:
-        return tuple(Past(1 - one, chunk) for one in decays(decay))
-    past = Past(1 - decay, chunk)
+        return tuple(Past(1 - one, chunk, carry) for one in decays(decay))
+    past = Past(1 - decay, chunk, carry)
     if optimizer is None:
         return past, past, past
     length = x.shape[1]
@@ -162,7 +168,7 @@ def past_attention_fwd(
     With an optimizer it is the sum over the heads of its preconditioner, and a state has its slots.
     """
     if past.tables is None:
-        read, res = linear_attention_chunked_fwd(q, k, v, past.keep, state, past.chunk)
+        read, res = linear_attention_chunked_fwd(q, k, v, past.keep, state, past.chunk, past.carry)
         return read, PastAttentionResidual(past, res)
     total, residuals = 0, []
     for u, w in past.heads:

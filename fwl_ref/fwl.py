@@ -87,6 +87,7 @@ class FastSettings(NamedTuple):
     optimizer: Optimizer | None = None  # of past gradients; None = SGD with the learned decay
     norm: str = "layer"  # "layer" or "rms", before the unembedding
     residual: bool = False  # z = x + a W2 + b2, for a block on top of a model
+    carry: bool = True  # False: the state after the last token is not wanted, and is None
 
     @property
     def plain(self) -> tuple[float, str, bool]:
@@ -214,7 +215,7 @@ def read_fwd(
     namespace(x, decay, *eta, *slow)
     held, token = state if isinstance(state, OptimizerState) else (state, 0)
     state1, state2, state3 = _pairs(held)
-    past1, past2, past3 = pasts(x, decay, settings.chunk, settings.optimizer, token)
+    past1, past2, past3 = pasts(x, decay, settings.chunk, settings.optimizer, token, settings.carry)
     # h'_t = x_t W1 + b1 - sum_{s<t} M_ts (eta_W1 x_t . x_s + eta_b1) dh_s   (B,T,F)
     (o1, state1), layer1 = fast_layer_fwd(x, memory.x, memory.dh, eta.W1, eta.b1, past1, state1)
     a, act = squared_relu_fwd(memory.h - o1)  # (B,T,F)
@@ -231,7 +232,7 @@ def read_fwd(
         layer1, act, dense2, layer2, dgain, dbias, sums, norm, unembed, eta, decay,
         settings.residual,
     )  # fmt: skip
-    held = _join(state1, state2, state3)
+    held = _join(state1, state2, state3) if settings.carry else None
     return (logits, held if past1.seen is None else OptimizerState(held, past1.seen)), res
 
 

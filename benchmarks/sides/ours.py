@@ -28,7 +28,7 @@ def load(problem: dict[str, Any], threads: int) -> Callable[[], tuple[float, dic
     text = problem["tokens"], problem["labels"]
 
     def forward() -> tuple[float, dict]:
-        return float(np.mean(model_score(weights, *text, None, config).nll)), {}
+        return float(np.mean(model_score(weights, *text, None, config, carry=False).nll)), {}
 
     def step() -> tuple[float, dict]:
         loss, gradient = loss_and_gradient(weights, *text, None, config)

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from ..lm.model import Config
 from ..ops.attention import BLOCK
+from ..ops.common import BLOCK as TRIANGLE
+from ..ops.common import chunk_slices
 
 
 def attention_pairs(config: Config, length: int, cached: int = 0) -> int:
@@ -27,6 +29,11 @@ def attention_pairs(config: Config, length: int, cached: int = 0) -> int:
         first = 0 if window is None else max(0, cached + start - window + 1)
         total += (stop - start) * (cached + stop - first)
     return total
+
+
+def chunk_pairs(length: int) -> int:
+    """Pairs of tokens of one chunk of linear attention: whole blocks, masked or not."""
+    return sum((p.stop - p.start) * p.stop for p in chunk_slices(length, TRIANGLE))
 
 
 def trunk(config: Config, length: int) -> int:
@@ -55,7 +62,7 @@ def fast(config: Config, length: int, carried: bool = False) -> int:
     d, f, v = config.width, 4 * config.width, config.vocabulary
     chunk = min(config.chunk or length, length)
     sizes = [min(chunk, length - start) for start in range(0, length, chunk)]
-    pairs = sum(n * n for n in sizes)  # formed inside chunks, masked or not
+    pairs = sum(chunk_pairs(n) for n in sizes)
     reads = length if carried else length - sizes[0]  # tokens that read a state
     # both layers with the constant channel of the bias; cumulative sums of gain and bias
     layers = [(d + 1, f), (f + 1, d), (1, 2 * d)]

@@ -4,8 +4,8 @@ A test compares it with what NumPy allocates.
 Per token and layer the transformer keeps 23 D numbers for its backward pass, 12 D of them in the
 MLP; the fast block keeps about 8 F more, and one state per chunk and sequence. Nothing grows with
 the square of T: attention keeps one number per query and forms its scores for ``BLOCK`` queries at
-a time, linear attention forms them for a chunk. Reading a document takes one window at a time,
-however long it is.
+a time, linear attention forms and keeps them for a chunk. Reading a document takes one window at a
+time, however long it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ..ops.attention import BLOCK
+from ..ops.linear_attention import chunk_alone
 from .model import Config
 from .shards import at_once
 
@@ -53,7 +54,8 @@ def training(
     if together is None:
         together = at_once(batch, window * config.width)
     f, v, p = 4 * config.width, config.vocabulary, count_parameters(config)
-    chunk = min(config.chunk or window, window)
+    chunk = min(chunk_alone(config.chunk or window), window)
+    config = config._replace(chunk=chunk)
     # of one block of queries: scores, probabilities and their gradient
     attention = 3 * config.heads * min(BLOCK, window)
     # gradients of the memory, and the scores of a chunk
@@ -128,7 +130,8 @@ def _kept(config: Config, window: int, itemsize: int) -> int:
     states = -(-window // chunk) * (2 * d * f + d + f + 2 * d)
     trunk = config.layers * 23 * d + 2 * d  # per token; see the fields of LayerResidual
     if config.fast:
-        per_token = (trunk + 8 * f + 13 * d + 4 * v) * itemsize + 2 * v
+        # last: the scores of both layers and of gain and bias
+        per_token = (trunk + 8 * f + 13 * d + 4 * v + 3 * chunk) * itemsize + 2 * v
         return window * per_token + states * itemsize
     # labels take one byte per entry of the vocabulary
     return window * ((trunk + 2 * f + 2 * d + 2 * v) * itemsize + v)

@@ -292,14 +292,16 @@ def _model_fwd(
     config: Config,
     state: FastParameters | None = None,
     caches: tuple | None = None,
+    carry: bool = True,
 ) -> tuple[Output, ModelResidual]:
     """model_fwd of what was checked, once for all parts of a batch"""
     (x, caches), trunk = features_fwd(p, tokens, config, caches)
     block: Any  # the residual of either block
     if config.fast:
         eta = effective_step_sizes(p.eta, config.dialect)
+        settings = fast_settings(config)._replace(carry=carry)
         (logits, _, state), block = fast_block_fwd(
-            x, labels, weights, p.block, eta, p.decay, fast_settings(config), state
+            x, labels, weights, p.block, eta, p.decay, settings, state
         )
         nll, loss = cross_entropy_fwd(logits, labels)  # (B,T)
     else:
@@ -331,15 +333,17 @@ def model_score(
     config: Config,
     state: FastParameters | None = None,
     caches: tuple | None = None,
+    carry: bool = True,
 ) -> Output:
     """(B,T),(B,T),(B,T)->Output   model_fwd for reading: no residual is kept   (M.3)
 
-    A few sequences at a time on the host (``lm/shards.py``). Raises as ``model_fwd``.
+    A few sequences at a time on the host (``lm/shards.py``). Without ``carry`` nothing is read
+    after this text: there is no state. Raises as ``model_fwd``.
     """
     weights = _checked(p, tokens, labels, weights, config)
     if state is not None:
         check_streamable(fast_settings(config))
-    config = _with_whole_normalizer(config, weights)
+    settings = fast_settings(_with_whole_normalizer(config, weights))._replace(carry=carry)
     eta = effective_step_sizes(p.eta, config.dialect)
 
     def score(part: slice) -> Output:
@@ -349,7 +353,7 @@ def model_score(
             (nll, logits), _ = slow_block_fwd(x, target, p.block, DIALECTS[config.dialect])
             return Output(nll, logits, None, kept)
         logits, after = fast_block_score(
-            x, target, w, p.block, eta, p.decay, fast_settings(config), part_of(state, part)
+            x, target, w, p.block, eta, p.decay, settings, part_of(state, part)
         )
         return Output(cross_entropy_fwd(logits, target)[0], logits, after, kept)
 
@@ -381,7 +385,7 @@ def loss_and_gradient(
 
     def one(part: slice) -> tuple[Array, Parameters]:
         text, target, w = tokens[part, :], labels[part, :], weights[part, :]
-        output, res = _model_fwd(p, text, target, w, config)
+        output, res = _model_fwd(p, text, target, w, config, carry=False)
         return xp.sum(share[part, :] * output.nll), model_bwd(share[part, :], res)
 
     found = of_each(one, _parts(tokens, config))

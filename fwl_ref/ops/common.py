@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from ..backend import Array, device, is_host, namespace
 
+BLOCK = 128  # tokens: of a product with a triangle, the blocks that are all 0 are not formed
+
 
 def chunk_slices(length: int, chunk: int | None) -> list[slice]:
     """Consecutive slices of at most ``chunk`` tokens (None = all); at least one, also if T = 0.
@@ -40,10 +42,10 @@ def sum_to(x: Array, target: Array) -> Array:
 
 
 def row_mean(x: Array) -> Array:
-    """(...,D)->(...,1)   as a product it takes a third of the time of ``xp.mean``"""
+    """(...,D)->(...,1)   dot products with ones take a third of the time of ``xp.mean``"""
     xp = namespace(x)
-    ones = xp.ones((x.shape[-1], 1), dtype=x.dtype, device=device(x))  # (D,1)
-    return xp.matmul(x, ones) / x.shape[-1]
+    ones = xp.ones((x.shape[-1],), dtype=x.dtype, device=device(x))  # (D,)
+    return xp.vecdot(ones, x)[..., None] / x.shape[-1]  # ones first: the first one is conjugated
 
 
 def before(length: int, like: Array, own: bool = False) -> Array:
@@ -55,7 +57,20 @@ def before(length: int, like: Array, own: bool = False) -> Array:
 def masked(scores: Array, mask: Array) -> Array:
     """scores where the mask says so, else 0, even where the score is not finite"""
     xp = namespace(scores)
-    return xp.where(mask, scores, xp.zeros_like(scores))
+    return xp.where(mask, scores, xp.zeros((), dtype=scores.dtype, device=device(scores)))
+
+
+def causal_scores(q: Array, k: Array, own: bool = False) -> Array:
+    """(B,L,K),(B,L,K)->(B,L,L)   q_t . k_s over the past s < t, else 0; with ``own``, s <= t"""
+    xp = namespace(q, k)
+    rows = []
+    for part in chunk_slices(q.shape[1], BLOCK):
+        row = xp.matmul(q[:, part, :], xp.matrix_transpose(k[:, : part.stop, :]))  # (B,R,C)
+        last, future = row[:, :, part.start :], k.shape[1] - part.stop
+        last = masked(last, before(last.shape[1], last, own))  # (B,R,R) the rest is all past
+        zeros = xp.zeros((*last.shape[:2], future), dtype=row.dtype, device=device(row))
+        rows.append(xp.concat([row[:, :, : part.start], last, zeros], axis=2))  # (B,R,L)
+    return in_a_row(rows)
 
 
 def causal_product(scores: Array, v: Array, own: bool = False) -> Array:
@@ -66,11 +81,11 @@ def causal_product(scores: Array, v: Array, own: bool = False) -> Array:
     """
     xp = namespace(scores, v)
     if plainly_finite(v):
-        return xp.matmul(scores, v)  # (B,L,E)
+        return _sum_of_past(scores, v)  # (B,L,E)
     finite, bad = screened(v)  # (B,L,E)
     t = xp.arange(v.shape[1], dtype=xp.int32, device=device(v))[:, None]  # (L,1)
     first = xp.min(xp.where(bad, t, v.shape[1]), axis=1, keepdims=True)  # (B,1,E)
-    return xp.where(t >= first if own else t > first, xp.nan, xp.matmul(scores, finite))
+    return xp.where(t >= first if own else t > first, xp.nan, _sum_of_past(scores, finite))
 
 
 def anticausal_product(scores: Array, v: Array, own: bool = False) -> Array:
@@ -80,12 +95,30 @@ def anticausal_product(scores: Array, v: Array, own: bool = False) -> Array:
     """
     xp = namespace(scores, v)
     if plainly_finite(v):
-        return xp.matmul(xp.matrix_transpose(scores), v)  # (B,L,E)
+        return _sum_of_future(scores, v)  # (B,L,E)
     finite, bad = screened(v)  # (B,L,E)
     t = xp.arange(v.shape[1], dtype=xp.int32, device=device(v))[:, None]  # (L,1)
     last = xp.max(xp.where(bad, t, -1), axis=1, keepdims=True)  # (B,1,E)
-    total = xp.matmul(xp.matrix_transpose(scores), finite)  # (B,L,E)
-    return xp.where(t <= last if own else t < last, xp.nan, total)
+    return xp.where(t <= last if own else t < last, xp.nan, _sum_of_future(scores, finite))
+
+
+def in_a_row(parts: list[Array]) -> Array:
+    """(B,S,...),...->(B,T,...)   consecutive parts of a sequence; one part is not copied"""
+    return parts[0] if len(parts) == 1 else namespace(*parts).concat(parts, axis=1)
+
+
+def _sum_of_past(scores: Array, v: Array) -> Array:
+    """(B,L,L),(B,L,E)->(B,L,E)   scores v"""
+    xp = namespace(scores, v)
+    parts = chunk_slices(v.shape[1], BLOCK)
+    return in_a_row([xp.matmul(scores[:, p, : p.stop], v[:, : p.stop, :]) for p in parts])
+
+
+def _sum_of_future(scores: Array, v: Array) -> Array:
+    """(B,L,L),(B,L,E)->(B,L,E)   scores^T v"""
+    xp = namespace(scores, v)
+    turned, parts = xp.matrix_transpose(scores), chunk_slices(v.shape[1], BLOCK)
+    return in_a_row([xp.matmul(turned[:, p, p.start :], v[:, p.start :, :]) for p in parts])
 
 
 def plainly_finite(v: Array) -> bool:

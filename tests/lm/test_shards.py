@@ -46,6 +46,7 @@ def test_a_batch_is_the_sum_of_its_sequences(threads: int, fast: bool, normalize
     assert_close(loss, np.sum(share * output.nll))
     assert_trees_close(gradient, model_bwd(share, res))
     assert_trees_close(model_score(p, *text, weights, config), output)
+    assert_trees_close(model_score(p, *text, weights, config, carry=False), output._replace(state=None))
 
 
 def test_the_number_of_threads_does_not_change_a_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:

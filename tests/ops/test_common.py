@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fwl_ref.ops.common import anticausal_product, before, causal_product, chunk_slices, masked
+from fwl_ref.ops import common
+from fwl_ref.ops.common import anticausal_product, before, causal_product, causal_scores, chunk_slices, in_a_row, masked, row_mean
 from fwl_ref.ops.linear_attention import (
     linear_attention_chunked_bwd,
     linear_attention_chunked_fwd,
@@ -82,6 +83,47 @@ def test_a_causal_product_spoils_what_the_sum_over_the_past_would(own: bool, len
         finite = np.isfinite(wanted)
         assert np.array_equal(np.isfinite(found), finite)
         assert_close(found[finite], wanted[finite], scale=1.0)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@given(length=st.integers(0, 9), block=st.integers(1, 10), seed=seeds)
+def test_products_with_a_triangle_are_the_whole_products(own: bool, length: int, block: int, seed: int) -> None:
+    """Blocks that are all 0 are left out, and nothing else: any length, any size of a block."""
+    draw = generator(seed)
+    q, k, v = draw(2, length, 3), draw(2, length, 3), draw(2, length, 4)
+    whole = np.tril(q @ k.mT, 0 if own else -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "BLOCK", block)
+        assert_close(causal_scores(q, k, own), whole, scale=1.0)
+        assert_close(causal_product(whole, v, own), whole @ v, scale=1.0)
+        assert_close(anticausal_product(whole, v, own), whole.mT @ v, scale=1.0)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("block", [2, 3, 128])
+def test_no_score_of_the_future_gets_in(own: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is not finite spoils the scores of those that see it, and no others."""
+    monkeypatch.setattr(common, "BLOCK", block)
+    q, k = generator(1)(2, 6, 3), generator(2)(2, 6, 3)
+    k[:, 3] = np.nan
+    seen = np.zeros((2, 6, 6), bool)
+    seen[:, 3 if own else 4 :, 3] = True
+    assert np.array_equal(np.isnan(causal_scores(q, k, own)), seen)
+
+
+def test_parts_in_a_row_are_copied_only_if_there_are_several() -> None:
+    """One part is itself."""
+    a, b = generator(1)(2, 3, 4), generator(2)(2, 1, 4)
+    assert in_a_row([a]) is a
+    assert_bitwise(in_a_row([a, b]), np.concatenate([a, b], axis=1))
+
+
+@given(width=st.integers(1, 9), seed=seeds)
+def test_the_mean_of_a_row_is_the_mean(width: int, seed: int) -> None:
+    """Also of complex numbers, none of which is conjugated."""
+    x = generator(seed)(2, 3, width) + 1j * generator(seed + 1)(2, 3, width)
+    assert_close(row_mean(x.real), np.mean(x.real, axis=-1, keepdims=True), scale=1.0)
+    assert_close(row_mean(x).imag, np.mean(x, axis=-1, keepdims=True).imag, scale=1.0)
 
 
 @pytest.mark.parametrize(("dtype", "size", "width"), [HALF, ("float32", 1e36, 400), ("float64", 1e307, 50)])

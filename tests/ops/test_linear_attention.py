@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwl_ref.ops.linear_attention import (
+    ALONE,
+    chunk_alone,
     linear_attention_bwd,
     linear_attention_chunked_bwd,
     linear_attention_chunked_fwd,
@@ -258,9 +260,34 @@ def test_what_is_not_finite_reaches_no_earlier_token(where: str, bad: float, chu
     assert not np.all(np.isfinite(found[:, clean : clean + 1]))
 
 
+@pytest.mark.parametrize("alone", [1, 2, 4, 100])
+@given(case=attention_cases(), data=st.data(), seed=seeds)
+def test_a_text_that_leaves_nothing_reads_the_same(alone: int, case: AttentionCase, data: st.DataObject, seed: int) -> None:
+    """Without ``carry`` there is no final state, chunks are larger, and output and gradients stay. (L.3), (L.4)"""
+    chunk = data.draw(chunks(case.q.shape[1]), label="chunk")
+    (expected, _), res = chunked(chunk)(*case)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fwl_ref.ops.linear_attention.ALONE", alone)
+        (out, state), found = linear_attention_chunked_fwd(*case, chunk, carry=False)
+    dout = generator(seed)(*out.shape)
+    assert state is None and len(found) <= len(res)
+    assert_close(out, expected, scale=1 + size(case))
+    gradients = linear_attention_chunked_bwd(dout, None, res)
+    assert_trees_close(linear_attention_chunked_bwd(dout, None, found), gradients, scale=10 * (1 + size(case)))
+
+
+def test_a_text_that_leaves_nothing_has_large_chunks() -> None:
+    """At least ALONE tokens; what was larger stays, what is refused is refused."""
+    assert [chunk_alone(n) for n in (-1, 0, 1, ALONE, ALONE + 1)] == [-1, 0, ALONE, ALONE, ALONE + 1]
+    q = np.ones((1, ALONE + 3, 1))
+    _, residuals = linear_attention_chunked_fwd(q, q, q, np.asarray(1.0), None, 1, carry=False)
+    assert [res.q.shape[1] for res in residuals] == [ALONE, 3]
+
+
+@pytest.mark.parametrize("carry", [True, False])
 @pytest.mark.parametrize("chunk", [0, -1])
-def test_a_chunk_below_one_token_is_refused(chunk: int) -> None:
+def test_a_chunk_below_one_token_is_refused(chunk: int, carry: bool) -> None:
     """S >= 1. (L.3)"""
     one = np.ones((1, 2, 1))
     with pytest.raises(ValueError, match=f"at least 1 token.*got {chunk}"):
-        linear_attention_chunked_fwd(one, one, one, np.asarray(1.0), None, chunk)
+        linear_attention_chunked_fwd(one, one, one, np.asarray(1.0), None, chunk, carry)

@@ -64,17 +64,17 @@ def test_the_past_does_move_the_block():
 # ----------------------------------------------------------------------------------
 
 
-def inclusive(q, k, v, keep, state=None, chunk=None):
+def inclusive(q, k, v, keep, *rest):
     """A mask with its diagonal: token t reads its own write."""
-    (out, state), res = linear_attention_chunked_fwd(q, k, v, keep, state, chunk)
+    (out, state), res = linear_attention_chunked_fwd(q, k, v, keep, *rest)
     return (out + np.sum(q * k, axis=-1, keepdims=True) * v, state), res
 
 
-def subtracted(q, k, v, keep, state=None, chunk=None):
+def subtracted(q, k, v, keep, *rest):
     """An exclusive cumulative sum as cumsum(a) - a: equal on paper, but rounding tells token t
     about its own value.
     """
-    (_, state_out), res = linear_attention_chunked_fwd(q, k, v, keep, state, chunk)
+    (_, state_out), res = linear_attention_chunked_fwd(q, k, v, keep, *rest)
     writes = k[..., :, None] * v[..., None, :]  # (B,T,K,E)
     return (np.sum(q[..., None] * (np.cumsum(writes, axis=1) - writes), axis=-2), state_out), res
 

@@ -290,7 +290,7 @@ def test_gradients_do_not_depend_on_the_chunk_size(case, seed):
 
 
 def chunkless(f):
-    return lambda q, k, v, keep, state=None, chunk=None: f(q, k, v, keep, state)
+    return lambda q, k, v, keep, state, *rest: f(q, k, v, keep, state)
 
 
 @pytest.mark.parametrize("seed", first_elsewhere(range(4)))

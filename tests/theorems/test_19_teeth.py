@@ -48,11 +48,11 @@ def attention(change: Callable, *layers: int) -> dict[str, Callable]:
     """
     calls = []
 
-    def mutant(q, k, v, keep, state=None, chunk=None):
+    def mutant(*args):
         calls.append(None)
         if (len(calls) - 1) % 3 in layers:
-            return change(q, k, v, keep, state, chunk)
-        return linear_attention_chunked_fwd(q, k, v, keep, state, chunk)
+            return change(*args)
+        return linear_attention_chunked_fwd(*args)
 
     return {"linear_attention_chunked_fwd": mutant}
 
@@ -190,9 +190,9 @@ def test_the_equivalence_comparison_rejects_a_batch_normalizer_in_place_of_a_seq
 def test_the_equivalence_comparison_rejects_a_state_that_forgot_the_last_token(layer, monkeypatch):
     """N: logits that are right and a state that is not: the state is compared too   (F.2)"""
 
-    def without_last(q, k, v, keep, state, chunk):
-        (out, _), res = linear_attention_chunked_fwd(q, k, v, keep, state, chunk)
-        return (out, linear_attention_chunked_fwd(q[:, :-1], k[:, :-1], v[:, :-1], keep, state, chunk)[0][1]), res
+    def without_last(q, k, v, *rest):
+        (out, _), res = linear_attention_chunked_fwd(q, k, v, *rest)
+        return (out, linear_attention_chunked_fwd(q[:, :-1], k[:, :-1], v[:, :-1], *rest)[0][1]), res
 
     install(monkeypatch, attention(without_last, layer))
     error = equivalence_error(CASE)
