@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, device, namespace
+from ..backend import Array, as_index, device, namespace
 from .common import check_integers
 
 
@@ -24,22 +24,23 @@ def cross_entropy_fwd(logits: Array, labels: Array) -> tuple[Array, CrossEntropy
     """
     check_integers(labels, "labels")
     xp = namespace(logits)
+    labels = xp.astype(labels, xp.int64)[..., None]  # (...,1)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)  # (...,V)
     p = xp.exp(shifted)  # (...,V)
     total = xp.sum(p, axis=-1, keepdims=True)  # (...,1)
     p /= total
     index = xp.arange(logits.shape[-1], dtype=xp.int64, device=device(labels))  # (V,)
-    hit = index == xp.astype(labels, xp.int64)[..., None]  # (...,V)
-    picked = xp.sum(xp.where(hit, shifted, xp.zeros_like(shifted)), axis=-1)  # (...)
-    return xp.log(total[..., 0]) - picked, CrossEntropyResidual(p, hit)
+    picked = xp.take_along_axis(shifted, as_index(labels), axis=-1)  # (...,1)
+    return (xp.log(total) - picked)[..., 0], CrossEntropyResidual(p, index == labels)
 
 
 def cross_entropy_bwd(dy: Array, res: CrossEntropyResidual) -> Array:
     """Adjoint of cross_entropy_fwd with respect to the logits.   (C.2)"""
-    xp = namespace(dy, res.p)
+    namespace(dy, res.p)
     # forward: l = log sum exp(logits) - logits[y]
-    scaled = res.p * dy[..., None]  # (...,V)
-    return scaled - xp.where(res.hit, dy[..., None], xp.zeros_like(scaled))  # (...,V)
+    dlogits = _slope(res)  # (...,V)
+    dlogits *= dy[..., None]
+    return dlogits
 
 
 def cross_entropy_bwd_bwd(
@@ -48,10 +49,15 @@ def cross_entropy_bwd_bwd(
     """Adjoint of cross_entropy_bwd as a function of (dy, logits).   (C.3)"""
     xp = namespace(g_dlogits, dy)
     # backward: dlogits = dy (p - onehot)
+    g_dy = xp.sum(_slope(res) * g_dlogits, axis=-1)  # (...)
+    # a small change e of the logits changes p by (diag(p) - p p^T) e, a symmetric matrix
     pulled = res.p * g_dlogits  # (...,V)
     mean = xp.sum(pulled, axis=-1, keepdims=True)  # (...,1)
-    picked = xp.sum(xp.where(res.hit, g_dlogits, xp.zeros_like(pulled)), axis=-1)  # (...)
-    g_dy = mean[..., 0] - picked  # (...)
-    # a small change e of the logits changes p by (diag(p) - p p^T) e, a symmetric matrix
-    g_logits = dy[..., None] * (pulled - res.p * mean)  # (...,V)
-    return g_dy, g_logits
+    pulled -= res.p * mean
+    pulled *= dy[..., None]
+    return g_dy, pulled
+
+
+def _slope(res: CrossEntropyResidual) -> Array:
+    """(...,V)   p - onehot. A choice by where would take four times as long as this difference."""
+    return res.p - namespace(res.p).astype(res.hit, res.p.dtype)
