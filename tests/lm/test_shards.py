@@ -49,6 +49,20 @@ def test_a_batch_is_the_sum_of_its_sequences(threads: int, fast: bool, normalize
     assert_trees_close(model_score(p, *text, weights, config, carry=False), output._replace(state=None))
 
 
+def test_training_forms_no_state_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The windows are short: no chunk comes after the first. Nor does reading without ``carry``."""
+    p, *text, weights = problem()
+
+    def refused(*args: object) -> None:
+        raise AssertionError("a state is formed")
+
+    monkeypatch.setattr("fwl_ref.ops.linear_attention._written", refused)
+    loss_and_gradient(p, *text, weights, CONFIG)
+    model_score(p, *text, weights, CONFIG, carry=False)
+    with pytest.raises(AssertionError, match="a state is formed"):
+        model_score(p, *text, weights, CONFIG)
+
+
 def test_the_number_of_threads_does_not_change_a_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences are summed in their order."""
     p, *text, weights = problem(batch=5)

@@ -280,7 +280,8 @@ def test_a_text_that_leaves_nothing_has_large_chunks() -> None:
     """At least ALONE tokens; what was larger stays, what is refused is refused."""
     assert [chunk_alone(n) for n in (-1, 0, 1, ALONE, ALONE + 1)] == [-1, 0, ALONE, ALONE, ALONE + 1]
     q = np.ones((1, ALONE + 3, 1))
-    _, residuals = linear_attention_chunked_fwd(q, q, q, np.asarray(1.0), None, 1, carry=False)
+    (out, _), residuals = linear_attention_chunked_fwd(q, q, q, np.asarray(1.0), None, 1, carry=False)
+    assert_close(out[0, :, 0], np.arange(ALONE + 3.0))  # the second reads what the first left
     assert [res.q.shape[1] for res in residuals] == [ALONE, 3]
 
 
