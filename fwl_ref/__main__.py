@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
     demo = commands.add_parser(
-        "demo", help="train a plain and a fast model on real text and compare seven ways of reading"
+        "demo", help="train a plain and a fast model on real text and compare nine ways of reading"
     )
     demo.add_argument(
         "--quick",

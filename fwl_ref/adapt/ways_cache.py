@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..backend import Array, namespace, to_numpy
+from ..backend import Array
+from ..lm.cached import best_share, squared_length, tune_cache
 from ..lm.neural_cache import cache_probability, mix_cache
-from ..lm.tune import Tuned, tune
 from .rows import Row
-from .study import Document, Study, mean_loss, read_at, timed
+from .study import Document, Study, read_at, timed
 from .ways import AS_IS, home, row
 
 THETAS = (5.0, 10.0, 20.0, 40.0)  # for features of mean length 1
@@ -19,12 +19,9 @@ CACHE = "neural cache"
 def cache_unit(study: Study) -> float:
     """One over the mean squared length of final features, on validation."""
     if "cache_unit" not in study.memo:
-        total, count = 0.0, 0
-        for document in study.validation:
-            n = read_at(study, document, study.settings.window).n
-            total += float(to_numpy(namespace(n).sum(n * n)))
-            count += n.shape[0]
-        study.memo["cache_unit"] = count / total
+        window = study.settings.window
+        found = (read_at(study, document, window).n for document in study.validation)
+        study.memo["cache_unit"] = 1 / squared_length(found)
     return study.memo["cache_unit"]
 
 
@@ -37,26 +34,17 @@ def probability(study: Study, document: Document, theta: float, window: int) -> 
     return study.memo[key]
 
 
-def best_share(losses: Sequence[Array], cached: Sequence[Array]) -> Tuned:
-    """lambda for given losses and cache, on validation; both on the host."""
-
-    def loss(share: float) -> float:
-        return mean_loss([mix_cache(a, b, share) for a, b in zip(losses, cached, strict=True)])
-
-    return tune(loss, SHARES, more=0)
-
-
 def cache_theta(study: Study) -> float:
     """theta of the cache, tuned with lambda on the model as it is."""
     if "theta" not in study.memo:
         window = study.settings.window
         plain = [home(read_at(study, d, window).nll) for d in study.validation]
 
-        def loss(theta: float) -> float:
-            cached = [home(probability(study, d, theta, window)) for d in study.validation]
-            return best_share(plain, cached).loss
+        def cached(theta: float) -> list[Array]:
+            return [home(probability(study, d, theta, window)) for d in study.validation]
 
-        study.memo["theta"] = tune(loss, THETAS, 2.0, study.settings.more).best
+        more = study.settings.more
+        study.memo["theta"] = tune_cache(plain, cached, THETAS, SHARES, more).theta
     return study.memo["theta"]
 
 
@@ -75,7 +63,7 @@ def with_cache(
     tuned = study.validation if tuned_on is None else tuned_on
     cached = [home(probability(study, d, theta, window)) for d in tuned]
     cached = [c[: len(v)] for c, v in zip(cached, validation, strict=True)]
-    share = best_share(validation, cached)
+    share = best_share(validation, cached, SHARES)
     tests = [study.test[i] for i in documents] if documents is not None else study.test
     for d in tests:  # timed afresh below
         study.memo.pop(("cache", d.tokens.key, theta, window), None)

@@ -1,1 +1,1 @@
-"""``make demo``: train two models on real text, read it in seven ways, report and draw it."""
+"""``make demo``: train two models on real text, read it in nine ways, report and draw it."""

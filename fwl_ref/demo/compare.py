@@ -74,23 +74,23 @@ def change_standard_error(rows: list[Array], base: list[Array]) -> float:
 
 
 def relative_times(
-    ways: dict[str, Way], document: Document, rounds: int
+    ways: dict[str, Way], documents: dict[str, Document], rounds: int
 ) -> tuple[dict[str, float], float]:
-    """Time of each way over the first one's, and microseconds per byte of the first: medians over
-    interleaved rounds after a warm-up.
+    """Time per byte of each way, on a document of its own, over the first one's; and microseconds
+    per byte of the first: medians over interleaved rounds after a warm-up.
 
     Run it in a process whose linear algebra uses one thread, with nothing beside it.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}  # per byte
     for count in range(rounds + 1):
         for name, way in ways.items():
             start = time.perf_counter()
-            losses = read(way, document)
+            losses = read(way, documents[name])
             if count:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start) / len(losses))
     first = next(iter(seconds.values()))
     ratios = {
         name: statistics.median(a / b for a, b in zip(times, first, strict=True))
         for name, times in seconds.items()
     }
-    return ratios, 1e6 * statistics.median(first) / len(losses)
+    return ratios, 1e6 * statistics.median(first)

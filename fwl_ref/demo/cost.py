@@ -1,9 +1,9 @@
 """Multiply-adds by formula, for every way of reading one window of ``length`` bytes.
 
 They are exact integers, equal to a count of the real products. A document costs the sum over its
-windows. Only matrix products are counted; they are what grows with the square of the width. Left
-out: sums, elementwise work, and the update of dynamic evaluation, a few operations per parameter
-and segment (dozens with the RMS rule).
+windows; a neural cache knows no windows and is counted over the document. Only matrix products are
+counted; they are what grows with the square of the width. Left out: sums, elementwise work, and the
+update of dynamic evaluation, a few operations per parameter and segment (dozens with the RMS rule).
 
 Per token and dense layer (d_in, d_out) fast weights cost a slow product, an input gradient (not for
 the first layer: the slow gradient stops at the features), a fast product (the first layer's is the
@@ -13,6 +13,7 @@ forward and both halves of backward for every layer: three forwards.
 
 from __future__ import annotations
 
+from ..lm import neural_cache
 from ..lm.model import Config
 from ..ops.attention import BLOCK
 from ..ops.common import BLOCK as TRIANGLE
@@ -71,6 +72,15 @@ def fast(config: Config, length: int, carried: bool = False) -> int:
     products += v * d + d * f  # sweep 2, input gradients: unembedding, second layer
     products += f * d + d * v  # sweep 3, fast: second layer, unembedding
     return trunk(config, length) + length * products + memory
+
+
+def cache(config: Config, length: int) -> int:
+    """The neural cache on a whole document, beside the model: every byte against all before it,
+    in blocks of bytes, masked or not. It grows with the square of the length.
+    """
+    starts = range(0, length, neural_cache.BLOCK)
+    ends = [min(start + neural_cache.BLOCK, length) for start in starts]
+    return config.width * sum((end - start) * end for start, end in zip(starts, ends, strict=True))
 
 
 def dynamic(config: Config, length: int, segment: int) -> int:

@@ -24,11 +24,17 @@ COLOURS = {
     "dynamic_evaluation_sgd": "#E69F00",
     "dynamic_evaluation_rms": "#D55E00",
     "dynamic_evaluation_block": "#CC79A7",
+    "neural_cache": "#F0E442",
     "fast_untrained": "#999999",
     "fast_windowed": "#56B4E9",
     "fast_carried": "#0072B2",
+    "fast_cache": "#009E73",
 }
-MARKERS = dict(zip(COLOURS, "osD^vPX", strict=True))
+MARKERS = dict(zip(COLOURS, "osD^*vPXp", strict=True))
+EDGE: dict[str, Any] = {
+    "markeredgecolor": "#000000",
+    "markeredgewidth": 0.6,
+}  # yellow is pale on white
 SIZES: dict[Any, int] = {  # Any: newer versions of matplotlib want a type that older ones lack
     "font.size": 14,
     "axes.titlesize": 16,
@@ -114,7 +120,7 @@ def _by_position(axis: Axes, losses: dict[str, list[Array]], window: int) -> Non
     for name, colour in COLOURS.items():
         if name != "static":
             gain, error = gains(losses[name], base, parts), spreads(losses[name], base, parts)
-            axis.plot(middles, gain, color=colour, marker=MARKERS[name])
+            axis.plot(middles, gain, color=colour, marker=MARKERS[name], **EDGE)
             if not host.all(host.isnan(error)):
                 edges = host.subtract(gain, error), host.add(gain, error)
                 axis.fill_between(middles, *edges, color=colour, alpha=0.2, linewidth=0)
@@ -129,7 +135,7 @@ def _cost(axis: Axes, results: dict) -> list:
     handles = []
     for name, colour in COLOURS.items():
         place = ([], []) if bits[name] is None else (times[name], bits[name])  # None: it diverged
-        dots = axis.plot(*place, color=colour, marker=MARKERS[name], markersize=13)
+        dots = axis.plot(*place, color=colour, marker=MARKERS[name], markersize=13, **EDGE)
         dots[0].set_linestyle("none")
         handles += dots
     axis.set(

@@ -1,5 +1,5 @@
 """The demo: train a plain and a fast model on real text, then read documents neither has seen in
-seven ways.
+nine ways.
 
 Both models have the same number of parameters, the same seed and the same order of data; each
 trains on a core of its own, or on a GPU one after the other in one process. The quick form reads
@@ -24,7 +24,7 @@ from ..checks import check_segment
 from ..dynamic_evaluation import Descent, RmsScale, evaluate_block, mean_square, rms_scale
 from ..files import finite, reserved
 from ..fwl import fast_block_fwd
-from ..lm import evaluate, footprint
+from ..lm import cached, evaluate, footprint
 from ..lm.corpus import Corpus, Document, load_corpus, pick, summary
 from ..lm.data import windows
 from ..lm.device import batch_like, to_backend
@@ -51,10 +51,13 @@ LABELS = {
     "dynamic_evaluation_sgd": "dynamic evaluation, SGD",
     "dynamic_evaluation_rms": "dynamic evaluation, RMS",
     "dynamic_evaluation_block": "dynamic evaluation, block only",
+    "neural_cache": "plain, neural cache",
     "fast_untrained": "fast weights, plain model, not trained for it",
     "fast_windowed": "fast weights, reset every window",
     "fast_carried": "fast weights, carried through the document",
+    "fast_cache": "fast weights, carried, neural cache",
 }
+CACHED = ("neural_cache", "fast_cache")  # a byte costs more the longer the document is
 
 
 class DemoSettings(NamedTuple):
@@ -73,6 +76,8 @@ class DemoSettings(NamedTuple):
     block: tuple = (0.1, 0.3, 0.6)
     untrained: tuple = (0.001, 0.003, 0.01)
     decays: tuple = (0.0, 0.01)  # tried with each
+    thetas: tuple = (5.0, 10.0, 20.0, 40.0, 80.0)  # of the neural cache
+    shares: tuple = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # tried with each
 
 
 FULL = DemoSettings(CONFIG, TRAINING)
@@ -173,15 +178,18 @@ def _demo(
         rows = read_all(pool, list(ways.values()), test, "test documents")
         losses = dict(zip(ways, rows, strict=True))
         print("timing, one process, ways interleaved ...", flush=True)
+        longest = max(test, key=lambda document: len(document.data))
         sample = Document("timing", test[0].data[: s.timing[0] + 1])
-        times, microseconds = pool.submit(relative_times, ways, sample, s.timing[1]).result()
+        samples = {name: longest if name in CACHED else sample for name in ways}
+        times, microseconds = pool.submit(relative_times, ways, samples, s.timing[1]).result()
         first = (fast, s.config, test[0], s.training.window)
         error = pool.submit(equivalence_error, *first).result()
     bits = {name: bits_per_byte(rows) for name, rows in losses.items()}
     found = {
         "bits_per_byte": bits,
         "relative_time": times,
-        "relative_multiply_adds": relative_multiply_adds(s),
+        "relative_multiply_adds": relative_multiply_adds(s, len(longest.data) - 1),
+        "cache_bytes": len(longest.data) - 1,
         "equivalence_max_error": error,
         "change_standard_error": {
             name: change_standard_error(rows, losses["static"]) for name, rows in losses.items()
@@ -275,7 +283,7 @@ def choose_ways(
     corpus: Corpus,
     documents: list[Document],
 ) -> tuple[dict[str, Way], dict[str, dict[str, float]]]:
-    """The seven ways to read, step sizes chosen on the validation ``documents``; and the bits per
+    """The nine ways to read, step sizes chosen on the validation ``documents``; and the bits per
     byte of every step size tried.
     """
     config, window = s.config._replace(fast=False), {"window": s.training.window}
@@ -306,13 +314,51 @@ def choose_ways(
         "dynamic_evaluation_block": [block(r, d) for r in s.block for d in s.decays],
         "fast_untrained": [untrained(r, c) for r in s.untrained for c in (False, True)],
     }
+    sizes = documents, s.training.window, s.thetas, s.shares
+    jobs = {
+        "neural_cache": pool.submit(with_cache, "plain", plain, config, False, *sizes),
+        "fast_cache": pool.submit(with_cache, "fast", fast, s.config, True, *sizes),
+    }
     chosen, tried = choose(pool, candidates, documents, "step sizes, validation")
+    for name, job in jobs.items():
+        chosen[name], tried[name] = job.result()
     ways = chosen | {
         "static": Way(evaluate.static, plain, config, window),
         "fast_windowed": fast_way(fast, False, "learned"),
         "fast_carried": fast_way(fast, True, "learned"),
     }
-    return {name: ways[name] for name in LABELS}, tried
+    in_order = [name for name in LABELS if name in tried]
+    return {name: ways[name] for name in LABELS}, {name: tried[name] for name in in_order}
+
+
+def with_cache(
+    name: str,
+    params: Parameters,
+    config: Config,
+    carried: bool,
+    documents: list[Document],
+    window: int,
+    thetas: tuple[float, ...],
+    shares: tuple[float, ...],
+) -> tuple[Way, dict[str, float]]:
+    """The model ``name`` with the neural cache that is best on ``documents``, and the bits per byte
+    of every one tried. Each document is read once, whatever is tried.
+
+    Raises ValueError if the model's losses are not finite.
+    """
+    read = [cached.parts(params, config, d, window, carried=carried) for d in documents]
+    try:
+        best, unit = cached.tune_on(read, thetas, shares)
+    except FloatingPointError as error:
+        raise ValueError(f"neural cache: the {name} model diverged on validation") from error
+    tried = {_cache_label(*pair): loss / evaluate.LN2 for pair, loss in best.tried.items()}
+    options = {"carried": carried, "theta": best.theta * unit, "share": best.share}
+    label = _cache_label(best.theta, best.share)
+    return Way(cached.cached, params, config, {"window": window, **options}, label), tried
+
+
+def _cache_label(theta: float, share: float) -> str:
+    return f"theta {theta:g}, share {share:g}"
 
 
 def equivalence_error(params: Parameters, config: Config, document: Document, window: int) -> float:
@@ -333,17 +379,20 @@ def equivalence_error(params: Parameters, config: Config, document: Document, wi
     return float(host.max(host.abs(to_numpy(logits - literal))))
 
 
-def relative_multiply_adds(s: DemoSettings) -> dict[str, float]:
-    """Counted multiply-adds per token, static = 1."""
+def relative_multiply_adds(s: DemoSettings, length: int) -> dict[str, float]:
+    """Counted multiply-adds per token, static = 1; of the cache on a document of ``length``."""
     window, config = s.training.window, s.config
+    beside = cost.cache(config, length) * window / length  # of a window's bytes, on average
     counts = {
         "static": cost.static(config, window),
         "dynamic_evaluation_sgd": cost.dynamic(config, window, s.segment),
         "dynamic_evaluation_rms": cost.dynamic(config, window, s.segment),
         "dynamic_evaluation_block": cost.dynamic_block(config, window),
+        "neural_cache": cost.static(config, window) + beside,
         "fast_untrained": cost.fast(config, window, carried=True),
         "fast_windowed": cost.fast(config, window),
         "fast_carried": cost.fast(config, window, carried=True),
+        "fast_cache": cost.fast(config, window, carried=True) + beside,
     }
     return {name: count / counts["static"] for name, count in counts.items()}
 

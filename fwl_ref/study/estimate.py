@@ -78,7 +78,7 @@ def work(row: Row, train_bytes: int = 0) -> list[Work]:
     if way == "cache":
         pairs = config.width * (len(o["thetas"]) * few * short**2 + many * long**2) / 2
         below = "fast" if config.fast else "static"
-        return [Work("cache", pairs), Work(below, 2 * size * per_byte(below, config, window, o))]
+        return [Work("cache", pairs), Work(below, size * per_byte(below, config, window, o))]
     if way == "n-grams":
         below, size = "fast" if config.fast else "static", few * short + many * long
         products = size * per_byte(below, config, window, o)
@@ -187,7 +187,7 @@ def measure(s: Sizes, corpus: Corpus) -> dict[str, float]:
     o = {"carried": False, "thetas": (10.0,), "shares": (0.1,), "more": 0}
     pairs = config.width * window**2  # half of it twice
     both = _timed(lambda: WAYS["cache"](plain, o).read(document))
-    rest = 4 * found["static"] * window * per_byte("static", config, window, o)
+    rest = 2 * found["static"] * window * per_byte("static", config, window, o)
     found["cache"] = max(0.1 * both, both - rest) / pairs
     sample = corpus.train[0].data[:SAMPLE]
     found["n-grams"] = _timed(lambda: ngram_nats(sample.tobytes())) / len(sample)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..backend import Array, host, to_numpy
 from ..dynamic_evaluation import Descent, evaluate_block, mean_square, rms_scale
-from ..lm import evaluate
+from ..lm import cached, evaluate
 from ..lm.corpus import Corpus, Document
 from ..lm.data import windows
 from ..lm.device import batch_like
@@ -26,7 +26,7 @@ from ..lm.model import (
     fast_settings,
     features,
 )
-from ..lm.neural_cache import cache_probability, mix_cache
+from ..lm.neural_cache import mix_cache
 from ..lm.tune import tune
 from ..ops.cross_entropy import cross_entropy_fwd
 from .ngram import ngram_nats
@@ -113,27 +113,17 @@ def untrained(given: Given, o: dict[str, Any]) -> Chosen:
 
 def cache(given: Given, o: dict[str, Any]) -> Chosen:
     """The neural cache over the features below the block, on the model as it is or, of a fast one,
-    on its losses. theta is in units of the features' mean squared length.
+    on its losses (``lm/cached.py``).
     """
-    under = fast(given, o) if given.config.fast else static(given, o)
-    found = [(under.read(d), *final_features(given, d)) for d in given.validation]
-    unit = float(host.mean([(n * n).sum(axis=1).mean() for _, n, _ in found]))
-    table = {}
-    for theta in o["thetas"]:
-        cached = [cache_probability(n, y, theta / unit) for _, n, y in found]
-        for share in o["shares"]:
-            mixed = [mix_cache(f[0], c, share) for f, c in zip(found, cached, strict=True)]
-            table[theta, share] = bits_per_byte(mixed)
-    best = min(table, key=table.__getitem__)
-    theta, share = best
-
-    def read(document: Document) -> Array:
-        probability = cache_probability(*final_features(given, document), theta / unit)
-        return mix_cache(under.read(document), probability, share)
-
-    edge = theta in (min(o["thetas"]), max(o["thetas"]))
-    edge = edge or share in (min(o["shares"]), max(o["shares"]))
-    return Chosen(read, {"theta": theta, "share": share, "bits": table[best], "edge": edge})
+    model = given.params, given.config
+    read = [cached.parts(*model, d, given.window, carried=o["carried"]) for d in given.validation]
+    best, unit = cached.tune_on(read, o["thetas"], o["shares"])
+    edge = best.theta in (min(o["thetas"]), max(o["thetas"]))
+    edge = edge or best.share in (min(o["shares"]), max(o["shares"]))
+    bits = best.loss / evaluate.LN2
+    chosen = {"theta": best.theta, "share": best.share, "bits": bits, "edge": edge}
+    options = {"theta": best.theta * unit, "share": best.share, "carried": o["carried"]}
+    return Chosen(_bound(given, cached.cached, **options), chosen)
 
 
 def with_top(given: Given, o: dict[str, Any]) -> Chosen:
@@ -223,17 +213,6 @@ def tuned(
     edge = len(tried) > 1 and rate in (tried[0], tried[-1])
     chosen = {"rate": rate, "decay": decay, "bits": found.loss, "edge": edge}
     return Chosen(reader(rate, decay), chosen)
-
-
-def final_features(given: Given, document: Document) -> tuple[Array, Array]:
-    """(T,D),(T)   features below the block, each window read anew, and the bytes that came next"""
-    parts, labels = [], []
-    for batch in windows(document, given.window):
-        tokens, _, _ = batch_like(batch, given.params.embedding)  # (1,T)
-        x, _ = features(given.params, tokens, given.config)  # (1,T,D)
-        parts.append(to_numpy(x)[0])
-        labels.append(batch.labels[0])
-    return host.concatenate(parts), host.concatenate(labels)
 
 
 def _bound(given: Given, function: Callable[..., Array], **options: Any) -> Reader:

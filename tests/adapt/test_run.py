@@ -21,6 +21,7 @@ from fwl_ref.adapt.store import Store
 from fwl_ref.adapt.study import Document, Study
 from fwl_ref.adapt.trunk import model_on
 from fwl_ref.audit import audit_scores
+from fwl_ref.lm.cached import TunedCache
 from fwl_ref.lm.tune import Tuned
 from tests.adapt.small import CONFIG, SETTINGS, Letters, arguments, parameters, pretrained, write_texts
 from tests.tolerances import RTOL, assert_bitwise, assert_close
@@ -192,8 +193,10 @@ def test_every_way_scores_before_it_sees(done: Any, monkeypatch: pytest.MonkeyPa
     key = run.run_key("m", texts, TINY, "numpy")
     validation = study.documents_of(texts, "validation")
     whole = Study(model, TINY, store, out, key, validation, (), pieces, facts, {})
-    for module in (ways_cache, ways_descent, ways_refreshed, ways_untrained):  # settings are given: tuning is no part of reading
+    for module in (ways_descent, ways_refreshed, ways_untrained):  # settings are given: tuning is no part of reading
         monkeypatch.setattr(module, "tune", lambda loss, values, *_, **__: Tuned(values[1], 0.0, {}))
+    monkeypatch.setattr(ways_cache, "tune_cache", lambda *_: TunedCache(10.0, 0.05, 0.0, {}))
+    monkeypatch.setattr(ways_cache, "best_share", lambda *_: Tuned(0.05, 0.0, {}))
     known: dict[bytes, dict[str, np.ndarray]] = {}
 
     def read(ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from fwl_ref.demo.compare import change_standard_error, choose, read_all, relati
 from fwl_ref.demo.parallel import WORKER_ENVIRONMENT, worker_pool
 from fwl_ref.dynamic_evaluation import Descent
 from fwl_ref.lm import evaluate
+from fwl_ref.lm.cached import cached
 from fwl_ref.lm.data import Document
 from fwl_ref.lm.evaluate import Way, read
 from fwl_ref.lm.model import Config, initialize
@@ -150,13 +151,15 @@ def timed(clock, calls, name, seconds):
 
 def test_times_are_medians_of_ratios_of_interleaved_rounds(clock):
     """The first round warms up and does not count; a disturbed round does not matter; machines that
-    slow down do not matter.
+    slow down do not matter. What reads a longer document is compared by the byte.
     """
     calls = []
     ways = {"static": timed(clock, calls, "static", [9.0, 1.0, 1.0, 2.0]), "double": timed(clock, calls, "double", [90.0, 2.0, 50.0, 4.0])}
-    ratios, microseconds = relative_times(ways, documents(11)[0], rounds=3)
-    assert calls == ["static", "double"] * 4
-    assert ratios == {"static": 1.0, "double": 2.0}
+    ways["long"] = timed(clock, calls, "long", [1.0, 4.0, 4.0, 8.0])
+    short, long = documents(11, 21)
+    ratios, microseconds = relative_times(ways, {"static": short, "double": short, "long": long}, rounds=3)
+    assert calls == ["static", "double", "long"] * 4
+    assert ratios == {"static": 1.0, "double": 2.0, "long": 2.0}
     assert microseconds == pytest.approx(1e6 * statistics.median([1, 1, 2]) / 10)
 
 
@@ -167,7 +170,7 @@ def test_real_ways_can_be_timed():
         "static": Way(evaluate.static, params, CONFIG, {"window": 8}),
         "dynamic": Way(evaluate.dynamic, params, CONFIG, {"window": 8, "descent": Descent(0.1), "segment": 2}),
     }
-    ratios, microseconds = relative_times(ways, documents(30)[0], rounds=3)
+    ratios, microseconds = relative_times(ways, dict.fromkeys(ways, documents(30)[0]), rounds=3)
     assert ratios["static"] == 1 and ratios["dynamic"] > 1 and microseconds > 0
 
 
@@ -183,6 +186,7 @@ def test_workers_find_what_is_found_here(workers):
         Way(evaluate.dynamic, params, plain, {"window": 8, "descent": Descent(0.1), "segment": 3}, "dynamic"),
         Way(evaluate.dynamic_block, params, plain, {"window": 8, "rate": 0.1, "decay": 0.0, "segment": 3}, "block"),
         Way(evaluate.fast_weights, params, CONFIG, {"window": 8, "carried": True}, "fast"),
+        Way(cached, params, CONFIG, {"window": 8, "theta": 1.0, "share": 0.2, "carried": True}, "cache"),
     ]
     rows = read_all(workers, ways, texts, "reading")
     for way, row in zip(ways, rows, strict=True):

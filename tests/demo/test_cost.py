@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fwl_ref.demo import cost
 from fwl_ref.dynamic_evaluation import Descent
+from fwl_ref.lm.cached import cached
 from fwl_ref.lm.data import Document
 from fwl_ref.lm.evaluate import Way, dynamic, dynamic_block, fast_weights, read, static
 from fwl_ref.lm.model import Config, initialize
@@ -69,6 +70,9 @@ def expected(way, config, length, window, segment):
         "dynamic": lambda i, n: cost.dynamic(config, n, segment),
         "dynamic block": lambda i, n: cost.dynamic_block(config, n),
     }
+    if way.startswith("cached"):
+        below = "carried" if way.endswith("carried") else "static"
+        return expected(below, config, length, window, segment) + cost.cache(config, length)
     return sum(formulas[way](i, n) for i, n in enumerate(spans(length, window)))
 
 
@@ -82,11 +86,14 @@ def reader(way, config, window, segment):
         "carried": (fast_weights, {"carried": True}),
         "dynamic": (dynamic, {"descent": Descent(0.0), "segment": segment}),
         "dynamic block": (dynamic_block, {"rate": 0.0, "decay": 0.0, "segment": segment}),
+        "cached": (cached, {"theta": 1.0, "share": 0.1}),
+        "cached, carried": (cached, {"theta": 1.0, "share": 0.1, "carried": True}),
     }[way]
+    config = config._replace(fast=way != "cached")
     return Way(function, initialize(config), config, {"window": window, **options})
 
 
-WAYS = ("static", "windowed", "carried", "dynamic", "dynamic block")
+WAYS = ("static", "windowed", "carried", "dynamic", "dynamic block", "cached", "cached, carried")
 
 
 def test_nothing_is_multiplied_behind_the_counter():
@@ -94,7 +101,7 @@ def test_nothing_is_multiplied_behind_the_counter():
     counted: no operator @ anywhere.
     """
     assert {"lm.model", "fwl", "ops.dense", "dynamic_evaluation"} <= reachable("lm.evaluate")
-    for name in {"lm.evaluate", *reachable("lm.evaluate")}:
+    for name in {"lm.evaluate", "lm.cached", *reachable("lm.evaluate"), *reachable("lm.cached")}:
         assert not any(isinstance(n, ast.MatMult) for n in ast.walk(TREES[name])), name
 
 
@@ -130,15 +137,16 @@ def test_formulas_hold_across_blocks_of_attention(way, attention_window, chunk):
 
 def test_the_demo_reports_the_counted_ratios():
     """``relative_multiply_adds`` are the counts of one window over the static one; carried means
-    that a state came in.
+    that a state came in; the cache is that of a whole document, a window's share of it.
     """
     from fwl_ref.demo.run import LABELS, QUICK, relative_multiply_adds
 
     settings = QUICK._replace(config=CONFIG, training=QUICK.training._replace(window=23), segment=7)
-    found = relative_multiply_adds(settings)
+    found = relative_multiply_adds(settings, 46)
     assert list(found) == list(LABELS)
     once = {way: count(reader(way, CONFIG, 23, 7), 23) for way in WAYS}
     twice = count(reader("carried", CONFIG, 23, 7), 46)
+    beside = (count(reader("cached", CONFIG, 23, 7), 46) - count(reader("static", CONFIG, 23, 7), 46)) / 2
     for name, counted in {
         "static": once["static"],
         "dynamic_evaluation_sgd": once["dynamic"],
@@ -147,19 +155,22 @@ def test_the_demo_reports_the_counted_ratios():
         "fast_untrained": twice - once["carried"],
         "fast_windowed": once["windowed"],
         "fast_carried": twice - once["carried"],
+        "neural_cache": once["static"] + beside,
+        "fast_cache": twice - once["carried"] + beside,
     }.items():
         assert found[name] == counted / once["static"], name
 
 
 @pytest.mark.parametrize("name", ["FULL", "QUICK"])
 def test_the_demo_costs_what_is_claimed(name):
-    """Dynamic evaluation over three times the static model, fast weights well under twice."""
+    """Dynamic evaluation over three times the static model, fast weights well under twice; a cache of 8,192 bytes between."""
     from fwl_ref.demo import run as demo
 
-    found = demo.relative_multiply_adds(getattr(demo, name))
+    found = demo.relative_multiply_adds(getattr(demo, name), 8192)
     assert found["static"] == 1
     assert all(found[k] > 3 for k in ("dynamic_evaluation_sgd", "dynamic_evaluation_rms"))
-    assert all(1 < found[k] < 1.7 for k in ("fast_untrained", "fast_windowed", "fast_carried"))
+    assert all(1 < found[k] < 1.7 for k in ("fast_untrained", "fast_windowed", "fast_carried", "neural_cache"))
+    assert found["neural_cache"] - 1 == pytest.approx(found["fast_cache"] - found["fast_carried"])
 
 
 MUTANTS = {

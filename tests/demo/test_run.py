@@ -19,11 +19,12 @@ from fwl_ref.demo.parallel import InTurn
 from fwl_ref.demo.run import FULL, LABELS, QUICK, equivalence_error, run_demo
 from fwl_ref.lm import evaluate
 from fwl_ref.lm import train as training
+from fwl_ref.lm.cached import cached
 from fwl_ref.lm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, text_of
 from fwl_ref.lm.corpus import pick
 from fwl_ref.lm.data import Document, load_corpus
 from fwl_ref.lm.evaluate import bits_per_byte, with_step_size
-from fwl_ref.lm.model import Config, initialize
+from fwl_ref.lm.model import Config, features, initialize
 from fwl_ref.lm.train import TrainSettings, train
 from fwl_ref.tree import leaves, named_leaves, size, tree_map
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.host("files and processes")
 
 NAMES = [
     "static", "dynamic_evaluation_sgd", "dynamic_evaluation_rms", "dynamic_evaluation_block",
-    "fast_untrained", "fast_windowed", "fast_carried",
+    "neural_cache", "fast_untrained", "fast_windowed", "fast_carried", "fast_cache",
 ]  # fmt: skip
 TINY = FULL._replace(
     config=Config(width=8, layers=1, heads=2, chunk=5),
@@ -46,7 +47,10 @@ TINY = FULL._replace(
     block=(0.1,),
     untrained=(0.01,),
     decays=(0.0,),
+    thetas=(2.0, 8.0),
+    shares=(0.05, 0.2),
 )
+TUNED = [*NAMES[1:6], "fast_cache"]
 SHORT = TINY._replace(segment=8, validation=(1, 18), test=(2, 34), statistics_batches=1, timing=(16, 1), sgd=(0.1,))
 
 
@@ -107,7 +111,7 @@ def test_the_demo_writes_five_files(done):
 
 
 def test_the_json_holds_what_is_promised(done):
-    """Seven ways under each of three headings, the equivalence, and everything the result depends
+    """Nine ways under each of three headings, the equivalence, and everything the result depends
     on.
     """
     out, returned = done
@@ -124,22 +128,23 @@ def test_the_json_holds_what_is_promised(done):
     assert settings["config"] == TINY.config._asdict() and settings["training"] == TINY.training._asdict()
     assert settings["segment"] == 5 and settings["sgd"] == [0.02, 0.1] and settings["quick"] is False
     assert len(found["documents"]) == 2 and len(found["validation_documents"]) == 1
-    assert list(found["tried_on_validation"]) == NAMES[1:5] and len(found["tried_on_validation"]["dynamic_evaluation_sgd"]) == 2
+    assert list(found["tried_on_validation"]) == TUNED and len(found["tried_on_validation"]["dynamic_evaluation_sgd"]) == 2
+    assert len(found["tried_on_validation"]["neural_cache"]) == 4 and found["cache_bytes"] == 50
     assert found["date"] and found["machine"] and found["seconds"] > 0
 
 
 def test_labels_and_sizes_are_those_of_the_report():
     """The ways by name and in order; quick and full differ in size only."""
-    assert list(LABELS) == NAMES and len(set(LABELS.values())) == 7
+    assert list(LABELS) == NAMES and len(set(LABELS.values())) == 9
     assert QUICK.config == FULL.config and QUICK.training.window == FULL.training.window and QUICK.training.steps < FULL.training.steps
 
 
-def test_the_table_has_seven_rows(done):
+def test_the_table_has_nine_rows(done):
     """With the bits of the JSON; the text names the corpus."""
     out, found = done
     lines = (out / "demo.md").read_text(encoding="utf-8").splitlines()
     table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 2 + 7
+    assert len(table) == 2 + 9
     for name, line in zip(NAMES, table[2:], strict=True):
         assert LABELS[name] in line and f" {found['bits_per_byte'][name]:.3f} " in line
 
@@ -183,11 +188,23 @@ def test_the_figures_are_those_of_the_saved_models(done, text):
     corpus, config = load_corpus(text), TINY.config
     assert set(found["documents"]) <= {d.name for d in corpus.test}
     documents = [Document(d.name, d.data[:51]) for d in corpus.test if d.name in found["documents"]]
-    rate = {name: float(re.search(r"(?:rate|step size) ([^,]+)", found["chosen"][name])[1]) for name in NAMES[1:5]}
+    rate = {name: float(re.search(r"(?:rate|step size|theta) ([^,]+)", found["chosen"][name])[1]) for name in TUNED}
     carried = found["chosen"]["fast_untrained"].endswith("carried")
     opened = with_step_size(plain, rate["fast_untrained"], TINY.training.decay)
     sgd = {"descent": demo.Descent(rate["dynamic_evaluation_sgd"]), "segment": 5}
     block = {"rate": rate["dynamic_evaluation_block"], "decay": 0.0, "segment": 5}
+    tuned_on = [Document(d.name, d.data[:35]) for d in corpus.validation if d.name in found["validation_documents"]]
+
+    def cache(name, params, fast):
+        """theta in units of one over the mean squared length of the features of validation text, each window read anew."""
+        cfg, share = config._replace(fast=fast), float(found["chosen"][name].split("share ")[1])
+        lengths = []
+        for d in tuned_on:
+            for i in range(0, len(d.data) - 1, 16):
+                tokens = d.data[None, i : min(i + 16, len(d.data) - 1)].astype("int64")
+                lengths += [float(v @ v) for v in features(params, tokens, cfg)[0][0]]
+        return cached, params, {"theta": rate[name] / np.mean(lengths), "share": share, "carried": fast}
+
     ways = {
         "static": (evaluate.static, plain, {}),
         "dynamic_evaluation_sgd": (evaluate.dynamic, plain, sgd),
@@ -195,8 +212,11 @@ def test_the_figures_are_those_of_the_saved_models(done, text):
         "fast_untrained": (evaluate.fast_weights, opened, {"carried": carried}),
         "fast_windowed": (evaluate.fast_weights, fast, {}),
         "fast_carried": (evaluate.fast_weights, fast, {"carried": True}),
+        "neural_cache": cache("neural_cache", plain, False),
+        "fast_cache": cache("fast_cache", fast, True),
     }
-    losses = {name: [way(params, config, d, 16, **options) for d in documents] for name, (way, params, options) in ways.items()}
+    of = {name: config._replace(fast=name != "neural_cache") for name in ways}
+    losses = {name: [way(params, of[name], d, 16, **options) for d in documents] for name, (way, params, options) in ways.items()}
     for name, rows in losses.items():
         assert found["bits_per_byte"][name] == pytest.approx(bits_per_byte(rows), rel=1e-5), name
         assert found["change_standard_error"][name] == pytest.approx(change_standard_error(rows, losses["static"]), rel=1e-3, abs=1e-9)
