@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ..backend import Array, host, like, namespace, to_numpy
 from ..fast_matrix import FastMatrix
@@ -20,10 +20,12 @@ from ..key_map import KeyMap
 from ..lm.adamw import AdamState, NonFiniteError, adam_init, adam_step, cosine, squares
 from ..lm.bar import Bar
 from ..tree import named_leaves, rebuild, tree_map
-from .layer import MOST_DECAY, Learned, loss_and_gradient, plain_loss_and_gradient
-from .trunk import Model
+from .layer import MOST_DECAY, Learned
 
 SAVE_EVERY = 30.0  # seconds between two files
+
+# (learned, x (B,T,D), labels (B,T), weights (B,T)) -> mean loss, its gradient
+LossAndGradient: TypeAlias = Callable[[Learned, Array, Array, Array], tuple[Array, Learned]]
 
 
 class Piece(NamedTuple):
@@ -92,9 +94,8 @@ def train(
     file: Path | None,
     key: str,
     first: Learned,
-    sizes: FastMatrix,
+    gradient_of: LossAndGradient,
     pieces: Sequence[Piece],
-    model: Model,
     training: Training,
     validate: Callable[[Learned], float],
     scale: float,
@@ -110,7 +111,7 @@ def train(
     if progress is None:
         progress = Progress(first, adam_init(first), first, math.inf, ())
     done, saved = len(progress.curve), time.monotonic()
-    name = "fast" if training.fast else "plain"
+    name = file.stem if file else "layer"
     at_checks = {round(training.steps * (i + 1) / training.checks) for i in range(training.checks)}
     if not done and progress.loss == math.inf:  # training must better what it began from
         progress = progress._replace(loss=validate(first))
@@ -120,16 +121,9 @@ def train(
         for step in range(done, training.steps):
             batch = draw(pieces, training.batch, training.length, training.seed, step)
             x, labels, weights = (
-                like(a, model.U, model.U.dtype if a.dtype == "float32" else None) for a in batch
+                like(a, first.W, first.W.dtype if a.dtype == "float32" else None) for a in batch
             )
-            learned = progress.learned
-            if training.fast:
-                found_at = loss_and_gradient(
-                    learned, x, labels, weights, model, sizes, training.chunk
-                )
-            else:
-                found_at = plain_loss_and_gradient(learned, x, labels, weights, model)
-            loss, gradient = found_at
+            loss, gradient = gradient_of(progress.learned, x, labels, weights)
             value = float(to_numpy(loss))
             _check(value, gradient, step)
             factor = cosine(step, training.steps, max(1, training.steps // 20))

@@ -14,9 +14,18 @@ from .study import Study, read_at
 from .ways import AS_IS, as_it_is, context_name, guard, home
 from .ways_cache import CACHE, neural_cache, with_cache
 from .ways_descent import descent_name, descent_row, descent_validation
+from .ways_refreshed import (
+    THROUGH,
+    named,
+    refreshed_cache,
+    refreshed_through,
+    refreshed_trained,
+    refreshed_untrained,
+    trained_through,
+    untrained_of,
+)
 from .ways_refreshed import TRAINED as TRUE_TRAINED
 from .ways_refreshed import UNTRAINED as TRUE_UNTRAINED
-from .ways_refreshed import refreshed_trained, refreshed_untrained
 from .ways_trained import CARRIED, PLAIN, RESET, layer_row, validation_losses
 from .ways_untrained import unembedding, untrained
 
@@ -51,7 +60,7 @@ def plan(study: Study) -> list[Step]:
         Step(UNTRAINED, lambda _: untrained(study, UNTRAINED, whiten=False, sharp=False)),
         Step(WHITENED, lambda _: untrained(study, WHITENED, whiten=True, sharp=False)),
         Step(SHARP, lambda _: untrained(study, SHARP, whiten=True, sharp=True)),
-        Step(TRUE_UNTRAINED, lambda _: refreshed_untrained(study)),
+        *_true(study, s.window),
         Step(CARRIED, lambda _: layer_row(study, CARRIED)),
         Step(TRUE_TRAINED, lambda _: refreshed_trained(study)),
         Step(RESET, lambda _: layer_row(study, RESET)),
@@ -68,6 +77,8 @@ def plan(study: Study) -> list[Step]:
         Step(f"{best}, and cache", lambda rows: _descent_cache(study, rows[best]), (best,))
     )
     steps += _long(study)
+    for context in s.contexts:
+        steps += _true(study, context)
     steps.append(Step(UNEMBEDDING, lambda _: unembedding(study, UNEMBEDDING)))
     for rms in (True, False) if s.full else ():
         name = descent_name(study, rms, whole=True)
@@ -125,6 +136,31 @@ def _descent_cache(study: Study, row: Row) -> Row:
         study, f"{row.name}, and cache", row.name, row.losses, tuned, study.settings.window,
         documents=row.documents, tuned_on=documents,
     )  # fmt: skip
+
+
+def _true(study: Study, window: int) -> list[Step]:
+    """True gradients with the trunk at a window: nothing trained and trained through them, alone
+    and with the cache. The training is that of the settings' window.
+    """
+    plain, through = (named(study, name, window) for name in (TRUE_UNTRAINED, THROUGH))
+
+    def trained(rows: dict[str, Row]) -> Row:
+        return refreshed_through(study, rows[TRUE_UNTRAINED], window)
+
+    def plain_cache(rows: dict[str, Row]) -> Row:
+        return refreshed_cache(study, rows[plain], untrained_of(study, rows[plain]))
+
+    def through_cache(rows: dict[str, Row]) -> Row:
+        _, layer = trained_through(study, rows[TRUE_UNTRAINED])
+        return refreshed_cache(study, rows[through], layer)
+
+    base = () if window == study.settings.window else (context_name(window),)
+    return [
+        Step(plain, lambda _: refreshed_untrained(study, window), base),
+        Step(f"{plain}, and cache", plain_cache, (plain,)),
+        Step(through, trained, (*base, TRUE_UNTRAINED)),
+        Step(f"{through}, and cache", through_cache, (TRUE_UNTRAINED, through)),
+    ]
 
 
 def _long(study: Study) -> list[Step]:

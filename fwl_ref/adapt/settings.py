@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from ..lm.llama import LlamaConfig
 
+SEGMENT = 32  # tokens between two true gradient steps of the layer: what is read is never older
+
 
 class Settings(NamedTuple):
     """Everything that fixes the figures, but the model and the text."""
@@ -119,10 +121,10 @@ def need(
     unit = seconds / (head + trunk)  # seconds a multiply-add
     read, kept = validation + test, 4 * D
     disk = 2 * D * train + kept * read * (1 + len(s.contexts))
-    arrays = 4 * kept * read + 2 * D * train + 6 * 4 * s.block * V
+    arrays = 8 * kept * read + 2 * D * train + 6 * 4 * s.block * V
     whole = model_bytes(config)
     adapting = whole * (5 if s.full else 1)  # statistics: MS, root, divisor, norm; a gradient
-    training = 4 * s.batch * s.train_length * D * 40
+    training = 4 * s.batch * s.train_length * D * (40 + 3 * D // SEGMENT)
     longer = sum(trunk_products(config, c) for c in s.contexts)
     sequences = s.steps * s.batch * s.train_length
     per_document = min(s.length, s.tune_length)
@@ -130,6 +132,8 @@ def need(
     work = train * trunk + read * (trunk + longer)
     work += read * head * 2 + (tuned * 4 * validation + 6 * test) * head  # nothing trained
     work += sequences * head * 9 + s.checks * validation * head * 4 + test * head * 8
+    windows = 1 + len(s.contexts)  # of true gradients, which are trained through as well
+    work += sequences * head * 6 + windows * ((tuned + 4) * validation + 2 * test) * head * 2
     top = trunk * s.layers / config.layers * 3 + head * 2
     work += 2 * (tuned * 2 * per_document + test) * top + read * trunk
     work += 2 * s.full * (tuned + 1) * 2 * per_document * 3 * (trunk + head)

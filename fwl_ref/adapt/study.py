@@ -81,9 +81,14 @@ def features_at(study: Study, document: Document, window: int) -> Array:
 
 
 def read_at(study: Study, document: Document, window: int) -> Reading:
-    """A document at a window of the trunk, its losses and gradients; kept in the memo."""
+    """A document at a window of the trunk, its losses and gradients; kept in the memo, of longer
+    windows one at a time.
+    """
     key = ("reading", document.tokens.key, window)
     if key not in study.memo:
+        here = window, study.settings.window
+        for old in [k for k in study.memo if k[0] == "reading" and k[2] not in here]:
+            del study.memo[old]
         x = like(features_at(study, document, window), study.model.U, study.model.U.dtype)
         study.memo[key] = reading(study.model, x, document.tokens.ids)
     return study.memo[key]

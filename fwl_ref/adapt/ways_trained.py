@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..backend import Array
 from ..fast_matrix import FastMatrix
 from ..tree import tree_map
-from .layer import Learned, layer_losses, plain_layer_losses, start
-from .learn import Progress, Training, train
+from .layer import (
+    Learned,
+    layer_losses,
+    loss_and_gradient,
+    plain_layer_losses,
+    plain_loss_and_gradient,
+    start,
+)
+from .learn import LossAndGradient, Progress, Training, train
 from .rows import Row
 from .settings import head_products
 from .study import Document, Study, mean_loss, read_at, timed
@@ -33,10 +41,11 @@ def trained(study: Study, fast: bool) -> Progress:
     """Train the layer, or take from the disk what was trained."""
     s, name = study.settings, "fast" if fast else "plain"
     if name not in study.memo:
-        training = Training(
-            s.steps, s.batch, s.train_length, s.seed, s.checks, s.rate, fast, s.chunk
-        )
+        training = training_of(study, fast)
         sizes = sizes_of(study) if fast else FastMatrix(0.0, 0.0)
+        gradient_of: LossAndGradient = partial(plain_loss_and_gradient, model=study.model)
+        if fast:
+            gradient_of = partial(loss_and_gradient, model=study.model, sizes=sizes, chunk=s.chunk)
 
         def validate(learned: Learned) -> float:
             return mean_loss(
@@ -46,10 +55,16 @@ def trained(study: Study, fast: bool) -> Progress:
         first = start(study.facts.key, DECAY)
         key = f"{study.key} {training} {sizes}"
         study.memo[name] = train(
-            study.folder / f"{name}.npz", key, first, sizes, study.pieces, study.model, training,
-            validate, study.facts.entry,
+            study.folder / f"{name}.npz", key, first, gradient_of, study.pieces, training, validate,
+            study.facts.entry,
         )  # fmt: skip
     return study.memo[name]
+
+
+def training_of(study: Study, fast: bool) -> Training:
+    """What the settings say of it."""
+    s = study.settings
+    return Training(s.steps, s.batch, s.train_length, s.seed, s.checks, s.rate, fast, s.chunk)
 
 
 def losses_of(

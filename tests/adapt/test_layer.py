@@ -4,6 +4,7 @@ A docstring with "N:" has a negative control: something that must not hold.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ DOCUMENTS = [RNG.integers(0, CONFIG.vocabulary, n) for n in (41, 30, 55)]
 PIECES = [Piece(features(MODEL, ids, 16), ids) for ids in DOCUMENTS]
 KEY = whitening(piece.x for piece in PIECES)
 SIZES = FastMatrix(0.5, 0.01)
+GRADIENT = partial(loss_and_gradient, model=MODEL, sizes=SIZES, chunk=8)
 TRAINING = Training(steps=6, batch=2, length=24, seed=3, checks=3, rate=1e-2, fast=True, chunk=8)
 
 
@@ -104,7 +106,7 @@ def test_reset_memory_reads_each_piece_alone() -> None:
 
 
 def run(file: Path | None, validate: Any, training: Training = TRAINING) -> Any:
-    return train(file, "key", start(KEY, 0.01), SIZES, PIECES, MODEL, training, validate, 1.0)
+    return train(file, "key", start(KEY, 0.01), GRADIENT, PIECES, training, validate, 1.0)
 
 
 def norm_of(learned: Learned) -> float:
@@ -135,7 +137,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path: Path) -> None
     assert whole.loss == again.loss < 0
     assert len(calls) == 3
     assert run(file, norm_of).curve == whole.curve
-    other = train(file, "another key", start(KEY, 0.01), SIZES, PIECES, MODEL, TRAINING._replace(steps=1), norm_of, 1.0)
+    other = train(file, "another key", start(KEY, 0.01), GRADIENT, PIECES, TRAINING._replace(steps=1), norm_of, 1.0)
     assert len(other.curve) == 1
 
 
@@ -160,4 +162,4 @@ def test_batches_are_documents_and_their_labels() -> None:
 def test_a_loss_that_is_no_number_ends_training() -> None:
     bad = [piece._replace(x=piece.x * np.nan) for piece in PIECES]
     with pytest.raises(NonFiniteError, match="step 0"):
-        train(None, "key", start(KEY, 0.01), SIZES, bad, MODEL, TRAINING, norm_of, 1.0)
+        train(None, "key", start(KEY, 0.01), GRADIENT, bad, TRAINING, norm_of, 1.0)
