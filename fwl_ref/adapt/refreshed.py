@@ -33,7 +33,7 @@ def refreshed_losses(
     decay: float = 0.0,
     values: Array | None = None,
 ) -> Array:
-    """(T,D),(T,K),(T)->(T)   losses; ``values`` (D,D) whitens what is written   (Y.1), (X.5)
+    """(T,D),(T,K),(T)->(T)   losses; ``values`` (D,D) whitens what is written   (Y.1), (X.15)
 
     Raises ValueError if ``segment`` is below 1 or the decay is not in [0, 1).
     """

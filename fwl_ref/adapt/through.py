@@ -62,7 +62,7 @@ def through_fwd(
     segment: int,
     values: Array | None = None,
 ) -> tuple[Array, ThroughResidual]:
-    """(B,T,D),(B,T),(B,T)->(B,T)   losses, each segment at what those before it left   (F.16)
+    """(B,T,D),(B,T),(B,T)->(B,T)   losses, each segment at what those before it left   (X.15)
 
     Raises ValueError as ``fast_matrix_fwd``, for a segment below 1, and for settings with a head
     that is not frozen, another normalizer than the constant one, or first order.
@@ -102,7 +102,7 @@ def through_fwd(
 def through_bwd(
     g_nll: Array, res: ThroughResidual
 ) -> tuple[Array, MatrixParameters, FastMatrix, Array]:
-    """Adjoint of through_fwd: g_x, g_slow (None for the head), g_eta, g_decay.   (F.17)"""
+    """Adjoint of through_fwd: g_x, g_slow (None for the head), g_eta, g_decay.   (X.16)"""
     xp = namespace(g_nll)
     g_slow = zeros_like(res.slow._replace(U=None, c=None))  # the head is a constant
     g_eta, g_decay = zeros_like(res.eta), xp.zeros_like(res.decay)
@@ -149,7 +149,7 @@ def through_loss_and_gradient(
 ) -> tuple[Array, Learned]:
     """(B,T,D),(B,T),(B,T)->(),Learned   mean loss of the tokens of weight 1, through the steps
 
-    (F.16), (F.17)
+    (X.15), (X.16)
     """
     xp = namespace(x, weights)
     slow, eta = slow_of(learned, model), etas_of(learned, sizes)

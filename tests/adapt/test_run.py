@@ -14,17 +14,21 @@ import numpy as np
 import pytest
 
 from fwl_ref import __main__ as program
-from fwl_ref.adapt import command, plan, run, settings, study, table, ways_cache, ways_descent, ways_refreshed, ways_untrained
+from fwl_ref.adapt import command, learn, plan, run, settings, study, table, ways_cache, ways_descent, ways_refreshed, ways_untrained
 from fwl_ref.adapt.documents import Texts, Tokens, load_texts
+from fwl_ref.adapt.refreshed import refreshed_losses
 from fwl_ref.adapt.rows import Row, load_row, row_file, save_row
 from fwl_ref.adapt.store import Store
 from fwl_ref.adapt.study import Document, Study
 from fwl_ref.adapt.trunk import model_on
 from fwl_ref.audit import audit_scores
+from fwl_ref.fast_matrix import FastMatrix
+from fwl_ref.key_map import KeyMap, key_fwd
 from fwl_ref.lm.cached import TunedCache
+from fwl_ref.lm.neural_cache import mix_cache
 from fwl_ref.lm.tune import Tuned
 from tests.adapt.small import CONFIG, SETTINGS, Letters, arguments, parameters, pretrained, write_texts
-from tests.tolerances import RTOL, assert_bitwise, assert_close
+from tests.tolerances import RTOL, assert_bitwise, assert_close, relative_error
 
 pytestmark = pytest.mark.host("the whole command; a device is tried by hand")
 
@@ -79,6 +83,87 @@ def test_every_row_is_there_and_the_table_says_what_its_losses_are(done: Any) ->
     assert (out / "position.png").stat().st_size > 1000
 
 
+def test_rows_of_true_gradients_are_what_they_say(done: Any) -> None:
+    """Worked out again from what was chosen and what was trained: nothing trained, at the window and at the longer
+    one, and trained through; each with the cache on top. N: other keys, or values as they are, are other losses.
+    """
+    folder, texts, out = done
+    model, s = model_on(parameters(), CONFIG, 32, 10), TINY
+    store = Store(folder / "features", "m", 10**8)
+    pieces = study.training_pieces(model, store, texts, s)
+    facts = study.measure(model, pieces, s)
+    test = study.documents_of(texts, "test")
+    found = Study(model, s, store, out, "", study.documents_of(texts, "validation"), test, pieces, facts, {})
+    rows, chosen = losses_in(out), json.loads((out / "results.json").read_text())["chosen"]
+
+    def again(name: str, window: int, key: Any, first: FastMatrix, values: Any) -> np.ndarray:
+        unit, picked = facts.x / facts.whitened, chosen[name]
+        eta, losses = FastMatrix(picked["step"] * unit, picked.get("bias step", 0.0) * unit), []
+        for document in test:
+            at = study.read_at(found, document, window)
+            k, _ = key_fwd(at.x, key, True)
+            losses.append(refreshed_losses(model, at.x, k, at.labels, first, eta, 32, decay=picked["decay"], values=values))
+        return np.concatenate(losses)
+
+    with np.load(out / "through.npz") as arrays:
+        key, first = KeyMap(arrays["best/key.mean"], arrays["best/key.A"]), FastMatrix(arrays["best/W"], arrays["best/b"])
+    nothing = FastMatrix(np.zeros_like(facts.values), np.zeros(CONFIG.width))
+    layers = {ways_refreshed.UNTRAINED: (facts.key, nothing), ways_refreshed.THROUGH: (key, first)}
+    for way, (own, start) in layers.items():
+        for window in (s.window, 32):
+            name = ways_refreshed.named(found, way, window)
+            saved = rows[row_file(out, name).stem]
+            assert_close(again(name, window, own, start, facts.values), saved, RTOL)
+            assert relative_error(again(name, window, own, start, None), saved) > 1e-6
+            cached = [ways_cache.probability(found, d, chosen[f"{name}, and cache"]["theta"], window) for d in test]
+            mixed = mix_cache(saved, np.concatenate(cached), chosen[f"{name}, and cache"]["lambda"])
+            mixed[48] = saved[48]  # the first token of the second document has no past
+            assert_close(mixed, rows[row_file(out, f"{name}, and cache").stem], RTOL)
+    assert relative_error(rows[row_file(out, ways_refreshed.THROUGH).stem], rows[row_file(out, ways_refreshed.UNTRAINED).stem]) > 1e-6
+
+
+def test_training_through_true_gradients_begins_at_the_row_where_nothing_is_trained(
+    done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first training loss is what that layer, its bias a little fast, has on the first batch; N: not with values as they are."""
+    folder, texts, _ = done
+    model, s = model_on(parameters(), CONFIG, 32, 10), TINY
+    monkeypatch.setattr(ways_refreshed, "SEGMENT", 6)
+    pieces = study.training_pieces(model, Store(folder / "features", "m", 10**8), texts, s)
+    facts = study.measure(model, pieces, s)
+    validation = study.documents_of(texts, "validation")
+    own = Study(model, s, Store(None, "m", 0), tmp_path, "", validation, (), pieces, facts, {})
+    row = Row("", (), (), {"step": 1.0, "decay": 0.01}, s.window, 0.0, 0.0, 0)
+    progress, layer = ways_refreshed.trained_through(own, row)
+    x, labels, weights = learn.draw(pieces, s.batch, s.train_length, s.seed, 0)
+    eta = facts.x / facts.whitened
+    nothing = FastMatrix(np.zeros_like(facts.values), np.zeros(CONFIG.width))
+
+    def mean(values: Any) -> np.ndarray:
+        given = nothing, FastMatrix(eta, eta / 100), 6
+        keys = [key_fwd(a, facts.key, True)[0] for a in x.astype("float64")]
+        pairs = zip(x.astype("float64"), keys, labels, strict=True)
+        found = [refreshed_losses(model, a, k, y, *given, decay=0.01, values=values) for a, k, y in pairs]
+        return np.sum(np.stack(found) * weights) / np.sum(weights)
+
+    assert_close(np.asarray(progress.curve[0]), mean(facts.values), RTOL)
+    assert relative_error(np.asarray(progress.curve[0]), mean(None)) > 1e-6
+    assert len(progress.curve) == s.steps and layer.values is facts.values
+    assert ways_refreshed.trained_through(own, row)[0] is progress
+
+
+def test_readings_of_longer_windows_are_kept_one_at_a_time(done: Any) -> None:
+    """Those of the settings' window stay."""
+    folder, texts, out = done
+    model = model_on(parameters(), CONFIG, 32, 10)
+    test = study.documents_of(texts, "test")
+    found = Study(model, TINY, Store(None, "m", 0), out, "", (), test, (), None, {"theta": 1.0})  # type: ignore[arg-type]
+    for window in (TINY.window, 32, 48):
+        for document in test:
+            study.read_at(found, document, window)
+    assert sorted(k[2] for k in found.memo if k[0] == "reading") == sorted([TINY.window, 48] * len(test))
+
+
 def test_a_run_goes_on_where_it_was_interrupted(done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended in the middle of training, and again in the middle of the rows: the same bits as a run that
     was left alone; rows that are there are not made again. N: other settings make all anew.
@@ -86,8 +171,6 @@ def test_a_run_goes_on_where_it_was_interrupted(done: Any, tmp_path: Path, monke
     folder, texts, out = done
     store = Store(folder / "features", "m", 10**8)
     again = tmp_path / "out"
-    from fwl_ref.adapt import learn
-
     real, calls = learn.adam_step, []
 
     def ends(*args: Any) -> Any:

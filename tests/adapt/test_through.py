@@ -55,7 +55,7 @@ def read(learned: Learned, segment: int, values: np.ndarray | None) -> np.ndarra
 @pytest.mark.parametrize("segment", [1, 4, 30])
 @pytest.mark.parametrize("decay", [0.0, 0.05])
 def test_what_is_trained_is_what_is_read(segment: int, decay: float, values: np.ndarray | None) -> None:
-    """Each sequence with matrices of its own, carried from segment to segment; N: other segments are another answer.   (F.16)"""
+    """Each sequence with matrices of its own, carried from segment to segment; N: other segments are another answer.   (X.15)"""
     learned = LEARNED._replace(decay=np.asarray(decay))
     settings = MatrixSettings(eps=CONFIG.eps, chunk=3, block=10)
     given = X, LABELS, ONES, slow_of(learned, MODEL), etas_of(learned, SIZES), learned.decay, settings
@@ -72,7 +72,7 @@ def case(decay: float = 0.3) -> MatrixCase:
 @pytest.mark.parametrize("segment", [1, 2, 4, 9])
 def test_the_backward_pass_is_the_adjoint_of_the_forward_pass(segment: int, values: np.ndarray | None) -> None:
     """<u, J v> = <J^T u, v> for features, key map, W, b, gain, bias, step sizes and decay: gradients of
-    gradients along the chain   (F.17)
+    gradients along the chain   (X.16)
     """
     c = case()
     eta = tree_map(lambda e: 10 * e, c.eta)
@@ -89,7 +89,7 @@ def test_the_backward_pass_is_the_adjoint_of_the_forward_pass(segment: int, valu
 @either
 def test_the_gradient_is_that_of_the_mean_loss(values: np.ndarray | None) -> None:
     """Along a random direction of everything that is learned, from the losses that are read; N: that of stale
-    gradients is another one.   (F.17)
+    gradients is another one.   (X.16)
     """
     loss, gradient = through_loss_and_gradient(LEARNED, X, LABELS, ONES, MODEL, SIZES, 4, values)
     assert_close(loss, np.mean(read(LEARNED, 4, values)), RTOL)
