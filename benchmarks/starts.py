@@ -34,7 +34,7 @@ STEPS = 300
 SIZES = {
     "small": (Config(width=32, layers=1, heads=2), TrainSettings(batch=4, window=128, steps=STEPS)),
     "demo": (FULL.config, FULL.training._replace(steps=STEPS)),
-    "full": (FULL.config, FULL.training),  # the demo's steps too
+    "full": (FULL.config, FULL.training._replace(steps=2 * STEPS)),
 }
 
 

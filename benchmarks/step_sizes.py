@@ -135,7 +135,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run all variants, two at a time."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=FULL.training.steps)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("results/step_sizes.json"))
     args = parser.parse_args()

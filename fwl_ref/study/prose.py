@@ -62,8 +62,10 @@ METHOD = """## How it was done
   {validation} validation documents. If the best step size was the smallest or largest that was
   tried, up to {more} further ones were tried; "edge" marks where the best one still is at an edge.
 - Everything else was chosen before: the model ({layers} layers of width {width}), {steps} steps of
-  {batch} windows of {window} bytes, and the learning rate are those of the demo. Nothing was tuned
-  for either side here.
+  {batch} windows of {window} bytes, and the learning rate are the defaults of the command `train`.
+  Nothing was tuned for either side here.
+- Ablations and training health are asked of models trained half as long, and like lengths and
+  sizes with the first two seeds.
 - Test documents: {test} of each corpus, at most {bytes} bytes of each. No model was trained on any
   of them.
 - *Equal training compute*: the plain model takes as many steps more as its step is cheaper; a
