@@ -96,5 +96,6 @@ def counted(size: Size | Llama, work: str) -> int:
     kind, what = work.split("_")
     if isinstance(size, Llama):
         return int(size.batch * size.window * (trunk_products(size.config, size.window) + head_products(size.config)))
-    forward = (cost.fast if kind == "fast" else cost.static)(config(size, kind), size.window)
+    own = config(size, kind)
+    forward = cost.fast(own, size.window, alone=True) if kind == "fast" else cost.static(own, size.window)
     return size.batch * forward * (3 if what == "step" else 1)

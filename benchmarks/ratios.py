@@ -49,7 +49,7 @@ def ways_of_reading(config: Config, window: int, rounds: int, backend: str, segm
     block = {"rate": 0.01, "decay": 0.0, "segment": segment}
     ways = {  # name -> function, its options, multiply-adds of a window
         "static": (evaluate.static, {}, cost.static(config, window)),
-        "fast, reset": (evaluate.fast_weights, {}, cost.fast(config, window)),
+        "fast, reset": (evaluate.fast_weights, {}, cost.fast(config, window, alone=True)),
         "fast, carried": (evaluate.fast_weights, {"carried": True}, cost.fast(config, window, carried=True)),
         "dynamic, whole model": (evaluate.dynamic, dynamic, cost.dynamic(config, window, segment)),
         "dynamic, block alone": (evaluate.dynamic_block, block, cost.dynamic_block(config, window)),

@@ -18,6 +18,7 @@ from ..lm.model import Config
 from ..ops.attention import BLOCK
 from ..ops.common import BLOCK as TRIANGLE
 from ..ops.common import chunk_slices
+from ..ops.linear_attention import chunk_alone
 
 
 def attention_pairs(config: Config, length: int, cached: int = 0) -> int:
@@ -56,18 +57,21 @@ def static(config: Config, length: int) -> int:
     return trunk(config, length) + length * block(config)
 
 
-def fast(config: Config, length: int, carried: bool = False) -> int:
+def fast(config: Config, length: int, carried: bool = False, alone: bool = False) -> int:
     """The fast weight model: write and read. The first chunk of a window has no state to read
-    unless one is ``carried`` in.
+    unless one is ``carried`` in; the last leaves none if the window is ``alone``, and chunks are
+    larger.
     """
     d, f, v = config.width, 4 * config.width, config.vocabulary
-    chunk = min(config.chunk or length, length)
+    chunk = config.chunk or length
+    chunk = min(chunk_alone(chunk) if alone else chunk, length)
     sizes = [min(chunk, length - start) for start in range(0, length, chunk)]
     pairs = sum(chunk_pairs(n) for n in sizes)
     reads = length if carried else length - sizes[0]  # tokens that read a state
+    writes = length - sizes[-1] if alone else length
     # both layers with the constant channel of the bias; cumulative sums of gain and bias
     layers = [(d + 1, f), (f + 1, d), (1, 2 * d)]
-    memory = sum(pairs * (k + e) + (length + reads) * k * e for k, e in layers)
+    memory = sum(pairs * (k + e) + (writes + reads) * k * e for k, e in layers)
     products = block(config)  # sweep 1
     products += v * d + d * f  # sweep 2, input gradients: unembedding, second layer
     products += f * d + d * v  # sweep 3, fast: second layer, unembedding

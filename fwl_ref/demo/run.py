@@ -391,7 +391,7 @@ def relative_multiply_adds(s: DemoSettings, length: int) -> dict[str, float]:
         "dynamic_evaluation_block": cost.dynamic_block(config, window),
         "neural_cache": cost.static(config, window) + beside,
         "fast_untrained": cost.fast(config, window, carried=True),
-        "fast_windowed": cost.fast(config, window),
+        "fast_windowed": cost.fast(config, window, alone=True),
         "fast_carried": cost.fast(config, window, carried=True),
         "fast_cache": cost.fast(config, window, carried=True) + beside,
     }

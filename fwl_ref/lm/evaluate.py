@@ -55,8 +55,10 @@ def fast_weights(
     """
     if carried:
         return carry(params, config, document, window, limit)[0]
-    losses = [read_window(params, config, b, None)[0] for b in windows(document, window, limit)]
-    return _home(losses)
+    found = (
+        read_window(params, config, b, None, carry=False) for b in windows(document, window, limit)
+    )
+    return _home([losses for losses, _ in found])
 
 
 def carry(
@@ -78,12 +80,16 @@ def carry(
 
 
 def read_window(
-    params: Parameters, config: Config, batch: Batch, state: FastParameters | None
+    params: Parameters,
+    config: Config,
+    batch: Batch,
+    state: FastParameters | None,
+    carry: bool = True,
 ) -> tuple[Array, FastParameters | None]:
     """Losses (T,) of one window, and the state after it. All else is let go before the next window
     is read.
     """
-    output = model_score(params, *batch_like(batch, params.embedding), config, state)
+    output = model_score(params, *batch_like(batch, params.embedding), config, state, carry=carry)
     return output.nll[0, :], output.state
 
 
