@@ -53,9 +53,12 @@ def works(size: Size | Llama, only: Collection[str] = (*WORKS, *LLAMA_WORKS)) ->
     return [work for work in (LLAMA_WORKS if isinstance(size, Llama) else WORKS) if work in only]
 
 
+CHUNK = 256  # tokens: this project takes so many by itself where no state goes on
+
+
 def config(size: Size, kind: str) -> Config:
-    """The model as it is by default, plain or fast."""
-    return Config(size.width, size.layers, size.heads, size.vocabulary, fast=kind == "fast")
+    """The model as it is by default, plain or fast; in chunks of which PyTorch has its best time too."""
+    return Config(size.width, size.layers, size.heads, size.vocabulary, fast=kind == "fast", chunk=CHUNK)
 
 
 def problem(size: Size | Llama, work: str, dtype: str = "float32", seed: int = 0) -> dict[str, Any]:
