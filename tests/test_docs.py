@@ -150,12 +150,13 @@ def said_of_the_table(readme):
     """What is said of the table in README: all (time, change) in brackets, the rows' own, the one
     result of the first screen.
     """
-    rows = re.findall(r"^\| (.*?) +\| +[\d.]+ \| +(-\d+\.\d %).*?\| +(\d+\.\d\dx) \|", readme, re.M)
-    table = {name: (time, change) for name, change, time in rows}
+    rows = re.findall(r"^\| (.*?) +\| +[\d.]+ \| +(-\d+\.\d %).*?\| +(\d+\.\d\dx) \| +(\d+\.\d\dx) \|", readme, re.M)
+    table = {name: (time, change) for name, change, time, _ in rows}
+    fewest = min(rows, key=lambda row: row[3])[0]
     said = re.findall(r"\((\d+\.\d\dx),\s(-\d+\.\d %)\)", readme)
     first = re.search(r"needs (\d+\.\d %) .*? (\d+\.\d\d) times as long", readme, re.S)
-    more = re.search(r"gain (\d\.\d) points more than\s+the block alone, for (0\.\d\d)x more time", readme)
-    return table, said, first.groups(), more.groups()
+    more = re.search(r"gain (\d\.\d)\s+points more than\s+the block alone, for (0\.\d\d)x more time", readme)
+    return table, said, first.groups(), more.groups(), fewest
 
 
 def test_readme_says_of_its_table_what_the_table_says():
@@ -164,7 +165,7 @@ def test_readme_says_of_its_table_what_the_table_says():
     """
 
     def agrees(readme):
-        table, said, (bits, time), (points, longer) = said_of_the_table(readme)
+        table, said, (bits, time), (points, longer), fewest = said_of_the_table(readme)
         best, alone = table["fast weights, carried through the document"], table["dynamic evaluation, block only"]
         number = lambda text: float(text.strip("x% "))  # noqa: E731
         return (
@@ -172,7 +173,7 @@ def test_readme_says_of_its_table_what_the_table_says():
             and (f"{time}x", f"-{bits}") == best
             and f"{number(alone[1]) - number(best[1]):.1f}" == points
             and f"{number(best[0]) - number(alone[0]):.2f}" == longer
-            and alone == min(table.values(), key=lambda row: number(row[0]))
+            and fewest == "dynamic evaluation, block only"
         )
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -184,7 +185,7 @@ def test_readme_says_of_its_table_what_the_table_says():
 
 def test_readme_and_demo_promise_the_same_minutes():
     """How long the demo takes, with and without QUICK=1."""
-    number = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+    number = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
     promise = r"(\w+) to (\w+) minutes on two cores, QUICK=1 for (\w+)"
     low, high, quick = (number[word] for word in re.search(promise, (ROOT / "README.md").read_text(encoding="utf-8")).groups())
     demo = (ROOT / "fwl_ref" / "demo" / "run.py").read_text(encoding="utf-8")
