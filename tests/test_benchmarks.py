@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import os
 import sys
 from pathlib import Path
@@ -400,3 +401,17 @@ def test_a_step_is_timed(capsys: pytest.CaptureFixture) -> None:
     """One line a size and batch."""
     ranks.main(["--measure", "--sizes", "small", "--batches", "1", "--rounds", "1"])
     assert "numpy small: 1 a rank: 0." in capsys.readouterr().out
+
+
+def test_the_page_of_benchmarks_has_the_stored_ratios() -> None:
+    """Each row of the table in benchmarks/README.md is benchmarks/results/bench.json, which has at least seven rounds."""
+    root = Path(__file__).parent.parent / "benchmarks"
+    found, page = (json.loads((root / "results" / "bench.json").read_text(encoding="utf-8")), (root / "README.md").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| `(\w+)` (.*?) \| (.*?) \|$", page, re.M)
+    assert len(rows) == 9
+    for size, words, cells in rows:
+        own, work = found[size], words.replace(" ", "_")
+        pairs = [(o, by) for by in ("1_thread", "2_threads") for o in ("torch", "jax")]
+        expected = [f"{own[f'ratio_to_{o}_{by}'][work]:.2f} ± {own[f'spread_of_ratio_to_{o}_{by}'][work]:.2f}" for o, by in pairs]
+        expected += [f"{abs(own['memory_mib_1_thread'][work][side]['work']):.0f}" for side in ("fwl_ref", "torch")]
+        assert cells.split(" | ") == expected and own["run"]["pairs"] >= 7 and own["run"]["date"] in page
