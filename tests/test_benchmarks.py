@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -406,7 +406,10 @@ def test_a_step_is_timed(capsys: pytest.CaptureFixture) -> None:
 def test_the_page_of_benchmarks_has_the_stored_ratios() -> None:
     """Each row of the table in benchmarks/README.md is benchmarks/results/bench.json, which has at least seven rounds."""
     root = Path(__file__).parent.parent / "benchmarks"
-    found, page = (json.loads((root / "results" / "bench.json").read_text(encoding="utf-8")), (root / "README.md").read_text(encoding="utf-8"))
+    found, page = (
+        json.loads((root / "results" / "bench.json").read_text(encoding="utf-8")),
+        (root / "README.md").read_text(encoding="utf-8"),
+    )
     rows = re.findall(r"^\| `(\w+)` (.*?) \| (.*?) \|$", page, re.M)
     assert len(rows) == 9
     for size, words, cells in rows:
