@@ -71,7 +71,8 @@ def parts(
     and what the cache needs.
     """
     state, found = None, []
-    eta, fixed = effective_step_sizes(params.eta, config.dialect), fast_settings(config)
+    eta = effective_step_sizes(params.eta, config.dialect)
+    fixed = fast_settings(config)._replace(carry=carried)
     for batch in windows(document, window, limit):
         tokens, labels, weights = batch_like(batch, params.embedding)  # (1,T)
         x, _ = features(params, tokens, config)  # (1,T,D)
@@ -80,7 +81,6 @@ def parts(
                 x, labels, weights, params.block, eta, params.decay, fixed, state
             )  # (1,T,V)
             nll, _ = cross_entropy_fwd(logits, labels)  # (1,T)
-            state = state if carried else None
         else:
             (nll, _), _ = slow_block_fwd(x, labels, params.block, DIALECTS[config.dialect])  # (1,T)
         found.append((nll[0, :], x[0, :, :], labels[0, :]))

@@ -121,7 +121,7 @@ def test_the_text_says_what_was_run():
     for words in (
         "3.2e-14", "over 3 documents", "validation documents (2)", "5 interleaved", "document of 8,192 bytes",
         "37 microseconds", "decay 0.0036", "W2 0.0200",
-        "stdlib of Python 3.11.7", "792,839 parameters", "600 steps of 4 windows of 256 bytes", "seed 7", "2 cores", "NumPy 2.4.6",
+        "stdlib of Python 3.11.7", "792,839 parameters", "1500 steps of 4 windows of 256 bytes", "seed 7", "2 cores", "NumPy 2.4.6",
         "Kernel", "2024-05-06", "169 s",
     ):  # fmt: skip
         assert words in text, words
