@@ -87,7 +87,7 @@ class FastSettings(NamedTuple):
     optimizer: Optimizer | None = None  # of past gradients; None = SGD with the learned decay
     norm: str = "layer"  # "layer" or "rms", before the unembedding
     residual: bool = False  # z = x + a W2 + b2, for a block on top of a model
-    carry: bool = True  # False: the state after the last token is not wanted, and is None
+    carry: bool = True  # False: there is no state after the last token, but an optimizer's
 
     @property
     def plain(self) -> tuple[float, str, bool]:
@@ -232,7 +232,7 @@ def read_fwd(
         layer1, act, dense2, layer2, dgain, dbias, sums, norm, unembed, eta, decay,
         settings.residual,
     )  # fmt: skip
-    held = _join(state1, state2, state3) if settings.carry else None
+    held = _join(state1, state2, state3)
     return (logits, held if past1.seen is None else OptimizerState(held, past1.seen)), res
 
 
