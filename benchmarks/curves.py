@@ -97,7 +97,7 @@ def by_formula(point: Point) -> dict[str, int]:
     c, n = config(point), point.length
     return {
         "plain": cost.static(c, n),
-        "fast": cost.fast(c, n),
+        "fast": cost.fast(c, n, alone=True),
         "fast_carried": cost.fast(c, n, carried=True),
         "dynamic_block": cost.dynamic_block(c, n),
         "dynamic": cost.dynamic(c, n, SEGMENT),
@@ -163,7 +163,7 @@ def inference(args: argparse.Namespace) -> Iterator[Row]:
 
 def losses(params: Parameters, text: np.ndarray, c: Config) -> np.ndarray:
     """(B,T)"""
-    return model_score(params, text[:, :-1], text[:, 1:], None, c).nll
+    return model_score(params, text[:, :-1], text[:, 1:], None, c, carry=False).nll
 
 
 def length(args: argparse.Namespace) -> Iterator[Row]:
