@@ -81,13 +81,14 @@ def test_the_points_cover_what_is_claimed() -> None:
 def test_the_formulas_on_the_page_are_the_counts() -> None:
     """Those printed there, up to 40 D per token, at every point."""
     text = cost_page.FORMULA
-    for words in ("12 D^2 + D\\,(T + 128)", "8 D^2 + D V", "8 D^2 + 2 D V", "8 D^2\\,(1 - S/T)", "12\\,S D"):
+    for words in ("12 D^2 + D\\,(T + 128)", "8 D^2 + D V", "8 D^2 + 2 D V", "16 D^2\\,(1 - S/T)", "6 D\\,(S + 128)"):
         assert words in text
-    s, v = curves.SEGMENT, 256
+    v = 256
     for point in points():
         layers, d, t = point
+        s = min(256, t)
         plain = layers * (12 * d * d + d * (t + 128)) + 8 * d * d + d * v
-        more = 8 * d * d + 2 * d * v + 8 * d * d + 8 * d * d * (1 - s / t) + 12 * s * d
+        more = 8 * d * d + 2 * d * v + 16 * d * d * (1 - s / t) + 6 * d * (s + 128)
         adds = by_formula(point)
         assert adds["plain"] == plain * t
         assert 0 <= (adds["fast"] - adds["plain"]) / t - more <= 40 * d
