@@ -37,10 +37,10 @@ INTRODUCTION = """# What it costs
 A network that learns while it reads can take real gradient steps, which is dynamic evaluation, or have fast weights. This page says what
 each costs beside the plain model, which learns nothing: counted, and measured. `make cost` writes it from `benchmarks/results/cost.json`.
 
-All models read one window of T bytes (256 symbols, heads of 64 channels). *Fast weights* begin each window with an empty
-memory, in chunks of 256 tokens, or with one that is *carried* in, in chunks of 64. *Dynamic evaluation* takes a plain SGD step every 64
-bytes, on all parameters or on the six of the block that fast weights move too. The published rule with RMS does more work per step. Everything is divided by the plain
-model's.
+All models read one window of T bytes (256 symbols, heads of 64 channels). *Fast weights* begin each window with an empty memory, in chunks
+of 256 tokens, or with one that is *carried* in, in chunks of 64. *Dynamic evaluation* takes a plain SGD step every 64 bytes, on all
+parameters or on the six of the block that fast weights move too. The published rule with RMS does more work per step. Everything is divided
+by the plain model's.
 """
 
 FORMULA = r"""## Where the counted ratio comes from
