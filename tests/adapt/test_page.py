@@ -10,7 +10,7 @@ import pytest
 from fwl_ref.adapt.table import Line, as_markdown
 
 ROOT = Path(__file__).parents[2]
-RUNS = ["adapt.json", "adapt_true.json", "adapt_unseen.json"]
+RUNS = ["adapt.json", "adapt_true.json", "adapt_unseen.json", "adapt_through.json", "adapt_through_unseen.json"]
 pytestmark = pytest.mark.host("reads files")
 
 
