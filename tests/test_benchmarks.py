@@ -418,3 +418,13 @@ def test_the_page_of_benchmarks_has_the_stored_ratios() -> None:
         expected = [f"{own[f'ratio_to_{o}_{by}'][work]:.2f} ± {own[f'spread_of_ratio_to_{o}_{by}'][work]:.2f}" for o, by in pairs]
         expected += [f"{abs(own['memory_mib_1_thread'][work][side]['work']):.0f}" for side in ("fwl_ref", "torch")]
         assert cells.split(" | ") == expected and own["run"]["pairs"] >= 7 and own["run"]["date"] in page
+
+
+def test_the_page_of_benchmarks_has_the_stored_rules() -> None:
+    """Every rule's row is that of benchmarks/results/bench_rules.json; errors are numbers."""
+    root = Path(__file__).parent.parent / "benchmarks"
+    found = json.loads((root / "results" / "bench_rules.json").read_text(encoding="utf-8"))
+    assert "\n".join(rules.lines(found["rules"])) in (root / "README.md").read_text(encoding="utf-8")
+    assert tuple(found["rules"]) == rules.MEASURED
+    errors = [form["error"] for lengths in found["rules"].values() for forms in lengths.values() for form in forms.values()]
+    assert all(0 <= e < 1e-5 for e in errors)
