@@ -45,7 +45,6 @@ class Training(NamedTuple):
     checks: int  # how often validation documents are read
     rate: float
     fast: bool  # False: step sizes are 0 and stay so, a plain layer
-    chunk: int
 
 
 class Progress(NamedTuple):

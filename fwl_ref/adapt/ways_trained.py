@@ -64,7 +64,7 @@ def trained(study: Study, fast: bool) -> Progress:
 def training_of(study: Study, fast: bool) -> Training:
     """What the settings say of it."""
     s = study.settings
-    return Training(s.steps, s.batch, s.train_length, s.seed, s.checks, s.rate, fast, s.chunk)
+    return Training(s.steps, s.batch, s.train_length, s.seed, s.checks, s.rate, fast)
 
 
 def losses_of(

@@ -31,10 +31,8 @@ COLOURS = {
     "fast_cache": "#009E73",
 }
 MARKERS = dict(zip(COLOURS, "osD^*vPXp", strict=True))
-EDGE: dict[str, Any] = {
-    "markeredgecolor": "#000000",
-    "markeredgewidth": 0.6,
-}  # yellow is pale on white
+# yellow is pale on white
+EDGE: dict[str, Any] = {"markeredgecolor": "#000000", "markeredgewidth": 0.6}
 SIZES: dict[Any, int] = {  # Any: newer versions of matplotlib want a type that older ones lack
     "font.size": 14,
     "axes.titlesize": 16,

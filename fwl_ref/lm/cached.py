@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..backend import Array, host, namespace, to_numpy
-from ..fwl import fast_block_score
-from ..ops.cross_entropy import cross_entropy_fwd
-from ..slow_block import slow_block_fwd
 from .data import Document, windows
 from .device import batch_like
-from .model import DIALECTS, Config, Parameters, effective_step_sizes, fast_settings, features
+from .model import Config, Parameters, block_score, fast_settings, features
 from .neural_cache import cache_probability, mix_cache
 from .tune import Tuned, tune
 
@@ -71,18 +68,11 @@ def parts(
     and what the cache needs.
     """
     state, found = None, []
-    eta = effective_step_sizes(params.eta, config.dialect)
-    fixed = fast_settings(config)._replace(carry=carried)
+    settings = fast_settings(config)._replace(carry=carried)
     for batch in windows(document, window, limit):
         tokens, labels, weights = batch_like(batch, params.embedding)  # (1,T)
         x, _ = features(params, tokens, config)  # (1,T,D)
-        if config.fast:
-            logits, state = fast_block_score(
-                x, labels, weights, params.block, eta, params.decay, fixed, state
-            )  # (1,T,V)
-            nll, _ = cross_entropy_fwd(logits, labels)  # (1,T)
-        else:
-            (nll, _), _ = slow_block_fwd(x, labels, params.block, DIALECTS[config.dialect])  # (1,T)
+        nll, _, state = block_score(params, x, labels, weights, config, settings, state)  # (1,T)
         found.append((nll[0, :], x[0, :, :], labels[0, :]))
     xp = namespace(params.embedding)
     return Parts(*(xp.concat(list(part), axis=0) for part in zip(*found, strict=True)))

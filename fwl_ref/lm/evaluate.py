@@ -55,10 +55,8 @@ def fast_weights(
     """
     if carried:
         return carry(params, config, document, window, limit)[0]
-    found = (
-        read_window(params, config, b, None, carry=False) for b in windows(document, window, limit)
-    )
-    return _home([losses for losses, _ in found])
+    batches = windows(document, window, limit)
+    return _home([read_window(params, config, b, None, carry=False)[0] for b in batches])
 
 
 def carry(

@@ -344,20 +344,34 @@ def model_score(
     if state is not None:
         check_streamable(fast_settings(config))
     settings = fast_settings(_with_whole_normalizer(config, weights))._replace(carry=carry)
-    eta = effective_step_sizes(p.eta, config.dialect)
 
     def score(part: slice) -> Output:
         text, target, w = tokens[part, :], labels[part, :], weights[part, :]
         x, kept = features(p, text, config, part_of(caches, part))  # (S,T,D)
-        if not config.fast:
-            (nll, logits), _ = slow_block_fwd(x, target, p.block, DIALECTS[config.dialect])
-            return Output(nll, logits, None, kept)
-        logits, after = fast_block_score(
-            x, target, w, p.block, eta, p.decay, settings, part_of(state, part)
-        )
-        return Output(cross_entropy_fwd(logits, target)[0], logits, after, kept)
+        held = part_of(state, part)
+        return Output(*block_score(p, x, target, w, config, settings, held), kept)
 
     return joined(list(of_each(score, _parts(tokens, config))))
+
+
+def block_score(
+    p: Parameters,
+    x: Array,
+    labels: Array,
+    weights: Array,
+    config: Config,
+    settings: FastSettings,
+    state: FastParameters | None = None,
+) -> tuple[Array, Array, FastParameters | None]:
+    """(B,T,D),(B,T),(B,T)->(B,T),(B,T,V),FastParameters   losses, logits and state of the model's
+    block, slow or fast, on features that are there: for reading, no residual is kept   (M.3)
+    """
+    if not config.fast:
+        (nll, logits), _ = slow_block_fwd(x, labels, p.block, DIALECTS[config.dialect])
+        return nll, logits, None
+    eta = effective_step_sizes(p.eta, config.dialect)
+    logits, after = fast_block_score(x, labels, weights, p.block, eta, p.decay, settings, state)
+    return cross_entropy_fwd(logits, labels)[0], logits, after  # (B,T)
 
 
 def loss_and_gradient(

@@ -32,7 +32,7 @@ PIECES = [Piece(features(MODEL, ids, 16), ids) for ids in DOCUMENTS]
 KEY = whitening(piece.x for piece in PIECES)
 SIZES = FastMatrix(0.5, 0.01)
 GRADIENT = partial(loss_and_gradient, model=MODEL, sizes=SIZES, chunk=8)
-TRAINING = Training(steps=6, batch=2, length=24, seed=3, checks=3, rate=1e-2, fast=True, chunk=8)
+TRAINING = Training(steps=6, batch=2, length=24, seed=3, checks=3, rate=1e-2, fast=True)
 
 
 def moved(seed: int = 0) -> Learned:
