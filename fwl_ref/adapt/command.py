@@ -27,6 +27,7 @@ HELP = {
     "rate": "learning rate, in units of what is learned",
     "full": "documents of each text for dynamic evaluation of all parameters; 0 = none",
     "tune_length": "tokens of a validation document on which rates of dynamic evaluation are tuned",
+    "refresh": "tokens between two true gradient steps of the layer",
     "seed": "of the order of training",
 }
 
@@ -45,15 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unseen",
         action="append",
-        help="a UTF-8 file or folder to test on in place of --data, of which nothing is trained or "
-        "tuned; may be given several times",
+        help="a UTF-8 file or folder to test on as well, of which nothing is trained or tuned; may "
+        "be given several times",
     )
     parser.add_argument(
         "--only",
         nargs="+",
         default=(),
         metavar="WORD",
-        help="only rows whose names contain one of these, and what they need",
+        help="only rows whose names contain one of these, or are one of them, and what they need",
     )
     parser.add_argument("--quick", action="store_true", help="minutes: figures that mean little")
     parser.add_argument(
@@ -93,13 +94,10 @@ def main(args: argparse.Namespace) -> int:
         texts.append(load_texts(name, model.tokenizer, s.length, s.validation, s.test, share))
         left -= min(share, count(texts[-1].train))
     texts.reverse()
-    if args.unseen:
-        s = settings
-        unseen = [
-            load_unseen(name, model.tokenizer, s.length, s.test, texts)
-            for name in dict.fromkeys(args.unseen)
-        ]
-        texts = [text._replace(test=()) for text in texts] + unseen
+    texts += [
+        load_unseen(name, model.tokenizer, settings.length, settings.test, texts)
+        for name in dict.fromkeys(args.unseen or ())
+    ]
     folder = None if args.no_cache else args.cache or args.out / "features"
     path = smollm2_path() if args.model == SMOLLM2 else args.model
     store = Store(folder, digest_of(str(path)), int(args.cache_limit * GIB))

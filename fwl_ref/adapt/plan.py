@@ -88,18 +88,19 @@ def plan(study: Study) -> list[Step]:
 
 def chosen(steps: Sequence[Step], words: Sequence[str]) -> set[str]:
     """The names that contain one of ``words``, with all that is needed for them and the row that
-    every other is compared with; all names if there are no words.
+    every other is compared with; all names if there are no words. A whole name means itself only.
 
     Raises ValueError for a word that no name contains.
     """
+    names = [step.name for step in steps]
     if not words:
-        return {step.name for step in steps}
+        return set(names)
+    found = {AS_IS}
     for word in words:
-        if not any(word in step.name for step in steps):
-            raise ValueError(
-                f"no row's name contains {word!r}: the rows are {', '.join(s.name for s in steps)}"
-            )
-    found = {AS_IS} | {step.name for step in steps if any(word in step.name for word in words)}
+        meant = [word] if word in names else [name for name in names if word in name]
+        if not meant:
+            raise ValueError(f"no row's name contains {word!r}: the rows are {', '.join(names)}")
+        found.update(meant)
     for step in reversed(steps):  # what is needed stands before
         if step.name in found:
             found |= set(step.needs)

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from ..lm.llama import LlamaConfig
 
-SEGMENT = 32  # tokens between two true gradient steps of the layer: what is read is never older
-
 
 class Settings(NamedTuple):
     """Everything that fixes the figures, but the model and the text."""
@@ -25,6 +23,7 @@ class Settings(NamedTuple):
     rate: float = 1e-3
     checks: int = 2  # how often training looks at the validation documents
     segment: int = 128  # tokens between two steps of dynamic evaluation
+    refresh: int = 32  # tokens between two true gradient steps of the layer
     layers: int = 4  # the last ones, which dynamic evaluation adapts
     full: int = 1  # documents of each text on which it adapts all parameters
     tune_length: int = 2048  # tokens of a validation document on which its rate is tuned
@@ -43,8 +42,8 @@ QUICK = Settings(
     train_length=512, checks=1, pieces=2, full=0, more=0, tune_length=512, statistics=1024,
 )  # fmt: skip
 DEVICE = Settings(
-    test=12, validation=4, train_tokens=1_500_000, steps=400, batch=2, train_length=4096, checks=5,
-    full=3, pieces=32, tune_length=4096, statistics=65536, at_once=8192, block=1024, chunk=256,
+    test=12, validation=4, train_tokens=1_000_000, steps=400, checks=5, full=12, pieces=32,
+    tune_length=4096, statistics=65536, at_once=8192, block=1024, chunk=256,
 )  # fmt: skip
 
 
@@ -124,7 +123,7 @@ def need(
     arrays = 8 * kept * read + 2 * D * train + 6 * 4 * s.block * V
     whole = model_bytes(config)
     adapting = whole * (5 if s.full else 1)  # statistics: MS, root, divisor, norm; a gradient
-    training = 4 * s.batch * s.train_length * D * (40 + 3 * D // SEGMENT)
+    training = 4 * s.batch * s.train_length * D * (40 + 3 * D // s.refresh)
     longer = sum(trunk_products(config, c) for c in s.contexts)
     sequences = s.steps * s.batch * s.train_length
     per_document = min(s.length, s.tune_length)

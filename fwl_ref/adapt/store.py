@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,8 @@ def kept(store: Store, name: str, compute: Callable[[], dict[str, Array]]) -> di
             f"the folder {str(store.folder)!r} would hold more than {store.limit:,} bytes: "
             "remove files of other runs from it, raise --cache-limit, or give --no-cache"
         )
-    save_arrays(file, arrays)
+    with suppress(BlockingIOError):  # another run keeps the same at this moment
+        save_arrays(file, arrays)
     return arrays
 
 

@@ -16,7 +16,7 @@ from .layer import Learned, etas_of, start
 from .learn import Progress, train
 from .refreshed import refreshed_losses
 from .rows import Row
-from .settings import SEGMENT, head_products
+from .settings import head_products
 from .study import Document, Study, mean_loss, read_at, timed
 from .through import through_loss_and_gradient
 from .ways import context_name, home, row
@@ -45,7 +45,7 @@ def losses_of(study: Study, layer: Layer, document: Document, window: int) -> Ar
     found = read_at(study, document, window)
     k, _ = key_fwd(found.x, layer.key, True)  # (T,K)
     return refreshed_losses(
-        study.model, found.x, k, found.labels, layer.start, layer.eta, SEGMENT,
+        study.model, found.x, k, found.labels, layer.start, layer.eta, study.settings.refresh,
         decay=layer.decay, values=layer.values,
     )  # fmt: skip
 
@@ -107,7 +107,7 @@ def trained_through(study: Study, untrained: Row) -> tuple[Progress, Layer]:
             through_loss_and_gradient,
             model=study.model,
             sizes=sizes,
-            segment=SEGMENT,
+            segment=study.settings.refresh,
             values=first.values,
         )
         training, window = training_of(study, True), study.settings.window
@@ -115,7 +115,7 @@ def trained_through(study: Study, untrained: Row) -> tuple[Progress, Layer]:
         def validate(learned: Learned) -> float:
             return _validation_loss(study, _layer_of(learned, sizes, first.values), window)
 
-        key = f"{study.key} through {SEGMENT} {training} {sizes} {first.decay}"
+        key = f"{study.key} through {training} {sizes} {first.decay}"
         progress = train(
             study.folder / "through.npz", key, start(first.key, first.decay), gradient_of,
             study.pieces, training, validate, study.facts.entry,
