@@ -37,6 +37,9 @@ BOTH = "fast, trained, carried, and cache"
 SAFE = "guard: as it is, fast carried"
 SAFE_CACHE = "guard: as it is, neural cache"
 SAFE_ALL = "guard: as it is, plain, fast, cache, both"
+SAFE_TRUE = "guard: as it is, true gradients"
+SAFE_THROUGH = "guard: as it is, true gradients, trained"
+SAFE_BEST = "guard: as it is, cache, true gradients and cache, the same trained"
 
 
 class Step(NamedTuple):
@@ -61,6 +64,13 @@ def plan(study: Study) -> list[Step]:
         Step(WHITENED, lambda _: untrained(study, WHITENED, whiten=True, sharp=False)),
         Step(SHARP, lambda _: untrained(study, SHARP, whiten=True, sharp=True)),
         *_true(study, s.window),
+        _guard(study, SAFE_TRUE, (AS_IS, TRUE_UNTRAINED)),
+        _guard(study, SAFE_THROUGH, (AS_IS, THROUGH)),
+        _guard(
+            study,
+            SAFE_BEST,
+            (AS_IS, CACHE, *(f"{n}, and cache" for n in (TRUE_UNTRAINED, THROUGH))),
+        ),
         Step(CARRIED, lambda _: layer_row(study, CARRIED)),
         Step(TRUE_TRAINED, lambda _: refreshed_trained(study)),
         Step(RESET, lambda _: layer_row(study, RESET)),

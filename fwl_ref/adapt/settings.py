@@ -42,7 +42,7 @@ QUICK = Settings(
     train_length=512, checks=1, pieces=2, full=0, more=0, tune_length=512, statistics=1024,
 )  # fmt: skip
 DEVICE = Settings(
-    test=12, validation=4, train_tokens=1_000_000, steps=400, checks=5, full=12, pieces=32,
+    test=12, validation=4, train_tokens=1_000_000, steps=250, checks=5, full=4, pieces=32,
     tune_length=4096, statistics=65536, at_once=8192, block=1024, chunk=256,
 )  # fmt: skip
 

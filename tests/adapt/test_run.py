@@ -65,7 +65,7 @@ def test_every_row_is_there_and_the_table_says_what_its_losses_are(done: Any) ->
     found = json.loads((out / "results.json").read_text())
     lines = {(line["text"], line["way"]): line for line in found["lines"]}
     ways = [way for text, way in lines if text == texts[0].name]
-    assert len(ways) == 32
+    assert len(ways) == 35
     assert {way for _, way in lines} >= {plan.AS_IS, "context 32", plan.SAFE_ALL, "dynamic evaluation, SGD, all parameters"}
     assert found["failures"] == {}
     assert found["settings"]["steps"] == 2
