@@ -4,23 +4,87 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fwl_ref.adapt.table import Line, as_markdown
-
 ROOT = Path(__file__).parents[2]
-RUNS = ["adapt.json", "adapt_true.json", "adapt_unseen.json", "adapt_through.json", "adapt_through_unseen.json"]
+PAGE = (ROOT / "docs/adapt.md").read_text(encoding="utf-8")
+TEXTS = ("stdlib", "topics", "wikitext-2")
+TRUE, STALE = "fast, not trained, whitened values, true gradients", "fast, not trained, whitened values"
+LONGER = f"context 2048, {TRUE}"
 pytestmark = pytest.mark.host("reads files")
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_page_has_the_table_of_the_run_that_is_kept(name: str) -> None:
+def kept(name: str) -> Any:
     """benchmarks/results/, as ``adapt`` wrote it."""
-    results = json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
-    page = (ROOT / "docs/adapt.md").read_text(encoding="utf-8")
-    assert not results["failures"]
-    assert as_markdown([Line(**line) for line in results["lines"]]) in page
-    s = results["settings"]
-    for words in (f"{s['train_tokens']:,} tokens", f"{s['steps']} steps", results["date"][:10], f"NumPy {results['versions']['numpy']}"):
-        assert words in page, words
+    return json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
+
+
+def lines(run: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(line["text"], line["way"]): line for line in run["lines"]}
+
+
+def change(line: dict[str, Any]) -> str:
+    return f"{line['change']:+.3f} ± {line['interval']:.3f}"
+
+
+def row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def compared(run: dict[str, Any], way: str, label: str = "") -> list[str]:
+    """The change on three texts, the worst of their documents and of the strange ones."""
+    found = lines(run)
+    worst = [f"{max(found[text, way]['worst'] for text in TEXTS):+.3f}", f"{found['strange', way]['worst']:+.3f}"]
+    return [label or way, *(change(found[text, way]) for text in TEXTS), *worst]
+
+
+@pytest.fixture(scope="module")
+def gpu() -> dict[str, Any]:
+    return kept("adapt_gpu.json")
+
+
+def test_the_table_of_all_ways(gpu: dict[str, Any]) -> None:
+    run = gpu["main"]
+    ways = list(dict.fromkeys(line["way"] for line in run["lines"]))
+    assert len(ways) > 20
+    table = "".join(row([*compared(run, way), f"{lines(run)['stdlib', way]['products']:.2f}"]) for way in ways)
+    assert table in PAGE
+    versions = run["versions"]
+    assert all(f"{name} {versions[key]}" in PAGE for name, key in (("CuPy", "cupy"), ("NumPy", "numpy"), ("Python", "python")))
+    assert (run["settings"]["steps"], run["settings"]["train_length"]) == (250, 2048)
+    trained = sum(int(text.split("documents (")[1].split(" tokens")[0].replace(",", "")) for text in run["texts"])
+    assert f"{trained:,} tokens" in PAGE
+
+
+def test_the_table_of_seeds(gpu: dict[str, Any]) -> None:
+    runs = [gpu[name] for name in ("main", "seed 1", "seed 2")]
+    table = "".join(
+        row([way, str(seed), *(change(lines(run)[text, way]) for text in TEXTS)])
+        for way in ("plain layer, trained", "fast, trained, carried")
+        for seed, run in enumerate(runs)
+    )
+    assert table in PAGE
+    assert [run["settings"]["seed"] for run in runs] == [0, 1, 2]
+
+
+def test_the_table_of_segments(gpu: dict[str, Any]) -> None:
+    runs = {32: gpu["main"], 64: gpu["every 64"], 128: gpu["every 128"]}
+    assert all(run["settings"]["refresh"] == tokens for tokens, run in runs.items())
+    table = "".join(row(compared(run, TRUE, str(tokens))) for tokens, run in runs.items())
+    assert table + row(compared(gpu["main"], STALE, "never taken afresh: stale")) in PAGE
+    long = [row(compared(gpu["every 128"], way)) for way in ("context 2048", LONGER, f"{LONGER}, and cache")]
+    assert "".join(long) in PAGE
+
+
+def test_the_table_of_long_documents(gpu: dict[str, Any]) -> None:
+    run = gpu["long"]
+    found, texts = lines(run), ("stdlib", "wikitext-2-test.txt")
+
+    def cells(way: str) -> list[str]:
+        both = [found[text, way] for text in texts]
+        return [way, *(cell for line in both for cell in (change(line), ", ".join(f"{q:+.3f}" for q in line["quarters"])))]
+
+    assert "".join(row(cells(way)) for way in dict.fromkeys(way for _, way in found)) in PAGE
+    assert (run["settings"]["length"], run["settings"]["test"]) == (16384, 4)
