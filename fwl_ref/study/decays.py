@@ -9,43 +9,20 @@ The 10 lets a step of training move a ratio by as much, in parts of it, as it mo
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-from ..backend import Array, Tree, host, namespace
-from ..lm.adamw import adam_init
-from ..lm.train import Progress
+from ..backend import Array, Tree, namespace
 
 PACE = 10.0
 
 
-class DecaysModel(NamedTuple):
-    """``lm.model.Parameters``, and the logarithms of the ratios."""
-
-    embedding: Array
-    trunk: tuple
-    gain: Array
-    bias: Array
-    block: Any
-    eta: Any
-    decay: Array  # () lambda
-    ratios: Array  # (3,) r
-
-
-def begin_decays(fresh: Progress) -> Progress:
-    """The same start, all ratios 1."""
-    params: Any = DecaysModel(*fresh.params, host.zeros(3, dtype=fresh.params.decay.dtype))
-    return Progress(params, adam_init(params), ())
-
-
 def apart_fwd(decay: Array, ratios: Array) -> tuple[Array, tuple[Array, Array]]:
-    """(),(3,)->(3,)   the decay of each"""
+    """(),(3,)->(3,)   the decay of each, from r (3,)"""
     factors = namespace(decay, ratios).exp(PACE * ratios)  # (3,)
     return decay * factors, (decay, factors)
 
 
 def apart_bwd(ddecays: Array, res: tuple[Array, Array]) -> dict[str, Tree]:
-    """Adjoint of apart_fwd, by name."""
+    """Adjoint of apart_fwd: of the decay, and of r as what the model has of its ``own``."""
     decay, factors = res
     # forward: decays = decay factors,  factors = exp(10 ratios)
     ddecay = namespace(ddecays).sum(ddecays * factors)  # ()
-    return {"decay": ddecay, "ratios": PACE * decay * factors * ddecays}
+    return {"decay": ddecay, "own": PACE * decay * factors * ddecays}

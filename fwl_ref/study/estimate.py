@@ -40,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "momentum": {"name": "momentum", "mu": 0.9, "decay": 0.005},
     "window": {"name": "window", "tokens": 64},
     "decays": {"name": "decays"},
+    "scales": {"name": "scales"},
 }
 
 

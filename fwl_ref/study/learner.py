@@ -15,17 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..backend import host
+from ..backend import Tree, host
 from ..files import load_arrays
-from ..lm.adamw import AdamState, adam_init
+from ..lm.adamw import AdamState
 from ..lm.checkpoint import TREES
 from ..lm.corpus import Corpus
 from ..lm.model import Config, loss_and_gradient
 from ..lm.resume import resume
 from ..lm.train import Progress, TrainSettings, begin
 from ..tree import named_leaves, rebuild
-from .decays import begin_decays
 from .memory import begin_memory
+from .model import begin_with
+from .scales import no_scales
 from .teach import Gradient, gradient_of, held, shared, together
 from .tops import top_of
 
@@ -57,12 +58,9 @@ def learner_of(settings: dict[str, Any]) -> Learner:
         return held(own, tuple(fixed))(p, *given)
 
     def start(config: Config, s: TrainSettings) -> Progress:
-        if top is not None and top["name"] == "memory":
-            params: Any = begin_memory(config, s, top["rule"], top["heads"])
-            return Progress(params, adam_init(params), ())
         progress = begin(config, s)
-        if top is not None and top["name"] == "decays":
-            progress = begin_decays(progress)
+        own = own_of(progress.params, config, s, top or {})
+        progress = progress if own is None else begin_with(progress.params, own)
         params = progress.params
         values = {n: host.full_like(params.decay, v) for n, v in fixed.items()}
         decay = values.pop("decay", params.decay)
@@ -71,6 +69,16 @@ def learner_of(settings: dict[str, Any]) -> Learner:
         )
 
     return Learner(start, gradient)
+
+
+def own_of(p: Any, config: Config, s: TrainSettings, top: dict[str, Any]) -> Tree:
+    """What the top of a row starts with beyond ``lm.model``'s ``p``; None if it has nothing."""
+    name = top.get("name")
+    if name == "memory":
+        return begin_memory(config, s, top["rule"], top["heads"])
+    if name == "decays":
+        return host.zeros(3, dtype=p.decay.dtype)  # (3,)
+    return no_scales(p) if name == "scales" else None
 
 
 def load(

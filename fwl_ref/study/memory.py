@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ..backend import Array, host, namespace
 from ..lm.heads import merge_heads, split_heads
-from ..lm.model import Config, initialize
+from ..lm.model import Config
 from ..lm.train import TrainSettings
 from ..lm.transformer import EPS
 from ..ops.common import chunk_slices
@@ -62,19 +62,6 @@ class MemoryParameters(NamedTuple):
     c: Array  # (C,)
     gain: Array  # (D,) of each head's output
     W_o: Array  # (HD,D)
-
-
-class MemoryModel(NamedTuple):
-    """``lm.model.Parameters`` of a plain model, and a memory."""
-
-    embedding: Array
-    trunk: tuple
-    gain: Array
-    bias: Array
-    block: Any
-    eta: Any  # zeros, as in every plain model
-    decay: Array
-    memory: MemoryParameters
 
 
 class MemoryResidual(NamedTuple):
@@ -151,30 +138,30 @@ def memory_bwd(dout: Array, res: MemoryResidual) -> tuple[Array, MemoryParameter
     return dout + dx + dx_q, MemoryParameters(dW_q, dW_w, dlabels, dc, dgain, dW_o)
 
 
-def begin_memory(config: Config, s: TrainSettings, rule: str, heads: int = HEADS) -> MemoryModel:
-    """The plain model's starting parameters, and those of a memory, drawn by the same seed.
+def begin_memory(
+    config: Config, s: TrainSettings, rule: str, heads: int = HEADS
+) -> MemoryParameters:
+    """A memory's starting parameters.
 
     A label weighs as much as the features do. Raises KeyError for another rule.
     """
-    plain = initialize(config._replace(fast=False), s.seed, step_size=0.0, decay=0.0)
     rng, d = host.random.default_rng([s.seed, 1]), config.width
     rates = heads * RULES[rule].rates
 
     def normal(*shape: int, scale: float = SCALE) -> Array:
-        return host.asarray(rng.standard_normal(shape) * scale, dtype=plain.gain.dtype)
+        return host.asarray(rng.standard_normal(shape) * scale, dtype="float32")
 
     columns = 2 * heads * d + rates
-    c = host.zeros(columns, dtype=plain.gain.dtype)  # (C,)
+    c = host.zeros(columns, dtype="float32")  # (C,)
     c[columns - rates : columns - heads] = KEPT  # alpha, of the last rule; a beta starts at 1/2
-    memory = MemoryParameters(
+    return MemoryParameters(
         normal(d, heads * d),
         normal(d, columns),
         normal(config.vocabulary, columns, scale=SCALE * d**0.5),
         c,
-        host.ones(d, dtype=plain.gain.dtype),
+        host.ones(d, dtype="float32"),
         normal(heads * d, d, scale=SCALE / (2 * config.layers) ** 0.5),
     )
-    return MemoryModel(*plain, memory)
 
 
 def count_parameters(config: Config, rule: str, heads: int = HEADS) -> int:

@@ -337,6 +337,7 @@ class Builder(NamedTuple):
             "gradients afresh in every segment, read at its start": {**sequential, "within": False},
             "read inclusively: a leak": {"name": "leak"},
             "a decay for each layer and for the norm": {"name": "decays"},
+            "a learned scale for each key and value": {"name": "scales"},
         }
         rows = [self.changed(5, name, place, c, t, taught=own) for name, own in taught.items()]
         longer = t._replace(window=2 * t.window)  # a window to read, and one to train on

@@ -48,8 +48,9 @@ they do not fade, and older ones are taken back. *A leak*: every byte has learne
 it is predicted. That is no prediction. It stands here to show what a mistake of one place would
 look like.
 
-One thing that was asked for is not here. *An RMS preconditioner in training*: it costs a read for
-each of its heads, up to 129 here, and its statistics would have to be part of the model.
+*A learned scale for each key and value* is the trainable form of an RMS preconditioner: each
+gradient is written times a number for its row and one for its column, 1 at the start. The RMS rule
+itself, with a divisor for every weight, would cost a read for each of its heads, up to 129 here.
 """
 
 METHOD = """## How it was done

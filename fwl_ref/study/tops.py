@@ -10,6 +10,7 @@ another memory. Training and reading are written once for all of them (``teach.p
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..backend import Array, Tree
@@ -29,6 +30,7 @@ from ..tree import zeros_like
 from .decays import apart_bwd, apart_fwd
 from .leak import leaking_bwd, leaking_fwd
 from .memory import memory_bwd, memory_fwd
+from .scales import scaled_bwd, scaled_fwd
 
 
 class Top(NamedTuple):
@@ -71,7 +73,7 @@ def with_decays(config: Config) -> Top:
     below = stale(config)
 
     def fwd(p: Any, *given: Any) -> tuple:
-        decays, own = apart_fwd(p.decay, p.ratios)  # (3,)
+        decays, own = apart_fwd(p.decay, p.own)  # (3,)
         out, res = below.fwd(p._replace(decay=decays), *given)
         return out, (res, own)
 
@@ -81,6 +83,17 @@ def with_decays(config: Config) -> Top:
         return g_x, grads | apart_bwd(grads["decay"], own)
 
     return Top(fwd, bwd)
+
+
+def with_scales(config: Config) -> Top:
+    """Stale gradients under a learned preconditioner (``scales.py``)."""
+    settings = fast_settings(config)
+
+    def fwd(p: Any, *given: Any) -> tuple:
+        scaled = partial(scaled_fwd, own=p.own)
+        return _block(config, settings, scaled, scaled_bwd).fwd(p, *given)
+
+    return Top(fwd, _block(config, settings, scaled_fwd, scaled_bwd).bwd)
 
 
 def sequential(config: Config, segment: int, within: bool) -> Top:
@@ -103,7 +116,7 @@ def memory(config: Config, rule: str, heads: int) -> Top:
     eps = DIALECTS[config.dialect]
 
     def fwd(p: Any, x: Array, labels: Array, _: Array, state: Array | None) -> tuple:
-        (x, state), own = memory_fwd(x, labels, p.memory, state, rule=rule, chunk=config.chunk)
+        (x, state), own = memory_fwd(x, labels, p.own, state, rule=rule, chunk=config.chunk)
         (nll, _), block = slow_block_fwd(x, labels, p.block, eps)  # (B,T)
         return (nll, state), (own, block, p)
 
@@ -112,7 +125,7 @@ def memory(config: Config, rule: str, heads: int) -> Top:
         g_x, g_block = slow_block_bwd(dnll, block)  # (B,T,D)
         g_x, g_memory = memory_bwd(g_x, own)  # (B,T,D)
         zero = {"eta": zeros_like(p.eta), "decay": zeros_like(p.decay)}
-        return g_x, {"block": g_block, "memory": g_memory, **zero}
+        return g_x, {"block": g_block, "own": g_memory, **zero}
 
     return Top(fwd, bwd)
 
@@ -122,6 +135,7 @@ TOPS: dict[str, Callable[..., Top]] = {
     "momentum": with_momentum,
     "window": with_window,
     "decays": with_decays,
+    "scales": with_scales,
     "sequential": sequential,
     "leak": leaking,
     "memory": memory,
@@ -129,7 +143,7 @@ TOPS: dict[str, Callable[..., Top]] = {
 
 
 def _block(config: Config, settings: FastSettings, block_fwd: Callable, block_bwd: Callable) -> Top:
-    """A block with the arguments and gradients of ``fast_block_fwd``."""
+    """A block with the arguments and gradients of ``fast_block_fwd``, or one more of its own."""
 
     def fwd(p: Any, x: Array, labels: Array, weights: Array, state: Any) -> tuple:
         eta = effective_step_sizes(p.eta, config.dialect)
@@ -140,8 +154,10 @@ def _block(config: Config, settings: FastSettings, block_fwd: Callable, block_bw
 
     def bwd(dnll: Array, res: tuple) -> tuple[Array, dict[str, Tree]]:
         block, loss = res
-        g_x, g_block, g_eta, g_decay, _ = block_bwd(cross_entropy_bwd(dnll, loss), None, block)
+        given = cross_entropy_bwd(dnll, loss), None  # no loss on the last state
+        g_x, g_block, g_eta, g_decay, _, *g_own = block_bwd(*given, block)
         g_eta = effective_step_sizes_bwd(g_eta, config.dialect)
-        return g_x, {"block": g_block, "eta": g_eta, "decay": g_decay}
+        own = {"own": g_own[0]} if g_own else {}
+        return g_x, {"block": g_block, "eta": g_eta, "decay": g_decay, **own}
 
     return Top(fwd, bwd)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,8 @@ def test_the_table_of_seeds(gpu: dict[str, Any]) -> None:
     )
     assert table in PAGE
     assert [run["settings"]["seed"] for run in runs] == [0, 1, 2]
+    for text in TEXTS:  # with nothing trained a seed changes next to nothing
+        assert np.ptp([lines(run)[text, TRUE]["change"] for run in runs]) <= 1e-3
 
 
 def test_the_table_of_segments(gpu: dict[str, Any]) -> None:
@@ -88,3 +92,18 @@ def test_the_table_of_long_documents(gpu: dict[str, Any]) -> None:
 
     assert "".join(row(cells(way)) for way in dict.fromkeys(way for _, way in found)) in PAGE
     assert (run["settings"]["length"], run["settings"]["test"]) == (16384, 4)
+
+
+def test_the_readme_says_what_the_run_found(gpu: dict[str, Any]) -> None:
+    """Every number of its paragraph, in its order."""
+    found, readme = lines(gpu["main"]), (ROOT / "README.md").read_text(encoding="utf-8")
+    paragraph = readme.split("**On a model that people use?**")[1].split("\n\n")[0]
+    gains = {way: [f"{-found[text, way]['change']:.3f}" for text in TEXTS] for _, way in found}
+    cost = {way: f"{found['stdlib', way]['products']:.2f}" for _, way in found}
+    true = [f"{g} ± {found[text, TRUE]['interval']:.3f}" for g, text in zip(gains[TRUE], TEXTS, strict=True)]
+    rms, cache = "dynamic evaluation, RMS, last 4 layers", "neural cache"
+    expected = [*true, cost[TRUE], *gains[rms], cost[rms], *gains[cache], cost[cache], *gains["context 2048"], cost["context 2048"]]
+    numbers = re.findall(r"\d\.\d+(?: ± \d\.\d+)?", paragraph)
+    assert numbers == [*expected, gains[STALE][0]]
+    assert max(found[text, TRUE]["worst"] for text in (*TEXTS, "strange")) < 0 < found["strange", rms]["worst"]
+    assert abs(found["topics", STALE]["change"]) < found["topics", STALE]["interval"]

@@ -11,7 +11,7 @@ from fwl_ref.lm.model import Config, Parameters, features, initialize, model_sco
 from fwl_ref.lm.train import TrainSettings
 from fwl_ref.study import training
 from fwl_ref.study.learner import learner_of
-from fwl_ref.study.memory import HEADS, RULES, begin_memory, count_parameters, memory_bwd, memory_fwd, memory_products
+from fwl_ref.study.memory import HEADS, RULES, count_parameters, memory_bwd, memory_fwd, memory_products
 from fwl_ref.study.settings import FULL
 from fwl_ref.study.teach import gradient_of
 from fwl_ref.study.tops import top_of
@@ -27,9 +27,14 @@ CONFIG = Config(width=4, layers=1, heads=1, vocabulary=5, fast=False, chunk=3)
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
+def begun(rule, seed=0, config=CONFIG, heads=2):
+    """A plain model with a memory, as training begins."""
+    return learner_of({"top": {"name": "memory", "rule": rule, "heads": heads}}).begin(config, TrainSettings(seed=seed)).params
+
+
 def drawn(rule, seed=0, config=CONFIG, heads=2):
     """float64 parameters of which every one matters."""
-    p = begin_memory(config, TrainSettings(seed=seed), rule, heads)
+    p = begun(rule, seed, config, heads)
     rng = np.random.default_rng(seed)
     return tree_map(lambda a: a.astype("float64") + 0.3 * rng.standard_normal(a.shape), p)
 
@@ -50,7 +55,7 @@ def test_backward_is_the_adjoint_of_forward(rule):
             (out, _), res = memory_fwd(x, labels, p, before, rule=rule, chunk=3)
             return out, res
 
-        check_adjoint(fwd, memory_bwd, (x, drawn(rule).memory))
+        check_adjoint(fwd, memory_bwd, (x, drawn(rule).own))
 
 
 def literal(x, labels, p, rule, heads):
@@ -75,7 +80,7 @@ def literal(x, labels, p, rule, heads):
 def test_it_is_what_its_formula_says(rule):
     """The whole layer against a loop over tokens, which knows neither chunks nor folded heads."""
     x, labels = data(3)
-    p = drawn(rule, 3).memory
+    p = drawn(rule, 3).own
     (found, _), _ = memory_fwd(x, labels, p, rule=rule, chunk=3)
     for b in range(2):
         assert_close(found[b], literal(x[b], labels[b], p, rule, 2))
@@ -85,7 +90,7 @@ def test_it_is_what_its_formula_says(rule):
 def test_the_read_is_strict_and_a_state_goes_on(rule):
     """A token's own label does not change what it reads, the next token's reading does; two pieces are the whole."""
     x, labels = data(4)
-    p = drawn(rule, 4).memory
+    p = drawn(rule, 4).own
     run = lambda x, y, s=None: memory_fwd(x, y, p, s, rule=rule, chunk=3)[0]  # noqa: E731
     whole, last = run(x, labels)
     other = labels.copy()
@@ -109,27 +114,26 @@ def test_the_gradient_of_the_whole_model(rule):
     gradient = gradient_of(top)
 
     def fwd(gain, block, memory):
-        own = p._replace(gain=gain, block=block, memory=memory)
+        own = p._replace(gain=gain, block=block, own=memory)
         return gradient(own, text[:, :-1], text[:, 1:], weights, config, weights.sum())
 
     def bwd(d, g):
-        return tree_map(lambda a: d * a, (g.gain, g.block, g.memory))
+        return tree_map(lambda a: d * a, (g.gain, g.block, g.own))
 
-    check_adjoint(fwd, bwd, (p.gain, p.block, p.memory), step=1e-5)
+    check_adjoint(fwd, bwd, (p.gain, p.block, p.own), step=1e-5)
 
 
 def test_without_a_read_it_is_the_plain_model():
     """W_o = 0: the losses of lm.model, and a start that differs from the plain one's only by the memory."""
     p = drawn("delta", 6)
-    p = p._replace(memory=p.memory._replace(W_o=0 * p.memory.W_o))
+    p = p._replace(own=p.own._replace(W_o=0 * p.own.W_o))
     text = np.random.default_rng(6).integers(0, 5, (2, 9))
     top = top_of(CONFIG, {"name": "memory", "rule": "delta", "heads": 2})
     x, _ = features(p, text[:, :-1], CONFIG)
     (nll, _), _ = top.fwd(p, x, text[:, 1:], None, None)
     plain = Parameters(*p[:-1])
     assert_close(nll, model_score(plain, text[:, :-1], text[:, 1:], None, CONFIG).nll)
-    begun = begin_memory(CONFIG, TrainSettings(seed=3), "delta", 2)
-    assert_trees_close(Parameters(*begun[:-1]), initialize(CONFIG, 3, step_size=0.0, decay=0.0))
+    assert_trees_close(Parameters(*begun("delta", 3)[:-1]), initialize(CONFIG, 3))
 
 
 @every_rule
@@ -138,7 +142,7 @@ def test_its_cost_is_counted(rule, length, monkeypatch):
     """The formula is the number of multiply-adds of one forward pass, with a last chunk that is shorter too."""
     config = CONFIG._replace(chunk=32)
     x, labels = data(7, length, 1)
-    p, counted, matmul = drawn(rule, 7).memory, [], xp.matmul
+    p, counted, matmul = drawn(rule, 7).own, [], xp.matmul
 
     def watched(a, b):
         out = matmul(a, b)
@@ -182,15 +186,15 @@ def test_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     assert steps == [0, 1, 2]
     assert all(np.array_equal(a, b) for a, b in zip(leaves(found.progress[:2]), leaves(whole.progress[:2]), strict=True))
     assert np.array_equal(found.squares, whole.squares) and found.progress.history == whole.progress.history
-    begun = learner.begin(*asked[:2]).params
-    assert not any(np.array_equal(a, b) for a, b in zip(leaves(begun.memory), leaves(whole.progress.params.memory), strict=True))
+    first = learner.begin(*asked[:2]).params
+    assert not any(np.array_equal(a, b) for a, b in zip(leaves(first.own), leaves(whole.progress.params.own), strict=True))
 
 
 def test_a_gate_begins_where_the_decay_of_fast_weights_does():
     """alpha = 0.995, beta = 1/2 for features and labels of 0."""
-    p = begin_memory(CONFIG, TrainSettings(), "gated_delta", 2).memory
+    p = begun("gated_delta").own
     rates = 1 / (1 + np.exp(-p.c[-4:]))
     assert np.allclose(rates, [0.995, 0.995, 0.5, 0.5], atol=1e-4) and not p.c[:-4].any()
     assert [a.dtype for a in leaves(p)] == ["float32"] * 6
     for rule in RULES:
-        assert size(begin_memory(CONFIG, TrainSettings(), rule, 2).memory) == count_parameters(CONFIG, rule, 2)
+        assert size(begun(rule).own) == count_parameters(CONFIG, rule, 2)

@@ -201,7 +201,7 @@ def test_switched_off_parameters_change_what_is_read_and_a_nudge_what_is_trained
     assert len(others) == 3 and all(o != base for o in others)
     trained = {variant: v for (section, variant, name, _), v in bits.items() if section == 5 and name == CARRIED}
     assert trained.pop("step sizes may be negative") == base  # in four steps none becomes it
-    assert len(trained) == len({str(v) for v in trained.values()}) == 17  # every other ablation is another model
+    assert len(trained) == len({str(v) for v in trained.values()}) == 18  # every other ablation is another model
     assert bits[6, "as it is", "fast weights, carried", 0] == base != bits[6, "as it is, nudged", "fast weights, carried", 0]
 
 

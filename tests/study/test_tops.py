@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
-from fwl_ref.fwl import FastSettings, fast_block_fwd
+from fwl_ref.fwl import FastSettings, fast_block_fwd, write_fwd
 from fwl_ref.gradcheck import check_adjoint
 from fwl_ref.lm.corpus import Document
 from fwl_ref.lm.evaluate import fast_weights
 from fwl_ref.lm.model import Config, Parameters, initialize, loss_and_gradient, model_bwd, model_fwd, model_score
 from fwl_ref.lm.train import TrainSettings
 from fwl_ref.slow_block import FastParameters
-from fwl_ref.study.decays import DecaysModel
 from fwl_ref.study.leak import leaking_bwd, leaking_fwd
 from fwl_ref.study.learner import learner_of
+from fwl_ref.study.model import Model
+from fwl_ref.study.scales import Scales, scaled_fwd
 from fwl_ref.study.teach import gradient_of, held, read_with, shared, together
 from fwl_ref.study.tops import top_of
 from fwl_ref.tree import leaves, tree_map
@@ -28,6 +29,12 @@ BLOCK = FastSettings(eps=0.1, chunk=2)
 def model(seed=0, decay=0.1):
     p, rng = initialize(CONFIG, seed, "float64", 0.1, decay), np.random.default_rng(seed)
     return p._replace(block=tree_map(lambda a: a + 0.3 * rng.standard_normal(a.shape), p.block))
+
+
+def learned_too(p, asked):
+    """The parameters ``p`` of lm.model, and at random what a top learns beside them."""
+    rng, own = np.random.default_rng(9), learner_of({"top": asked}).begin(CONFIG, TrainSettings()).params.own
+    return Model(*p, tree_map(lambda a: 0.1 * rng.standard_normal(a.shape), own))
 
 
 def text(seed, batch=3, length=8):
@@ -69,6 +76,7 @@ def test_a_state_carried_in_training_comes_from_the_first_half():
         {"name": "momentum", "mu": 0.9, "decay": 0.05},
         {"name": "window", "tokens": 2},
         {"name": "decays"},
+        {"name": "scales"},
         {"name": "sequential", "segment": 3, "within": True},
         {"name": "sequential", "segment": 3, "within": False},
     ],
@@ -80,30 +88,47 @@ def test_every_top_has_its_gradient(asked):
     gradient = gradient_of(top_of(config, asked))
     by_optimizer = asked["name"] in ("momentum", "window")
     p = model(4, decay=0.0 if by_optimizer else 0.1)
-    if asked["name"] == "decays":
-        p = DecaysModel(*p, np.array([0.05, -0.1, 0.1]))
+    if asked["name"] in ("decays", "scales"):
+        p = learned_too(p, asked)
 
     def fwd(*parts):
         loss, g = gradient(p._replace(**dict(zip(varied, parts, strict=True))), *given, config, given[2].sum())
         return loss, g
 
-    varied = ["gain", "block", "eta", *([] if by_optimizer else ["decay"]), *(["ratios"] if asked["name"] == "decays" else [])]
+    varied = ["gain", "block", "eta", *([] if by_optimizer else ["decay"]), *(["own"] if isinstance(p, Model) else [])]
     bwd = lambda d, g: tuple(tree_map(lambda a: d * a, getattr(g, n)) for n in varied)  # noqa: E731
     check_adjoint(fwd, bwd, tuple(getattr(p, n) for n in varied), step=1e-5)
 
 
-def test_decays_apart_begin_as_one():
-    """The loss of lm.model at the start, and its gradients; they part as soon as the ratios do."""
-    given, asked = text(6), {"name": "decays"}
+@pytest.mark.parametrize("name", ["decays", "scales"])
+def test_what_a_top_learns_begins_as_nothing(name):
+    """The loss of lm.model at the start, and its gradients; they part as soon as what is learned moves."""
+    given, asked = text(6), {"name": name}
     learner = learner_of({"top": asked})
     p = tree_map(lambda a: a.astype("float64"), learner.begin(CONFIG, TrainSettings(step_size=0.1)).params)
     loss, g = learner.gradient(p, *given, CONFIG, given[2].sum())
     expected, wanted = loss_and_gradient(Parameters(*p[:-1]), *given, CONFIG)
     assert_close(loss, expected)
     assert_trees_close(Parameters(*g[:-1]), wanted)
-    assert np.any(g.ratios != 0)
-    other, _ = learner.gradient(p._replace(ratios=np.array([0.3, 0.0, 0.0])), *given, CONFIG, given[2].sum())
+    assert all(np.any(a != 0) for a in leaves(g.own))
+    other, _ = learner.gradient(learned_too(p[:-1], asked), *given, CONFIG, given[2].sum())
     assert other != loss
+
+
+def test_scales_are_a_preconditioner():
+    """Token by token: the step that a weight takes is its gradient times the scales of its row and its column."""
+    case, rng = case_of(2), np.random.default_rng(2)
+    given = case.x, case.labels, case.weights, case.slow, case.eta, case.decay, BLOCK
+    own = Scales(*(0.05 * rng.standard_normal(a.shape[-1]) for a in write_fwd(*given[:4], BLOCK)[0][0][1:]))
+    k1, v1, k2, v2, gain, bias = (np.exp(10 * s) for s in own)
+    steps = FastParameters(np.outer(k1, v1), v1, np.outer(k2, v2), v2, gain, bias)
+    (logits, _, _), _ = scaled_fwd(*given, None, own)
+    for t in range(6):
+        now = slice(t, t + 1)
+        (_, _, state), _ = fast_block_fwd(*(a[:, :t] for a in given[:3]), *given[3:])
+        moved = FastParameters(*(a * s for a, s in zip(state, steps, strict=True)))
+        (alone, _, _), _ = fast_block_fwd(*(a[:, now] for a in given[:3]), *given[3:], moved)
+        assert_close(logits[:, now], alone)
 
 
 def case_of(seed, length=6):
