@@ -70,7 +70,7 @@ def test_the_table_of_seeds(gpu: dict[str, Any]) -> None:
     assert table in PAGE
     assert [run["settings"]["seed"] for run in runs] == [0, 1, 2]
     for text in TEXTS:  # with nothing trained a seed changes next to nothing
-        assert np.ptp([lines(run)[text, TRUE]["change"] for run in runs]) <= 1e-3
+        assert np.ptp([lines(run)[text, TRUE]["change"] for run in runs]) < 2e-3
 
 
 def test_the_table_of_segments(gpu: dict[str, Any]) -> None:
