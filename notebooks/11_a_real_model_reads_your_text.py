@@ -348,15 +348,15 @@ assert np.shares_memory(slow.U, model.parameters.table)
 # %% [markdown]
 # ## What this does not show
 #
-# - **It is little.** Here it is a few thousandths of a nat. On documents of 4,096 tokens, with more text behind the key map and the step,
-#   and trained, such a layer spares 0.03 to 0.08 nats of two to three. A neural cache can spare more, and a longer attention more than
-#   both: this model can see 8,192 tokens, and we let it see 512. `make pretrained` measures all of them
+# - **It is little.** Here it is a few thousandths of a nat. On documents of 4,096 tokens, with more text behind the maps and the step, and
+#   with gradients taken afresh every 32 tokens, such a matrix spares 0.09 to 0.18 nats of two to three. A neural cache spares less, and a
+#   longer attention more: this model can see 8,192 tokens, and we let it see 512. `make pretrained` measures all of them
 #   on documents that nothing was chosen on, with intervals; docs/adapt.md says how.
 # - **It is one text.** The gain of another may be half or twice that, or a loss. That is what the guard is for.
 # - **Nothing was trained.** Key map, step size and decay can be learned through the update, (X.10).
 # - **The model may know the text.** An essay in every Python was surely in many training sets.
 # - **The past is stale.** All gradients are taken at $W = 0$, notebook 6. In a long text the same thing is written again and again, and
-#   it overshoots.
+#   it overshoots. That is the main reason why it is little: `fwl_ref/adapt/refreshed.py` takes them afresh.
 # - A share is first order in the step, and of the logit alone. Other words' logits move too.
 
 # %% [markdown]

@@ -149,6 +149,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "WINDOW", 20)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_the_whole_run_saves_every_row_and_writes_the_page(tmp_path: Path) -> None:
     """All sections but the one that starts processes; formed is counted; each row is in the file before the next begins."""

@@ -36,6 +36,7 @@ BUILT_FROM = {"sphinx", "myst_nb", "furo", "typst", "pypandoc"}
 # --- equations, functions, tests
 
 
+@pytest.mark.slow
 def test_the_site_knows_every_equation_function_and_test():
     """The reader that makes the links and the one that checks the structure were written apart, and
     agree.

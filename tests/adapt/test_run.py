@@ -263,6 +263,7 @@ def test_dynamic_evaluation_goes_on_after_its_last_document(done: Any, tmp_path:
         assert row.seconds > 0
 
 
+@pytest.mark.slow
 def test_every_way_scores_before_it_sees(done: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The audit of each row, as a function from tokens to losses: other futures change no earlier loss, and
     probabilities of all words sum to 1. N: a row shifted by one token is caught.

@@ -280,6 +280,7 @@ def assert_same_training(folder: Path, alone: Path, size: int) -> None:
     assert same, "two ranks with a part each add two numbers, and the order of two does not matter"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_ranks_train_as_one_process_does(mpiexec: str, alone: Path, tmp_path: Path, size: int) -> None:
     """Ten steps in float64, with batches that do not divide by the ranks, with every normalizer, and plain."""
@@ -288,6 +289,7 @@ def test_ranks_train_as_one_process_does(mpiexec: str, alone: Path, tmp_path: Pa
     assert_same_training(folder, alone / "alone", size)
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_and_three_go_on(mpiexec: str, alone: Path, tmp_path: Path) -> None:
     """A checkpoint does not know how many ranks made it."""
     folder = alone / "two, then three"
@@ -331,6 +333,7 @@ def test_ranks_that_are_interrupted_save_and_end(mpiexec: str, tmp_path: Path, a
     assert load_checkpoint(tmp_path / "model.npz").progress.adam.step == 5, err
 
 
+@pytest.mark.slow
 def test_a_batch_too_small_is_refused_once(mpiexec: str, tmp_path: Path) -> None:
     """By the first rank, before the text is read; nothing is written."""
     write_text(tmp_path / "text")

@@ -79,6 +79,7 @@ def test_a_module_of_the_current_folder_is_found(folder: Path) -> None:
     assert imported("their_kernels:delta").__name__ == "delta"
 
 
+@pytest.mark.slow
 def test_the_fixture_is_the_function_and_keeps_the_case(folder: Path) -> None:
     """One line in conftest.py; a failing case lies in the test's temporary folder."""
     (folder / "conftest.py").write_text('pytest_plugins = ["fwl_ref.testing.plugin"]\n')
