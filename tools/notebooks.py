@@ -19,31 +19,29 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
-import importlib.util
 import os
 import re
 import shutil
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 
-def later(name: str) -> ModuleType:
+class Later:
     """A module that is imported when something of it is first used: these take seconds, and so would
-    every process of the suite that collects the tests of notebooks and leaves them to another. pytest
-    looks at every name of a test file: there, ``notebooks.nbformat`` keeps it from being imported.
+    every process of the suite that collects the tests of notebooks and leaves them to another. It is
+    not in ``sys.modules`` before, where Hypothesis asks every module for its file.
     """
-    spec = importlib.util.find_spec(name)
-    if name in sys.modules or spec is None or spec.loader is None:
-        return importlib.import_module(name)  # or says what is missing
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)
 
 
-jupytext, nbformat, nbclient = (later(name) for name in ("jupytext", "nbformat", "nbclient"))
+jupytext, nbformat, nbclient = Later("jupytext"), Later("nbformat"), Later("nbclient")
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
