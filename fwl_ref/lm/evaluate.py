@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..backend import Array, host, namespace, to_numpy
 from ..checks import check_segment
-from ..dynamic_evaluation import FAST_ONLY, Descent, update
+from ..dynamic_evaluation import FAST_ONLY, Descent, RmsScale, update
 from ..ops.common import chunk_slices
 from ..slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from ..tree import tree_map
@@ -147,14 +147,15 @@ def dynamic_block(
     rate: float,
     decay: float,
     segment: int,
+    scale: RmsScale | None = None,
 ) -> Array:
     """Dynamic evaluation of the block's six fast parameters alone: the trunk runs once per window,
-    forward.
+    forward. With ``scale``, statistics of the block's gradients, by the RMS rule.
 
     Raises ValueError if ``segment`` is below 1.
     """
     check_segment(segment)
-    eps, descent = DIALECTS[config.dialect], Descent(rate, decay, subset=FAST_ONLY)
+    eps, descent = DIALECTS[config.dialect], Descent(rate, decay, scale, FAST_ONLY)
     theta, losses = params.block, []
     for batch in windows(document, window, limit):
         tokens, labels, _ = batch_like(batch, params.embedding)  # (1,T)

@@ -29,7 +29,11 @@ from .where import frequencies
 
 BACKWARD = 3  # a training step in units of a reading
 SAMPLE = 4096  # bytes of text to measure what is no matrix product
-WORKS = {"rms": "sgd", "untrained": "fast"}  # a way -> the way that has its speed
+WORKS = {
+    "rms": "sgd",
+    "block_rms": "block",
+    "untrained": "fast",
+}  # its speed
 
 
 # one of each kind of top, to measure its speed

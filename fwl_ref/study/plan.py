@@ -19,7 +19,7 @@ from ..lm.train import TrainSettings
 from ..slow_block import FastParameters
 from .memory import HEADS, RULES
 from .outside import OUTSIDE
-from .row import BASE, BLOCK, CACHE, CARRIED, MEMORY, RESET, RMS, SGD, Row, key_of
+from .row import BASE, BLOCK, BLOCK_RMS, CACHE, CARRIED, MEMORY, RESET, RMS, SGD, Row, key_of
 from .settings import Sizes
 
 MU = 0.9  # of the momentum
@@ -142,7 +142,7 @@ class Builder(NamedTuple):
         """What dynamic evaluation tries on validation documents."""
         s = self.s
         found = {"rates": getattr(s, way), "decays": s.decays, "more": s.more}
-        own = {"batches": s.statistics_batches} if way == "rms" else {}
+        own = {"batches": s.statistics_batches} if way in ("rms", "block_rms") else {}
         return found | {"segment": s.segment} | own
 
     def main(self, place: Place) -> list[list[Row]]:
@@ -158,6 +158,7 @@ class Builder(NamedTuple):
             "sgd": SGD,
             "rms": RMS,
             "block": BLOCK,
+            "block_rms": BLOCK_RMS,
             "untrained": "plain, fast weights switched on at test time",
         }
         adapting = {
@@ -192,7 +193,7 @@ class Builder(NamedTuple):
             [adapting["block"], adapting["sgd"]],
             [c, self.read(1, c, same, "static", place)],
             where,
-            [adapting["rms"], adapting["untrained"], *caches],
+            [adapting["rms"], adapting["untrained"], adapting["block_rms"], *caches],
             counts,
             [w, self.read(1, w, longer, "static", place)],
             [

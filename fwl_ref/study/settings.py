@@ -30,6 +30,7 @@ class Sizes(NamedTuple):
     sgd: tuple[float, ...] = (0.02, 0.04, 0.08)  # step sizes tried first
     rms: tuple[float, ...] = (3e-4, 6e-4, 1.2e-3)
     block: tuple[float, ...] = (0.1, 0.3, 0.6)
+    block_rms: tuple[float, ...] = (6e-4, 1.2e-3, 2.4e-3)
     untrained: tuple[float, ...] = (0.001, 0.003, 0.01)
     decays: tuple[float, ...] = (0.0, 0.01)  # tried with each
     thetas: tuple[float, ...] = (5.0, 10.0, 20.0)  # of the neural cache
@@ -46,8 +47,8 @@ def check_sizes(s: Sizes) -> None:
     """Raise ValueError naming the first size that cannot be."""
     check_segment(s.segment)
     check_config(s.config)
-    several = ("corpora", "windows", "seeds", "few", "sgd", "rms", "block", "untrained", "decays")
-    for name in several:
+    rates = ("sgd", "rms", "block", "block_rms", "untrained")
+    for name in ("corpora", "windows", "seeds", "few", *rates, "decays"):
         if not getattr(s, name):
             raise ValueError(f"{name} must have at least one entry, got none")
     for name in ("validation", "test"):

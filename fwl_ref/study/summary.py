@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..lm import footprint
 from .collect import Line, Lines, change, mean
-from .row import BASE, BLOCK, CACHE, CARRIED, MEMORY, RMS, SGD
+from .row import BASE, BLOCK, BLOCK_RMS, CACHE, CARRIED, MEMORY, RMS, SGD
 from .settings import Sizes
 from .words import number, percent, spot_of
 
-OTHERS = (BLOCK, SGD, RMS, CACHE)
+OTHERS = (BLOCK, BLOCK_RMS, SGD, RMS, CACHE)
 
 
 def readme_lines(found: Lines, s: Sizes) -> list[str]:

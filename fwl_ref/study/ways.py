@@ -100,6 +100,19 @@ def block(given: Given, o: dict[str, Any]) -> Chosen:
     return tuned(given, reader, o["rates"], o["decays"], o["more"])
 
 
+def block_rms(given: Given, o: dict[str, Any]) -> Chosen:
+    """Dynamic evaluation of the block alone with the RMS rule, statistics and decays as there."""
+    drawn = given.corpus, o["segment"], given.seed + 1, o["batches"]
+    gradients = evaluate.segment_gradients(given.params, given.config, *drawn)
+    scale = rms_scale(mean_square(gradient.block for gradient in gradients))
+
+    def reader(rate: float, decay: float) -> Reader:
+        options = {"rate": rate, "decay": decay / 10, "segment": o["segment"], "scale": scale}
+        return _bound(given, evaluate.dynamic_block, **options)
+
+    return tuned(given, reader, o["rates"], o["decays"], o["more"])
+
+
 def untrained(given: Given, o: dict[str, Any]) -> Chosen:
     """Fast weights with one step size for all on the plain model, carried."""
 
@@ -178,6 +191,7 @@ WAYS: dict[str, Callable[[Given, dict[str, Any]], Chosen]] = {
     "sgd": sgd,
     "rms": by_rms,
     "block": block,
+    "block_rms": block_rms,
     "untrained": untrained,
     "cache": cache,
     "n-grams": ngrams,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fwl_ref.dynamic_evaluation import Descent, dynamic_evaluation, evaluate_block, rms_scale
+from fwl_ref.dynamic_evaluation import Descent, RmsScale, dynamic_evaluation, evaluate_block, rms_scale
 from fwl_ref.lm.data import Document
 from fwl_ref.lm.evaluate import (
     Way,
@@ -22,7 +22,7 @@ from fwl_ref.lm.evaluate import (
 )
 from fwl_ref.lm.model import Config, features_fwd, initialize, model_bwd, model_fwd
 from fwl_ref.ops.cross_entropy import cross_entropy_fwd
-from fwl_ref.slow_block import FastParameters
+from fwl_ref.slow_block import FastParameters, slow_block_bwd, slow_block_fwd
 from fwl_ref.tree import leaves, tree_map
 
 CONFIG = Config(width=8, layers=1, heads=2, chunk=5)
@@ -124,6 +124,22 @@ def test_dynamic_evaluation_of_the_block_starts_like_fast_weights(params, segmen
     assert block[0] == pytest.approx(fast[0], rel=1e-12)
     if segment == 1:
         assert block[1] == pytest.approx(fast[1], rel=1e-10) and block[7] != pytest.approx(fast[7], rel=1e-6)
+
+
+def test_dynamic_evaluation_of_the_block_by_the_rms_rule(params):
+    """Segment by segment: a gradient over its usual size, and a pull to the start; U and c stay where they are   (Y.2)"""
+    rng, data = np.random.default_rng(7), document(11).data.astype("int64")[None]
+    scale = RmsScale(*(tree_map(lambda a: rng.uniform(0.5, 2, a.shape), params.block) for _ in range(2)))
+    found = dynamic_block(params, CONFIG, document(11), 10, rate=0.05, decay=0.1, segment=5, scale=scale)
+    (x, _), _ = features_fwd(params, data[:, :-1], CONFIG)
+    theta = params.block
+    for part in (slice(0, 5), slice(5, 10)):
+        (nll, _), res = slow_block_fwd(x[:, part], data[:, 1:][:, part], theta, 0.0)
+        np.testing.assert_allclose(found[part], nll[0], rtol=1e-12)
+        _, g = slow_block_bwd(np.full((1, 5), 0.2), res)
+        columns = zip(theta, g, scale.divisor, scale.norm, params.block, strict=True)
+        stepped = [p - 0.05 * a / d + 0.1 * n * (p0 - p) for p, a, d, n, p0 in columns]
+        theta = type(theta)(*stepped[:6], theta.U, theta.c)
 
 
 @pytest.mark.parametrize("segment", [1, 2, 5])

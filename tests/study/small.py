@@ -32,6 +32,7 @@ def tiny(corpora):
         sgd=(0.02, 0.1),
         rms=(1e-3,),
         block=(0.1,),
+        block_rms=(1e-3,),
         untrained=(0.01,),
         decays=(0.0,),
         thetas=(5.0, 10.0),
