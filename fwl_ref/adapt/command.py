@@ -28,7 +28,7 @@ HELP = {
     "full": "documents of each text for dynamic evaluation of all parameters; 0 = none",
     "tune_length": "tokens of a validation document on which rates of dynamic evaluation are tuned",
     "refresh": "tokens between two true gradient steps of the layer",
-    "seed": "of the order of training",
+    "seed": "of training, and of the training text that whitening is measured on",
 }
 
 

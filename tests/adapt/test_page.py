@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fwl_ref.adapt.table import interval
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/adapt.md").read_text(encoding="utf-8")
 TEXTS = ("stdlib", "topics", "wikitext-2")
 TRUE, STALE = "fast, not trained, whitened values, true gradients", "fast, not trained, whitened values"
+RMS = "dynamic evaluation, RMS, last 4 layers"
 LONGER = f"context 2048, {TRUE}"
 pytestmark = pytest.mark.host("reads files")
 
@@ -60,6 +63,23 @@ def test_the_table_of_all_ways(gpu: dict[str, Any]) -> None:
     assert f"{trained:,} tokens" in PAGE
 
 
+def test_gains_are_compared_document_by_document(gpu: dict[str, Any]) -> None:
+    """What true gradients gain more than the cache and than RMS, with Student's interval; and who is harmed."""
+    nats, sources = gpu["main"]["nats"], [document[0] for document in gpu["main"]["documents"]]
+
+    def more(other: str, text: str) -> str:
+        found = [b - a for a, b, source in zip(nats[TRUE], nats[other], sources, strict=True) if source == text]
+        return f"{np.mean(found):.3f} ± {interval(found):.3f}"
+
+    for other in ("neural cache", RMS):
+        first, second, third = (more(other, text) for text in TEXTS)
+        assert f"{first}, {second} and {third} more than" in PAGE
+    assert len(sources) == 44 and all(a < b for a, b in zip(nats[TRUE], nats["as it is"], strict=True))
+    harmed = [(s, a - b) for a, b, s in zip(nats[RMS], nats["as it is"], sources, strict=True) if a > b]
+    assert [s for s, _ in harmed] == ["stdlib", *["strange"] * 4]
+    assert f"RMS harms four of them (up to {max(h for _, h in harmed):.3f}) and one of `stdlib` ({harmed[0][1]:.3f})" in PAGE
+
+
 def test_the_table_of_seeds(gpu: dict[str, Any]) -> None:
     runs = [gpu[name] for name in ("main", "seed 1", "seed 2")]
     table = "".join(
@@ -101,9 +121,9 @@ def test_the_readme_says_what_the_run_found(gpu: dict[str, Any]) -> None:
     gains = {way: [f"{-found[text, way]['change']:.3f}" for text in TEXTS] for _, way in found}
     cost = {way: f"{found['stdlib', way]['products']:.2f}" for _, way in found}
     true = [f"{g} ± {found[text, TRUE]['interval']:.3f}" for g, text in zip(gains[TRUE], TEXTS, strict=True)]
-    rms, cache = "dynamic evaluation, RMS, last 4 layers", "neural cache"
-    expected = [*true, cost[TRUE], *gains[rms], cost[rms], *gains[cache], cost[cache], *gains["context 2048"], cost["context 2048"]]
+    cache = "neural cache"
+    expected = [*true, cost[TRUE], *gains[RMS], cost[RMS], *gains[cache], cost[cache], *gains["context 2048"], cost["context 2048"]]
     numbers = re.findall(r"\d\.\d+(?: ± \d\.\d+)?", paragraph)
     assert numbers == [*expected, gains[STALE][0]]
-    assert max(found[text, TRUE]["worst"] for text in (*TEXTS, "strange")) < 0 < found["strange", rms]["worst"]
+    assert max(found[text, TRUE]["worst"] for text in (*TEXTS, "strange")) < 0 < found["strange", RMS]["worst"]
     assert abs(found["topics", STALE]["change"]) < found["topics", STALE]["interval"]
