@@ -231,6 +231,38 @@ print("what repeats gains more:", by_times[1] > 2 * by_times[0], " the more ofte
 # Blanks are left out here. Indentation repeats all the time, and the plain model knows it well.
 
 # %% [markdown]
+# ## Does it last?
+#
+# This model has been trained for half a minute. Is there less to gain on a better one? `make study` has trained such models for longer, and
+# wider and deeper ones. These are the results of section 2 of its page, docs/study.md: bits per byte of the plain model, the change by
+# fast weights that are carried, and half of its 95 % interval.
+
+# %%
+study = {
+    "150 steps": (3.572, -0.141, 0.029),
+    "600 steps": (3.027, -0.500, 0.071),
+    "2400 steps": (2.264, -0.331, 0.048),
+    "width 64": (3.195, 0.079, 0.034),
+    "width 192": (2.950, -0.474, 1.525),
+    "1 layers": (3.076, -0.447, 0.682),
+    "6 layers": (3.010, -0.535, 0.035),
+}
+
+# %%
+fig, ax = plt.subplots(figsize=(9, 5))
+for name, (bits, change, interval) in sorted(study.items(), key=lambda item: item[1]):
+    ax.errorbar(-change, f"{name}: {bits:.2f}", xerr=interval, marker="o", color="C0", capsize=6)
+ax.axvline(0, color="black", linewidth=1)
+ax.set(xlabel="bits saved per byte", ylabel="model, and its bits per byte", xlim=(-0.2, 0.8), title="Better models are at the bottom")
+plt.show()
+assert study["150 steps"][1] > study["2400 steps"][1] > study["600 steps"][1]
+print("most is saved neither on the worst nor on the best:", study["150 steps"][1] > study["2400 steps"][1] > study["600 steps"][1])
+
+# %% [markdown]
+# It grows before it shrinks: poor models write poor gradients, good ones leave less to gain. The narrowest model is harmed. For some sizes
+# two runs differ so much that the interval leaves the picture.
+
+# %% [markdown]
 # ## Samples, before and after
 #
 # The model has read nothing but source code. Give it a poem, *Jabberwocky*, by Lewis Carroll. It reads the poem with fast weights, then

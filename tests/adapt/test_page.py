@@ -114,6 +114,16 @@ def test_the_table_of_long_documents(gpu: dict[str, Any]) -> None:
     assert (run["settings"]["length"], run["settings"]["test"]) == (16384, 4)
 
 
+def test_the_table_of_all_parameters() -> None:
+    """Of two runs that were made before, on two documents of each text."""
+    for name, rule in (("adapt_true.json", "RMS"), ("adapt_through.json", "SGD")):
+        run, way = kept(name), f"dynamic evaluation, {rule}, all parameters"
+        found = lines(run)
+        both = [found[text, way] for text in ("stdlib", "topics")]
+        assert [line["documents"] for line in both] == [2, 2] and run["settings"]["tune_length"] == 1024
+        assert row([way, *map(change, both), f"{both[0]['products']:.2f}"]) in PAGE
+
+
 def test_the_readme_says_what_the_run_found(gpu: dict[str, Any]) -> None:
     """Every number of its paragraph, in its order."""
     found, readme = lines(gpu["main"]), (ROOT / "README.md").read_text(encoding="utf-8")

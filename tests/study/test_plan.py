@@ -1,5 +1,6 @@
 """What the plan says of compute, against counted products; and the committed page, against the code that writes it."""
 
+import ast
 import platform
 import re
 
@@ -81,3 +82,13 @@ def test_the_committed_page_is_what_the_plan_writes_of_the_committed_results():
     number = re.compile(r"\d+\.\d+")
     said = (ROOT / "README.md").read_text(encoding="utf-8").split("**What else would buy it?**")[1].split("\n\n")[0]
     assert len(number.findall(said)) > 10 and set(number.findall(said)) <= set(number.findall(page))
+
+
+def test_notebook_8_draws_the_figures_of_the_page():
+    """Each model's bits, change and interval, of section 2."""
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    notebook = (ROOT / "notebooks" / "08_train_and_adapt.py").read_text(encoding="utf-8")
+    drawn = ast.literal_eval(re.search(r"^study = (\{.*?^\})", notebook, re.MULTILINE | re.DOTALL)[1])
+    assert len(drawn) == 7
+    for name, (bits, change, interval) in drawn.items():
+        assert re.search(rf"^\| {name} \| {bits:.3f} ± [\d.]+ \| {change:.3f} ± {interval:.3f} \|", page, re.MULTILINE), name
