@@ -27,6 +27,7 @@ HELP = {
     "rate": "learning rate, in units of what is learned",
     "full": "documents of each text for dynamic evaluation of all parameters; 0 = none",
     "tune_length": "tokens of a validation document on which rates of dynamic evaluation are tuned",
+    "segment": "tokens between two steps of dynamic evaluation",
     "refresh": "tokens between two true gradient steps of the layer",
     "seed": "of training, and of the training text that whitening is measured on",
 }
