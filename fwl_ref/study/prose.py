@@ -14,9 +14,9 @@ OPENING = """# The study
 What fast weights buy on real text, beside everything that could buy the same: more training, a
 longer window, another memory, dynamic evaluation, a cache, and compressors of the same documents.
 This page is written by one command, `make study`, from its results and nothing else. The command
-can be stopped at any time and goes on where it was. The plan takes longer than the two hours that
-the command gives itself: it is in the order of importance, every group of rows for all seeds before
-the next group, so that what is there has an interval.
+can be stopped at any time and goes on where it was. The plan takes about as long as the two hours
+that the command gives itself. It is in the order of importance, every group of rows for all seeds
+before the next group, so that what is there has an interval.
 """
 
 NOT_RUN = """
@@ -67,8 +67,8 @@ METHOD = """## How it was done
   Nothing was tuned for either side here.
 - Ablations and training health are asked of models trained half as long, and like lengths and
   sizes with the first two seeds.
-- Test documents: {test} of each corpus, at most {bytes} bytes of each. No model was trained on any
-  of them.
+- Test documents: {test} of each corpus, or all that its test part has; at most {bytes} bytes of
+  each. No model was trained on any of them. `topics` has three, and its intervals are wide.
 - *Equal training compute*: the plain model takes as many steps more as its step is cheaper; a
   training step is taken as three readings.
 - *Longer window*: the longest multiple of the window at which the plain model costs no more

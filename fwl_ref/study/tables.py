@@ -38,7 +38,10 @@ def main_tables(found: Lines) -> list[str]:
             continue
         heads = ("reading", "bits per byte", "change", "of it", "seeds")
         more = ("multiply-adds", "time", "tuned")
-        parts += [f"### {corpus}, windows of {window} bytes\n", *grid((*heads, *more), table)]
+        read = next(line for line in mine if line.runs and line.kind == "read")
+        count = len(next(iter(read.runs.values()))["bits"])
+        title = f"### {corpus}, windows of {window} bytes, {count} documents\n"
+        parts += [title, *grid((*heads, *more), table)]
         places = [
             (line.spot.name, change_by_position(line, base))
             for line in mine
