@@ -29,13 +29,13 @@ from fwl_ref.lm.neural_cache import cache_probability
 from fwl_ref.norm import norm_fwd
 from fwl_ref.pretrained.load import load
 
-WINDOW, LAYERS, SMALL = 512, 4, 1e-6
+WINDOW, SEGMENT, LAYERS, SMALL = 512, 128, 4, 1e-6
 
 
-def jobs(model: Model, ids: Array, long: int, chunk: int, refresh: int, whole: bool = True) -> dict[str, Callable[[], Array]]:
+def jobs(model: Model, ids: Array, long: int, chunk: int, refresh: int) -> dict[str, Callable[[], Array]]:
     """Each way as a function that reads ``ids`` (T+1) from the tokens on and returns its losses; the model as it is comes first.
 
-    ``long`` is the longer context; ``whole`` adds dynamic evaluation of all parameters.
+    ``long`` is the longer context.
     """
     labels, D = like(ids[1:], model.U), model.config.width
     key = KeyMap(model.bias, like(np.eye(D), model.U, model.U.dtype))
@@ -60,28 +60,28 @@ def jobs(model: Model, ids: Array, long: int, chunk: int, refresh: int, whole: b
 
     def last() -> Array:
         below = features(model, ids, WINDOW, model.config.layers - LAYERS)
-        return adapted_losses(top_score(model), top_of(model, LAYERS), below, labels, Step(SMALL), WINDOW, 128)
+        return adapted_losses(top_score(model), top_of(model, LAYERS), below, labels, Step(SMALL), WINDOW, SEGMENT)
 
     def all_of() -> Array:
         inputs = whole_inputs(ids, model.U)
-        return adapted_losses(whole_score(model), model.parameters, inputs, labels, Step(SMALL), WINDOW, 128)
+        return adapted_losses(whole_score(model), model.parameters, inputs, labels, Step(SMALL), WINDOW, SEGMENT)
 
-    found: dict[str, Callable[[], Array]] = {
+    return {
         "as it is": lambda: plain(WINDOW), f"context {long}": lambda: plain(long), "neural cache": cache,
         "fast, stale gradients": stale, "fast, true gradients": true, f"dynamic evaluation, SGD, last {LAYERS} layers": last,
+        "dynamic evaluation, SGD, all parameters": all_of,
     }  # fmt: skip
-    return found | ({"dynamic evaluation, SGD, all parameters": all_of} if whole else {})
 
 
-def counted(model: Model, names: list[str], tokens: int, long: int) -> list[float]:
-    """Multiply-adds of each way over those of the model as it is."""
+def counted(model: Model, tokens: int, long: int) -> list[float]:
+    """Multiply-adds of each way of ``jobs`` over those of the model as it is."""
     c, D = model.config, model.config.width
     head, plain = head_products(c), head_products(c) + trunk_products(c, WINDOW)
     adds = [
         plain, head + trunk_products(c, long), plain + tokens / 2 * D, plain + 2 * head + 4 * D * D, plain + head + 4 * D * D,
         gradient_products(c, WINDOW, LAYERS), gradient_products(c, WINDOW, None),
     ]  # fmt: skip
-    return [a / plain for a in adds[: len(names)]]
+    return [a / plain for a in adds]
 
 
 def table(times: dict[str, Times], products: list[float]) -> Iterator[str]:
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print(machine(args.backend), flush=True)
     work = jobs(model, ids, args.tokens, s.chunk, s.refresh)
     times = interleaved(work, args.rounds)
-    print("\n".join(table(times, counted(model, list(work), args.tokens, args.tokens))), flush=True)
+    print("\n".join(table(times, counted(model, args.tokens, args.tokens))), flush=True)
     return {name: t._asdict() for name, t in times.items()}
 
 

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import agreement, bench, processes, ranks, ratios, results, rules, scaling, starts
+from benchmarks import adapting, agreement, bench, processes, ranks, ratios, results, rules, scaling, starts, strange
 from benchmarks.agreement import Checked, agree, error
 from benchmarks.interleave import compared, in_turn, interleaved
 from benchmarks.problem import LLAMA_WORKS, SIZES, SMOLLM2, WORKS, Llama, Size, counted, problem, works
 from benchmarks.processes import SideError, process, untuned
 from benchmarks.results import Measured, save, summary, table
 from benchmarks.sides import ours
+from fwl_ref.adapt.trunk import model_on
 from fwl_ref.lm.train import TrainSettings
+from tests.adapt import small as tiny
 from tests.conftest import notes
 
 pytestmark = pytest.mark.host("measures NumPy, and starts processes")
@@ -394,6 +396,36 @@ def test_the_page_of_measurements_has_the_stored_starts() -> None:
         assert f"N = 1, {TrainSettings().step_size}" in {r["start"] for r in found["rows"] if r["size"] == size}
     for words in (found["run"]["date"], f"NumPy {found['run']['numpy']}", f"Python {found['run']['python']}", f"{starts.STEPS} steps"):
         assert words in page.split("## Where step sizes start")[1]
+
+
+def test_the_strange_documents_are_the_same_everywhere(tmp_path: Path) -> None:
+    """Eight files of 64 KiB; what repeats repeats, what turns does so where it is said to."""
+    first, second = (strange.write(tmp_path / name) for name in ("a", "b"))
+    assert [p.name for p in first] == list(strange.MAKERS) and len(first) == 8
+    texts = {p.name: p.read_text(encoding="ascii") for p in first}
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert {len(text) for text in texts.values()} == {strange.SIZE} and len(set(texts.values())) == 8
+    assert texts["late.txt"][:8192] == (strange.PROSE * 40)[:8192] and strange.PROSE[:20] not in texts["late.txt"][8193:]
+    assert texts["turns.txt"].count("\n") == 31 and set(texts["hex.txt"]) == set("0123456789abcdef")
+
+
+def test_what_adapting_takes_is_timed_on_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With step sizes next to nothing every way has the losses of the model as it is; the longer context has its own. A count for each."""
+    monkeypatch.setattr(adapting, "WINDOW", 16)
+    monkeypatch.setattr(adapting, "SEGMENT", 8)
+    monkeypatch.setattr(adapting, "LAYERS", 2)
+    model = model_on(tiny.parameters(), tiny.CONFIG, 32, 10)
+    ids = np.random.default_rng(0).integers(0, tiny.CONFIG.vocabulary, 129)
+    work = adapting.jobs(model, ids, 64, 16, 8)
+    found = {name: job() for name, job in work.items()}
+    plain = found.pop("as it is")
+    longer = found.pop("context 64")
+    assert len(found) == 5 and np.abs(longer - plain)[16:32].max() > 1e-2
+    for name, losses in found.items():
+        assert np.abs(losses - plain).max() < 1e-3, name
+    counts = adapting.counted(model, 128, 64)
+    assert counts[0] == 1.0 and min(counts[1:]) > 1 and len(counts) == len(work)
+    assert counts[list(work).index("fast, true gradients")] < counts[list(work).index("fast, stale gradients")]
 
 
 @pytest.mark.slow
