@@ -432,8 +432,9 @@ def main(arguments: list[str]) -> int:
             output.seek(0)
             print(f"\nThe suite on {said(name, part)}:\n{output.read()}", flush=True)
     claims.cleanup()
-    absence = "NOT RUN, left out of the quick form:" if quick else "NOT RUN"
+    left_out = "NOT RUN, left out of the quick form:" if quick else "NOT RUN"
     for name, part in parts:
+        absence = "NOT RUN" if missing(name) else left_out
         verdict = "FAILED" if (name, part) in failed else "passed" if (name, part) in running else absence
         print(f"{verdict}  {said(name, part)}")
     if absent and os.environ.get("CI", "").lower() not in ("", "0", "false"):

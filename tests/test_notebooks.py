@@ -545,3 +545,12 @@ def test_names_of_the_library_are_known() -> None:
         "Memory",
         "read_fwd",
     }
+
+
+def test_the_tool_imports_what_takes_seconds_when_it_is_used() -> None:
+    """Hypothesis, which asks every module that is there for its file, does not import it either."""
+    words = (
+        "import sys; from tools import notebooks as n; a = 'nbformat' in sys.modules; n.nbformat.v4; print(a, 'nbformat' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert run.stdout == "False True\n"

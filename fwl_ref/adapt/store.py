@@ -58,7 +58,7 @@ def held(store: Store) -> int:
 
 def kept(store: Store, name: str, compute: Callable[[], dict[str, Array]]) -> dict[str, Array]:
     """Arrays on the host under a name that says all that they depend on: from the disk if they are
-    there; else computed and kept.
+    there; else computed and kept, unless another run keeps the same at that moment.
 
     Raises OSError if the folder is full or would hold more than ``limit`` bytes.
     """
@@ -69,14 +69,14 @@ def kept(store: Store, name: str, compute: Callable[[], dict[str, Array]]) -> di
         try:
             return load_arrays(file)
         except ValueError:
-            file.unlink()  # damaged: computed again
+            file.unlink(missing_ok=True)  # damaged: computed again
     arrays = compute()
     if held(store) + sum(a.nbytes for a in arrays.values()) > store.limit:
         raise OSError(
             f"the folder {str(store.folder)!r} would hold more than {store.limit:,} bytes: "
             "remove files of other runs from it, raise --cache-limit, or give --no-cache"
         )
-    with suppress(BlockingIOError):  # another run keeps the same at this moment
+    with suppress(BlockingIOError):
         save_arrays(file, arrays)
     return arrays
 

@@ -101,7 +101,7 @@ def block(given: Given, o: dict[str, Any]) -> Chosen:
 
 
 def block_rms(given: Given, o: dict[str, Any]) -> Chosen:
-    """Dynamic evaluation of the block alone with the RMS rule, statistics and decays as there."""
+    """Dynamic evaluation of the block alone with the RMS rule, decays as in ``by_rms``."""
     drawn = given.corpus, o["segment"], given.seed + 1, o["batches"]
     gradients = evaluate.segment_gradients(given.params, given.config, *drawn)
     scale = rms_scale(mean_square(gradient.block for gradient in gradients))

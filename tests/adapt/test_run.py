@@ -25,6 +25,7 @@ from fwl_ref.audit import audit_scores
 from fwl_ref.fast_matrix import FastMatrix
 from fwl_ref.key_map import KeyMap, key_fwd
 from fwl_ref.lm.cached import TunedCache
+from fwl_ref.lm.mixture import mixture
 from fwl_ref.lm.neural_cache import mix_cache
 from fwl_ref.lm.tune import Tuned
 from tests.adapt.small import CONFIG, SETTINGS, Letters, arguments, parameters, pretrained, write_texts
@@ -71,6 +72,8 @@ def test_every_row_is_there_and_the_table_says_what_its_losses_are(done: Any) ->
     assert found["settings"]["steps"] == 2
     with np.load(row_file(out / "rows", plan.CACHE)) as cached, np.load(row_file(out / "rows", plan.AS_IS)) as base:
         nats, plain = cached["loss1"], base["loss1"]
+    with np.load(row_file(out / "rows", plan.SAFE_TRUE)) as safe, np.load(row_file(out / "rows", ways_refreshed.UNTRAINED)) as true:
+        assert_close(safe["loss1"], mixture([plain, true["loss1"]])[0], RTOL)
     line = lines[texts[1].name, plan.CACHE]
     assert_close(np.asarray(found["nats"][plan.CACHE]["1"]), nats.mean(), RTOL)
     assert_close(np.asarray(line["perplexity"]), np.exp(nats.mean()), RTOL)

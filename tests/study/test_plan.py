@@ -16,6 +16,7 @@ from fwl_ref.study.collect import lines
 from fwl_ref.study.journal import read_results
 from fwl_ref.study.page import markdown
 from fwl_ref.study.plan import equal_steps, equal_window, once, plan
+from fwl_ref.study.row import BASE
 from fwl_ref.study.settings import FULL
 from tests.test_structure import ROOT
 
@@ -79,9 +80,21 @@ def test_the_committed_page_is_what_the_plan_writes_of_the_committed_results():
         rows = plan(FULL, {name: " ".join(load_corpus(name).fingerprint) for name in FULL.corpora})
         assert results.keys() <= {row.key for row in rows}
         assert page == markdown(lines(rows, results), results, FULL, len(once(rows)), "study.png")
-    number = re.compile(r"\d+\.\d+")
+    number, pair = re.compile(r"\d+\.\d+"), re.compile(r"\d+\.\d ± \d+\.\d %")
     said = (ROOT / "README.md").read_text(encoding="utf-8").split("**What else would buy it?**")[1].split("\n\n")[0]
     assert len(number.findall(said)) > 10 and set(number.findall(said)) <= set(number.findall(page))
+    assert len(pair.findall(said)) > 5 and set(pair.findall(said)) <= set(pair.findall(page))  # changes with their intervals
+
+
+def test_dynamic_evaluation_has_the_losses_of_the_plain_model_before_its_first_step():
+    """The first 64 bytes of every document, of each corpus, window and seed: rows that are compared were read with one model."""
+    results = [r for r in read_results(ROOT / "benchmarks" / "results" / "study.jsonl").values() if r["kind"] == "read"]
+    base = {r["needs"][0]: r for r in results if r["name"] == BASE}
+    ways = [r for r in results if r["settings"]["way"] in ("sgd", "rms", "block", "block_rms") and r["needs"][0] in base]
+    assert len(ways) > 40
+    for row in ways:
+        plain = base[row["needs"][0]]
+        np.testing.assert_allclose([d[0] for d in row["by_position"]], [d[0] for d in plain["by_position"]], rtol=1e-4, err_msg=row["name"])
 
 
 def test_notebook_8_draws_the_figures_of_the_page():
