@@ -114,6 +114,39 @@ def test_the_table_of_long_documents(gpu: dict[str, Any]) -> None:
     assert (run["settings"]["length"], run["settings"]["test"]) == (16384, 4)
 
 
+def test_the_table_of_what_is_trained_and_guarded() -> None:
+    run = kept("adapt_guards.json")
+    ways = list(dict.fromkeys(line["way"] for line in run["lines"]))
+    assert "".join(row([*compared(run, way), f"{lines(run)['stdlib', way]['products']:.2f}"]) for way in ways) in PAGE
+    plain = run["nats"]["as it is"]
+    for guard in ("guard: as it is, true gradients", "guard: as it is, true gradients, trained"):
+        assert len(plain) == 44 and all(run["nats"][guard][i] < nats for i, nats in plain.items())  # no document is worse
+    harm = {way: f"{lines(run)['strange', way]['worst']:.3f}" for way in (TRUE, "fast, trained through true gradients")}
+    assert f"hexadecimal digits by {harm[TRUE]}, and by {harm['fast, trained through true gradients']} after training" in PAGE
+
+
+def test_the_table_of_equal_segments() -> None:
+    run = kept("adapt_segments.json")
+    found, ways = lines(run), list(dict.fromkeys(line["way"] for line in run["lines"]))
+    assert (run["settings"]["segment"], run["settings"]["refresh"], run["settings"]["test"]) == (32, 32, 4)
+    table = [row([way, *(change(found[text, way]) for text in TEXTS), f"{found['stdlib', way]['products']:.2f}"]) for way in ways[1:]]
+    assert "".join(table) in PAGE
+    ahead = [text for text in TEXTS if found[text, RMS]["change"] < found[text, TRUE]["change"]]
+    assert ahead == ["topics", "wikitext-2"]  # as the README says
+
+
+def test_both_backends_read_the_same(gpu: dict[str, Any]) -> None:
+    """docs/gpu.md: the documents that do not come with Python, on the device and on the host."""
+    host, means = kept("adapt_guards.json"), []
+    for run in (gpu["main"], host):
+        nats = run["nats"]["as it is"]
+        values = list(nats.values()) if isinstance(nats, dict) else nats
+        means.append({d[1]: v for d, v in zip(run["documents"], values, strict=True) if d[0] in ("wikitext-2", "strange")})
+    assert means[0].keys() == means[1].keys() and len(means[0]) == 20
+    assert max(abs(means[0][name] - means[1][name]) for name in means[0]) < 4e-7
+    assert "agree to 4e-7 nats" in (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+
+
 def test_the_table_of_all_parameters() -> None:
     """Of two runs that were made before, on two documents of each text."""
     for name, rule in (("adapt_true.json", "RMS"), ("adapt_through.json", "SGD")):
