@@ -147,6 +147,11 @@ def test_both_backends_read_the_same(gpu: dict[str, Any]) -> None:
     assert "agree to 4e-7 nats" in (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
 
 
+def test_the_table_of_times() -> None:
+    found = kept("adapting.json")
+    assert "\n".join(found["rows"]) in PAGE and found["date"] in PAGE and len(found["rows"]) == 7
+
+
 def test_the_table_of_all_parameters() -> None:
     """Of two runs that were made before, on two documents of each text."""
     for name, rule in (("adapt_true.json", "RMS"), ("adapt_through.json", "SGD")):
@@ -165,7 +170,8 @@ def test_the_readme_says_what_the_run_found(gpu: dict[str, Any]) -> None:
     cost = {way: f"{found['stdlib', way]['products']:.2f}" for _, way in found}
     true = [f"{g} ± {found[text, TRUE]['interval']:.3f}" for g, text in zip(gains[TRUE], TEXTS, strict=True)]
     cache = "neural cache"
-    expected = [*true, cost[TRUE], *gains[RMS], cost[RMS], *gains[cache], cost[cache], *gains["context 2048"], cost["context 2048"]]
+    took = next(line for line in kept("adapting.json")["rows"] if "fast, true gradients" in line).split("|")[3].split()[0]
+    expected = [*true, cost[TRUE], took, *gains[RMS], cost[RMS], *gains[cache], cost[cache], *gains["context 2048"], cost["context 2048"]]
     numbers = re.findall(r"\d\.\d+(?: ± \d\.\d+)?", paragraph)
     assert numbers == [*expected, gains[STALE][0]]
     assert max(found[text, TRUE]["worst"] for text in (*TEXTS, "strange")) < 0 < found["strange", RMS]["worst"]
