@@ -1,6 +1,6 @@
 """What the ways of docs/adapt.md take on one document, beside the model as it is: interleaved.
 
-    python -m benchmarks.adapting [--backend cupy]
+    python -m benchmarks.adapting [--backend cupy] [--out FILE]
 
 SmolLM2-135M reads 2,048 tokens at a window of 512. Step sizes are small and nothing is tuned: time
 does not depend on them. The multiply-adds are those of the table of ``adapt``.
@@ -9,8 +9,10 @@ does not depend on them. The multiply-adds are those of the table of ``adapt``.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from datetime import date
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from fwl_ref.fast_matrix import FastMatrix
 from fwl_ref.key_map import KeyMap, key_fwd
 from fwl_ref.lm.device import to_backend
 from fwl_ref.lm.neural_cache import cache_probability
+from fwl_ref.lm.table import save_text
 from fwl_ref.norm import norm_fwd
 from fwl_ref.pretrained.load import load
 
@@ -91,13 +94,14 @@ def table(times: dict[str, Times], products: list[float]) -> Iterator[str]:
         yield f"| {name} | {t.seconds:.3f} | {t.ratio:.2f} ± {t.spread:.2f} | {p:.2f} |"
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Parse, time, print."""
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, time, print and save."""
     parser = argparse.ArgumentParser(description="what adapting takes beside the model as it is")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--backend", default="numpy")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="a JSON file for the table")
     args = parser.parse_args(arguments)
     found, s = load(args.model), settings_for(args.backend, False)
     model = model_on(to_backend(found.parameters, args.backend), found.config, s.at_once, s.block)
@@ -105,8 +109,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print(machine(args.backend), flush=True)
     work = jobs(model, ids, args.tokens, s.chunk, s.refresh)
     times = interleaved(work, args.rounds)
-    print("\n".join(table(times, counted(model, args.tokens, args.tokens))), flush=True)
-    return {name: t._asdict() for name, t in times.items()}
+    lines = list(table(times, counted(model, args.tokens, args.tokens)))
+    print("\n".join(lines), flush=True)
+    if args.out:
+        run = {"date": date.today().isoformat(), "machine": machine(args.backend), "tokens": args.tokens, "rounds": args.rounds}
+        save_text(args.out, json.dumps(run | {"rows": lines[1:]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

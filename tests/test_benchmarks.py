@@ -409,7 +409,7 @@ def test_the_strange_documents_are_the_same_everywhere(tmp_path: Path) -> None:
     assert texts["turns.txt"].count("\n") == 31 and set(texts["hex.txt"]) == set("0123456789abcdef")
 
 
-def test_what_adapting_takes_is_timed_on_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_adapting_takes_is_timed_on_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With step sizes next to nothing every way has the losses of the model as it is; the longer context has its own. A count for each."""
     monkeypatch.setattr(adapting, "WINDOW", 16)
     monkeypatch.setattr(adapting, "SEGMENT", 8)
@@ -426,6 +426,10 @@ def test_what_adapting_takes_is_timed_on_the_same_losses(monkeypatch: pytest.Mon
     counts = adapting.counted(model, 128, 64)
     assert counts[0] == 1.0 and min(counts[1:]) > 1 and len(counts) == len(work)
     assert counts[list(work).index("fast, true gradients")] < counts[list(work).index("fast, stale gradients")]
+    monkeypatch.setattr(adapting, "load", lambda _: tiny.pretrained())
+    adapting.main(["--tokens", "64", "--rounds", "1", "--out", str(tmp_path / "run.json")])
+    saved = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert [line.split("|")[1].strip() for line in saved["rows"]] == list(work) and (saved["tokens"], saved["rounds"]) == (64, 1)
 
 
 @pytest.mark.slow

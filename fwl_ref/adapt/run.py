@@ -173,16 +173,14 @@ def write_results(
         "documents": [[d.source, d.tokens.name, len(d.tokens.ids) - 1] for d in study.test],
         "peak_device_bytes": peak_bytes(study.model.U),
         "lines": [line._asdict() for line in found],
-        "nats": {row.name: dict(zip(row.documents, means(row), strict=True)) for row in rows},
+        "nats": {
+            row.name: {i: float(a.mean()) for i, a in zip(row.documents, row.losses, strict=True)}
+            for row in rows
+        },
         "chosen": {row.name: row.chosen for row in rows},
         "failures": failures,
     }
     save_text(out / "results.json", json.dumps(finite(about), indent=1) + "\n")
-
-
-def means(row: Row) -> list[float]:
-    """Nats a token of each document."""
-    return [float(losses.mean()) for losses in row.losses]
 
 
 def _attempt(study: Study, step: Any, rows: dict[str, Row], failures: dict[str, str]) -> Row | None:

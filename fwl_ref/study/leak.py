@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array, device, namespace
-from ..fwl import FastSettings, Memory, read_bwd, read_fwd, write_bwd, write_fwd
+from ..fwl import FastSettings, Memory, read_bwd, read_fwd, write_fwd
 from ..slow_block import SlowParameters
+from .written import back_through_write
 
 
 def leaking_fwd(
@@ -42,10 +43,8 @@ def leaking_bwd(g_logits: Array, g_state: Any, res: tuple) -> tuple:
     g_m, g_x, g_read, g_eta, g_decay, g_state = read_bwd(g_later, g_state, read)
     g_m = Memory(g_m.h[:, 1:, :], *(a[:, :-1, :] for a in g_m[1:]))  # (B,T,...)
     # forward: m = write(x)
-    g_x_write, g_write = write_bwd(g_m, write)
-    pairs = zip(g_read, g_write, strict=True)
-    g_slow = SlowParameters(*(r if w is None else w if r is None else r + w for r, w in pairs))
-    return g_x[:, 1:, :] + g_x_write, g_slow, g_eta, g_decay, g_state
+    g_x, g_slow = back_through_write(g_m, g_x[:, 1:, :], g_read, write)
+    return g_x, g_slow, g_eta, g_decay, g_state
 
 
 def _later(a: Array) -> Array:

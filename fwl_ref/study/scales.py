@@ -15,10 +15,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..backend import Array, host, namespace
-from ..fwl import FastSettings, Memory, read_bwd, read_fwd, write_bwd, write_fwd
+from ..fwl import FastSettings, Memory, read_bwd, read_fwd, write_fwd
 from ..lm.model import Parameters
 from ..slow_block import SlowParameters
 from .decays import PACE
+from .written import back_through_write
 
 
 class Scales(NamedTuple):
@@ -73,7 +74,5 @@ def scaled_bwd(g_logits: Array, g_state: Any, res: tuple) -> tuple:
     g_own = Scales(*(PACE * xp.sum(g * a, axis=(0, 1)) for g, a in pairs))
     g_m = Memory(g_m.h, *(g * s for g, s in zip(g_m[1:], by, strict=True)))  # (B,T,...)
     # forward: m = write(x)
-    g_x_write, g_write = write_bwd(g_m, write)
-    both = zip(g_read, g_write, strict=True)
-    g_slow = SlowParameters(*(r if w is None else w if r is None else r + w for r, w in both))
-    return g_x + g_x_write, g_slow, g_eta, g_decay, g_state, g_own
+    g_x, g_slow = back_through_write(g_m, g_x, g_read, write)
+    return g_x, g_slow, g_eta, g_decay, g_state, g_own

@@ -8,7 +8,7 @@ gives the losses of a document.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -80,8 +80,7 @@ def sgd(given: Given, o: dict[str, Any]) -> Chosen:
 
 def by_rms(given: Given, o: dict[str, Any]) -> Chosen:
     """Dynamic evaluation of all parameters with the RMS rule; decays a tenth of the others'."""
-    drawn = given.corpus, o["segment"], given.seed + 1, o["batches"]
-    scale = rms_scale(mean_square(evaluate.segment_gradients(given.params, given.config, *drawn)))
+    scale = rms_scale(mean_square(_gradients(given, o)))
 
     def reader(rate: float, decay: float) -> Reader:
         descent = Descent(rate, decay / 10, scale)
@@ -91,23 +90,14 @@ def by_rms(given: Given, o: dict[str, Any]) -> Chosen:
 
 
 def block(given: Given, o: dict[str, Any]) -> Chosen:
-    """Dynamic evaluation of the block alone."""
+    """Dynamic evaluation of the block alone; with ``batches`` by the RMS rule, as ``by_rms``."""
+    scale = None
+    if "batches" in o:
+        scale = rms_scale(mean_square(gradient.block for gradient in _gradients(given, o)))
 
     def reader(rate: float, decay: float) -> Reader:
-        options = {"rate": rate, "decay": decay, "segment": o["segment"]}
-        return _bound(given, evaluate.dynamic_block, **options)
-
-    return tuned(given, reader, o["rates"], o["decays"], o["more"])
-
-
-def block_rms(given: Given, o: dict[str, Any]) -> Chosen:
-    """Dynamic evaluation of the block alone with the RMS rule, decays as in ``by_rms``."""
-    drawn = given.corpus, o["segment"], given.seed + 1, o["batches"]
-    gradients = evaluate.segment_gradients(given.params, given.config, *drawn)
-    scale = rms_scale(mean_square(gradient.block for gradient in gradients))
-
-    def reader(rate: float, decay: float) -> Reader:
-        options = {"rate": rate, "decay": decay / 10, "segment": o["segment"], "scale": scale}
+        pull = decay if scale is None else decay / 10
+        options = {"rate": rate, "decay": pull, "segment": o["segment"], "scale": scale}
         return _bound(given, evaluate.dynamic_block, **options)
 
     return tuned(given, reader, o["rates"], o["decays"], o["more"])
@@ -191,7 +181,7 @@ WAYS: dict[str, Callable[[Given, dict[str, Any]], Chosen]] = {
     "sgd": sgd,
     "rms": by_rms,
     "block": block,
-    "block_rms": block_rms,
+    "block_rms": block,
     "untrained": untrained,
     "cache": cache,
     "n-grams": ngrams,
@@ -227,6 +217,12 @@ def tuned(
     edge = len(tried) > 1 and rate in (tried[0], tried[-1])
     chosen = {"rate": rate, "decay": decay, "bits": found.loss, "edge": edge}
     return Chosen(reader(rate, decay), chosen)
+
+
+def _gradients(given: Given, o: dict[str, Any]) -> Iterator[Parameters]:
+    """Of training text, for the statistics of the RMS rule."""
+    drawn = given.corpus, o["segment"], given.seed + 1, o["batches"]
+    return evaluate.segment_gradients(given.params, given.config, *drawn)
 
 
 def _bound(given: Given, function: Callable[..., Array], **options: Any) -> Reader:
