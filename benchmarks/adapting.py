@@ -3,7 +3,8 @@
     python -m benchmarks.adapting [--backend cupy] [--out FILE]
 
 SmolLM2-135M reads 2,048 tokens at a window of 512. Step sizes are small and nothing is tuned: time
-does not depend on them. The multiply-adds are those of the table of ``adapt``.
+does not depend on them. Side by side, the same tokens are read as several documents. The
+multiply-adds are those of the table of ``adapt``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fwl_ref.adapt.refreshed import refreshed_losses
 from fwl_ref.adapt.settings import head_products, settings_for, trunk_products
 from fwl_ref.adapt.trunk import Model, features, model_on, plain_losses
 from fwl_ref.adapt.ways_descent import gradient_products
-from fwl_ref.backend import Array, like
+from fwl_ref.backend import Array, like, namespace
 from fwl_ref.fast_matrix import FastMatrix
 from fwl_ref.key_map import KeyMap, key_fwd
 from fwl_ref.lm.device import to_backend
@@ -32,7 +33,7 @@ from fwl_ref.lm.table import save_text
 from fwl_ref.norm import norm_fwd
 from fwl_ref.pretrained.load import load
 
-WINDOW, SEGMENT, LAYERS, SMALL = 512, 128, 4, 1e-6
+WINDOW, SEGMENT, LAYERS, TOGETHER, SMALL = 512, 128, 4, 4, 1e-6
 
 
 def jobs(model: Model, ids: Array, long: int, chunk: int, refresh: int) -> dict[str, Callable[[], Array]]:
@@ -56,10 +57,12 @@ def jobs(model: Model, ids: Array, long: int, chunk: int, refresh: int) -> dict[
     def stale() -> Array:
         return layer_losses(learned, features(model, ids, WINDOW), labels, model, eta, chunk)[0]
 
-    def true() -> Array:
+    def true(documents: int) -> Array:
         x = features(model, ids, WINDOW)
-        k, _ = key_fwd(x, key, True)  # (T,D)
-        return refreshed_losses(model, x, k, labels, first, eta, refresh, values=key.A)
+        x, words = (namespace(a).reshape(a, (documents, -1, *a.shape[1:])) for a in (x, labels))  # (B,T/B,D), (B,T/B)
+        k, _ = key_fwd(x, key, True)  # (B,T/B,D)
+        losses = refreshed_losses(model, x, k, words, first, eta, refresh, values=key.A)  # (B,T/B)
+        return namespace(losses).reshape(losses, labels.shape)
 
     def last() -> Array:
         below = features(model, ids, WINDOW, model.config.layers - LAYERS)
@@ -71,7 +74,9 @@ def jobs(model: Model, ids: Array, long: int, chunk: int, refresh: int) -> dict[
 
     return {
         "as it is": lambda: plain(WINDOW), f"context {long}": lambda: plain(long), "neural cache": cache,
-        "fast, stale gradients": stale, "fast, true gradients": true, f"dynamic evaluation, SGD, last {LAYERS} layers": last,
+        "fast, stale gradients": stale, "fast, true gradients": lambda: true(1),
+        f"fast, true gradients, {TOGETHER} documents side by side": lambda: true(TOGETHER),
+        f"dynamic evaluation, SGD, last {LAYERS} layers": last,
         "dynamic evaluation, SGD, all parameters": all_of,
     }  # fmt: skip
 
@@ -81,8 +86,8 @@ def counted(model: Model, tokens: int, long: int) -> list[float]:
     c, D = model.config, model.config.width
     head, plain = head_products(c), head_products(c) + trunk_products(c, WINDOW)
     adds = [
-        plain, head + trunk_products(c, long), plain + tokens / 2 * D, plain + 2 * head + 4 * D * D, plain + head + 4 * D * D,
-        gradient_products(c, WINDOW, LAYERS), gradient_products(c, WINDOW, None),
+        plain, head + trunk_products(c, long), plain + tokens / 2 * D, plain + 2 * head + 4 * D * D,
+        *(2 * [plain + head + 4 * D * D]), gradient_products(c, WINDOW, LAYERS), gradient_products(c, WINDOW, None),
     ]  # fmt: skip
     return [a / plain for a in adds]
 

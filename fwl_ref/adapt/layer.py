@@ -1,8 +1,8 @@
 """The layer on top that is trained: one fast matrix and one fast bias, and what is learned of them.
 
-Learned are the key map, W, b, the two step sizes and the decay; norm and unembedding are the
-model's own and stay. Step sizes are learned as factors on those that tuning found, so that one
-learning rate fits them.
+Learned are the key map, W, b, the two step sizes and the decay, perhaps the unembedding; the norm
+is the model's own and stays. Step sizes are learned as factors on those that tuning found, so that
+one learning rate fits them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..fast_matrix import (
 )
 from ..key_map import KeyMap, key_bwd, key_fwd
 from ..norm import norm_bwd, norm_fwd
-from ..ops.blocked_head import blocked_head_dn, blocked_head_fwd
+from ..ops.blocked_head import blocked_head_bwd, blocked_head_fwd
 from ..ops.dense import dense_bwd, dense_fwd
 from .trunk import Model, plain_losses
 
@@ -35,26 +35,33 @@ class Learned(NamedTuple):
     b: Array  # (D,)
     steps: FastMatrix  # (), () factors on the step sizes
     decay: Array  # ()
+    U: Array | None = None  # (D,V) None = the model's own
 
 
-def start(key: KeyMap, decay: float) -> Learned:
-    """The layer with which the model computes what it computed before."""
+def start(key: KeyMap, decay: float, U: Array | None = None) -> Learned:
+    """The layer with which the model computes what it computed before; ``U`` if it is learned."""
     xp = namespace(*key)
     K, D = key.A.shape[1], key.A.shape[0]
     W = xp.zeros((K, D), dtype=key.A.dtype, device=device(key.A))  # (K,D)
     one = xp.ones((), dtype=key.A.dtype, device=device(key.A))  # ()
-    return Learned(key, W, xp.zeros_like(key.mean), FastMatrix(one, one), one * decay)
+    return Learned(key, W, xp.zeros_like(key.mean), FastMatrix(one, one), one * decay, U)
 
 
-def settings_of(model: Model, chunk: int) -> MatrixSettings:
-    """A frozen head, the model's norm, and sums over the past in chunks."""
-    return MatrixSettings(eps=model.config.eps, chunk=chunk, norm="rms", block=model.block)
+def settings_of(model: Model, chunk: int, frozen: bool = True) -> MatrixSettings:
+    """A head that is frozen or not, the model's norm, and sums over the past in chunks."""
+    eps, block = model.config.eps, model.block
+    return MatrixSettings(eps=eps, chunk=chunk, norm="rms", frozen=frozen, block=block)
 
 
 def slow_of(learned: Learned, model: Model) -> MatrixParameters:
     """All slow parameters of the layer: those that are learned and the model's own."""
-    gain = model.parameters.gain
-    return MatrixParameters(learned.key, learned.W, learned.b, gain, model.bias, model.U, None)
+    gain, U = model.parameters.gain, with_head(learned, model).U
+    return MatrixParameters(learned.key, learned.W, learned.b, gain, model.bias, U, None)
+
+
+def with_head(learned: Learned, model: Model) -> Model:
+    """The model with the unembedding that was learned, if one was."""
+    return model if learned.U is None else model._replace(U=learned.U)
 
 
 def etas_of(learned: Learned, sizes: FastMatrix) -> FastMatrix:
@@ -100,24 +107,25 @@ def plain_loss_and_gradient(
     y, dense = dense_fwd(k, learned.W, learned.b)  # (B,T,D)
     gain, eps = model.parameters.gain, model.config.eps
     n, norm = norm_fwd(x + y, gain, model.bias, eps, "rms")  # (B,T,D)
-    nll, head = blocked_head_fwd(n, model.U, None, labels, model.block, frozen=True)  # (B,T)
+    U, frozen = with_head(learned, model).U, learned.U is None
+    nll, head = blocked_head_fwd(n, U, None, labels, model.block, frozen)  # (B,T)
     share = weights / xp.sum(weights)  # (B,T)
     # forward: loss = sum nll share,  nll = cross-entropy of n U
-    dn = blocked_head_dn(share, head)  # (B,T,D)
+    dn, dU, _ = blocked_head_bwd(share, head)  # (B,T,D)
     # forward: n = norm(x + k W + b)
     dz, _, _ = norm_bwd(dn, norm)  # (B,T,D)
     dk, dW, db = dense_bwd(dz, dense)  # (B,T,K)
     # forward: k = key(x)
     _, dkey = key_bwd(dk, key)
     zero = xp.zeros_like(learned.decay)  # ()
-    return xp.sum(nll * share), Learned(dkey, dW, db, FastMatrix(zero, zero), zero)
+    return xp.sum(nll * share), Learned(dkey, dW, db, FastMatrix(zero, zero), zero, dU)
 
 
 def plain_layer_losses(learned: Learned, x: Array, labels: Array, model: Model) -> Array:
     """(T,D),(T)->(T)   losses of the layer without a memory   (X.5)"""
     k, _ = key_fwd(x, learned.key, True)  # (T,K)
     y, _ = dense_fwd(k, learned.W, learned.b)  # (T,D)
-    return plain_losses(model, x + y, labels)
+    return plain_losses(with_head(learned, model), x + y, labels)
 
 
 def layer_losses(

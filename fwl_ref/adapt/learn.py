@@ -86,7 +86,8 @@ def rates_of(learned: Learned, scale: float, training: Training) -> Learned:
     keys = KeyMap(rate * _rms(learned.key.mean), rate * _rms(learned.key.A))
     step = 20 * rate if training.fast else 0.0
     decay = 0.02 * rate if training.fast else 0.0
-    return Learned(keys, rate * scale, rate * scale, FastMatrix(step, step), decay)
+    U = None if learned.U is None else rate * _rms(learned.U)
+    return Learned(keys, rate * scale, rate * scale, FastMatrix(step, step), decay, U)
 
 
 def train(

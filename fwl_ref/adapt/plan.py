@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from . import ways_untrained
 from .rows import Row
 from .study import Study, read_at
 from .ways import AS_IS, as_it_is, context_name, guard, home
 from .ways_cache import CACHE, neural_cache, with_cache
 from .ways_descent import descent_name, descent_row, descent_validation
+from .ways_refreshed import DEEP as TRUE_DEEP
 from .ways_refreshed import (
     THROUGH,
+    THROUGH_HEAD,
     named,
     refreshed_cache,
     refreshed_through,
@@ -26,12 +29,21 @@ from .ways_refreshed import (
 )
 from .ways_refreshed import TRAINED as TRUE_TRAINED
 from .ways_refreshed import UNTRAINED as TRUE_UNTRAINED
-from .ways_trained import CARRIED, PLAIN, RESET, layer_row, validation_losses
+from .ways_trained import CARRIED, PLAIN, PLAIN_HEAD, RESET, layer_row, validation_losses
 from .ways_untrained import unembedding, untrained
 
 UNTRAINED = "fast, not trained"
 WHITENED = "fast, not trained, whitened values"
 SHARP = "fast, not trained, sharp kernel"
+NORMALISED = "fast, not trained, sharp kernel, normalised"
+DELTA = "fast, not trained, delta rule"
+BOUNDED = "fast, not trained, bounded"
+KINDS = (  # of stale reads with whitened values
+    (SHARP, ways_untrained.SHARP),
+    (NORMALISED, ways_untrained.NORMALISED),
+    (DELTA, ways_untrained.DELTA),
+    (BOUNDED, ways_untrained.BOUNDED),
+)
 UNEMBEDDING = "fast unembedding, not trained"
 BOTH = "fast, trained, carried, and cache"
 SAFE = "guard: as it is, fast carried"
@@ -60,10 +72,18 @@ def plan(study: Study) -> list[Step]:
     ]
     steps += [
         Step(CACHE, lambda _: neural_cache(study)),
-        Step(UNTRAINED, lambda _: untrained(study, UNTRAINED, whiten=False, sharp=False)),
-        Step(WHITENED, lambda _: untrained(study, WHITENED, whiten=True, sharp=False)),
-        Step(SHARP, lambda _: untrained(study, SHARP, whiten=True, sharp=True)),
+        Step(UNTRAINED, lambda _: untrained(study, UNTRAINED, whiten=False)),
+        Step(WHITENED, lambda _: untrained(study, WHITENED, whiten=True)),
+        *(Step(name, partial(_alone, untrained, study, name, True, kind)) for name, kind in KINDS),
         *_true(study, s.window),
+        Step(TRUE_DEEP, lambda _: refreshed_untrained(study, s.window, TRUE_DEEP)),
+        Step(
+            f"{TRUE_DEEP}, and cache",
+            lambda rows: refreshed_cache(
+                study, rows[TRUE_DEEP], untrained_of(study, rows[TRUE_DEEP])
+            ),
+            (TRUE_DEEP,),
+        ),
         _guard(study, SAFE_TRUE, (AS_IS, TRUE_UNTRAINED)),
         _guard(study, SAFE_THROUGH, (AS_IS, THROUGH)),
         _guard(
@@ -75,6 +95,7 @@ def plan(study: Study) -> list[Step]:
         Step(TRUE_TRAINED, lambda _: refreshed_trained(study)),
         Step(RESET, lambda _: layer_row(study, RESET)),
         Step(PLAIN, lambda _: layer_row(study, PLAIN)),
+        Step(PLAIN_HEAD, lambda _: layer_row(study, PLAIN_HEAD)),
         Step(BOTH, lambda rows: _both(study, rows), (CARRIED,)),
     ]
     steps += [_guard(study, SAFE, (AS_IS, CARRIED)), _guard(study, SAFE_CACHE, (AS_IS, CACHE))]
@@ -150,28 +171,35 @@ def _descent_cache(study: Study, row: Row) -> Row:
 
 
 def _true(study: Study, window: int) -> list[Step]:
-    """True gradients with the trunk at a window: nothing trained and trained through them, alone
-    and with the cache. The training is that of the settings' window.
+    """True gradients with the trunk at a window: nothing trained, trained through them, and the
+    unembedding trained as well; each alone and with the cache. The training is that of the
+    settings' window.
     """
-    plain, through = (named(study, name, window) for name in (TRUE_UNTRAINED, THROUGH))
-
-    def trained(rows: dict[str, Row]) -> Row:
-        return refreshed_through(study, rows[TRUE_UNTRAINED], window)
+    plain = named(study, TRUE_UNTRAINED, window)
 
     def plain_cache(rows: dict[str, Row]) -> Row:
         return refreshed_cache(study, rows[plain], untrained_of(study, rows[plain]))
 
-    def through_cache(rows: dict[str, Row]) -> Row:
-        _, layer = trained_through(study, rows[TRUE_UNTRAINED])
-        return refreshed_cache(study, rows[through], layer)
-
     base = () if window == study.settings.window else (context_name(window),)
-    return [
+    steps = [
         Step(plain, lambda _: refreshed_untrained(study, window), base),
         Step(f"{plain}, and cache", plain_cache, (plain,)),
-        Step(through, trained, (*base, TRUE_UNTRAINED)),
-        Step(f"{through}, and cache", through_cache, (TRUE_UNTRAINED, through)),
     ]
+    for head in (False, True):
+        name = named(study, THROUGH_HEAD if head else THROUGH, window)
+
+        def trained(rows: dict[str, Row], head: bool = head) -> Row:
+            return refreshed_through(study, rows[TRUE_UNTRAINED], window, head)
+
+        def cached(rows: dict[str, Row], head: bool = head, name: str = name) -> Row:
+            _, layer = trained_through(study, rows[TRUE_UNTRAINED], head)
+            return refreshed_cache(study, rows[name], layer)
+
+        steps += [
+            Step(name, trained, (*base, TRUE_UNTRAINED)),
+            Step(f"{name}, and cache", cached, (TRUE_UNTRAINED, name)),
+        ]
+    return steps
 
 
 def _long(study: Study) -> list[Step]:

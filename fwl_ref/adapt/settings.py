@@ -33,6 +33,7 @@ class Settings(NamedTuple):
     at_once: int = 512  # tokens that go through the trunk together
     block: int = 256  # tokens that have logits at the same time
     chunk: int = 64  # tokens of a chunk of linear attention
+    together: int = 4  # documents that true gradients read side by side
     seed: int = 0
 
 
@@ -43,7 +44,7 @@ QUICK = Settings(
 )  # fmt: skip
 DEVICE = Settings(
     test=12, validation=4, train_tokens=1_000_000, steps=250, checks=5, full=4, pieces=32,
-    tune_length=4096, statistics=65536, at_once=8192, block=1024, chunk=256,
+    tune_length=4096, statistics=65536, at_once=8192, block=1024, chunk=256, together=16,
 )  # fmt: skip
 
 

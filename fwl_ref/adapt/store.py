@@ -39,9 +39,9 @@ def digest_of(model: str) -> str:
     return found.hexdigest()
 
 
-def key_of(store: Store, tokens: Tokens, window: int, dtype: str) -> str:
-    """32 hexadecimal digits that name the features of a document."""
-    return name_of(store, tokens.key, window, dtype)
+def key_of(store: Store, tokens: Tokens, window: int, dtype: str, layers: int | None = None) -> str:
+    """32 hexadecimal digits that name the features of a document, after all layers or some."""
+    return name_of(store, tokens.key, window, dtype, *(() if layers is None else (layers,)))
 
 
 def name_of(store: Store, *words: Any) -> str:
@@ -82,7 +82,12 @@ def kept(store: Store, name: str, compute: Callable[[], dict[str, Array]]) -> di
 
 
 def stored(
-    store: Store, tokens: Tokens, window: int, dtype: str, compute: Callable[[], Array]
+    store: Store,
+    tokens: Tokens,
+    window: int,
+    dtype: str,
+    compute: Callable[[], Array],
+    layers: int | None = None,
 ) -> Array:
     """(T,D)   features on the host, from the disk if they are there; else computed and kept.
 
@@ -98,4 +103,4 @@ def stored(
             )
         return {"x": x}
 
-    return kept(store, key_of(store, tokens, window, dtype), features)["x"]
+    return kept(store, key_of(store, tokens, window, dtype, layers), features)["x"]

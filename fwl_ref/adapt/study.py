@@ -74,10 +74,19 @@ def training_pieces(
     return tuple(pieces)
 
 
-def features_at(study: Study, document: Document, window: int) -> Array:
-    """(T,D)   features at a window of the trunk, on the host, from the store or computed"""
-    compute = partial(_features_home, study.model, document.tokens.ids, window)
-    return stored(study.store, document.tokens, window, "float32", compute)
+def features_at(study: Study, document: Document, window: int, layers: int | None = None) -> Array:
+    """(T,D)   features at a window of the trunk, of all layers or the lowest, on the host, from the
+    store or computed; without a folder for them, kept in the memo as readings are
+    """
+    key = ("features", document.tokens.key, window, layers)
+    if key in study.memo:
+        return study.memo[key]
+    compute = partial(_features_home, study.model, document.tokens.ids, window, layers)
+    found = stored(study.store, document.tokens, window, "float32", compute, layers)
+    if study.store.folder is None:
+        _forget(study, window)
+        study.memo[key] = found
+    return found
 
 
 def read_at(study: Study, document: Document, window: int) -> Reading:
@@ -86,12 +95,25 @@ def read_at(study: Study, document: Document, window: int) -> Reading:
     """
     key = ("reading", document.tokens.key, window)
     if key not in study.memo:
-        here = window, study.settings.window
-        for old in [k for k in study.memo if k[0] == "reading" and k[2] not in here]:
-            del study.memo[old]
+        _forget(study, window)
         x = like(features_at(study, document, window), study.model.U, study.model.U.dtype)
         study.memo[key] = reading(study.model, x, document.tokens.ids)
     return study.memo[key]
+
+
+def key_at(study: Study, layers: int) -> KeyMap:
+    """What whitens the features after so many layers, from the training text of ``facts.key``."""
+    if ("key", layers) not in study.memo:
+        compute = partial(features, study.model, window=study.settings.window, layers=layers)
+        chosen = _until(_shuffled(study.pieces, study.settings), KEY_TOKENS)
+        found = (
+            to_numpy(compute(piece.ids))
+            for piece in Bar(chosen, desc=f"features after layer {layers}", leave=False)
+        )
+        key, U = whitening(found), study.model.U
+        study.memo["key", layers] = KeyMap(like(key.mean, U, U.dtype), like(key.A, U, U.dtype))
+    found_key: KeyMap = study.memo["key", layers]
+    return found_key
 
 
 def measure(model: Model, pieces: Sequence[Piece], settings: Settings) -> Facts:
@@ -99,8 +121,7 @@ def measure(model: Model, pieces: Sequence[Piece], settings: Settings) -> Facts:
 
     Raises ValueError as ``whitening``.
     """
-    rng = host.random.default_rng([settings.seed, 13])
-    order = [pieces[i] for i in rng.permutation(len(pieces))]
+    order = _shuffled(pieces, settings)
     chosen = _until(order, KEY_TOKENS)
     target, dtype = model.U, model.U.dtype
     key = whitening(host.asarray(piece.x, dtype="float32") for piece in chosen)
@@ -141,8 +162,22 @@ def timed(
     return tuple(losses), seconds / sum(len(loss) for loss in losses)
 
 
-def _features_home(model: Model, ids: Array, window: int) -> Array:
-    return to_numpy(features(model, ids, window))
+def _forget(study: Study, window: int) -> None:
+    """What the memo has of longer windows than the settings', but for this one."""
+    here = window, study.settings.window
+    kinds = "reading", "features"
+    for old in [k for k in study.memo if k[0] in kinds and k[2] not in here]:
+        del study.memo[old]
+
+
+def _features_home(model: Model, ids: Array, window: int, layers: int | None = None) -> Array:
+    return to_numpy(features(model, ids, window, layers))
+
+
+def _shuffled(pieces: Sequence[Piece], settings: Settings) -> list[Piece]:
+    """In the order in which statistics take them."""
+    rng = host.random.default_rng([settings.seed, 13])
+    return [pieces[i] for i in rng.permutation(len(pieces))]
 
 
 def _until(pieces: Sequence[Piece], tokens: int) -> list[Piece]:

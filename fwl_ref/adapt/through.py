@@ -7,7 +7,8 @@
 Nothing is derived here but the line between segments. The write and its adjoint, gradients of
 gradients included, are those of ``fast_matrix.py``, the sum with its decay is the state of
 ``fast_layer.py``, whose read has step sizes of 0. As in ``sequential.py`` each sequence has
-matrices of its own, so sequences are taken one after the other. The head is a constant.
+matrices of its own, so sequences are taken one after the other. The head is a constant, or it is
+trained as well: then it has gradients of the losses and of what was written by it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ..fast_matrix import (
     write_fwd,
 )
 from ..norm import norm_bwd
-from ..ops.blocked_head import blocked_head_dn
+from ..ops.blocked_head import blocked_head_bwd
 from ..ops.common import chunk_slices
 from ..tree import add, zeros_like
 from .layer import Learned, etas_of, settings_of, slow_of
@@ -44,7 +45,7 @@ class SegmentResidual(NamedTuple):
 
 class ThroughResidual(NamedTuple):
     sequences: tuple[tuple[SegmentResidual, ...], ...]
-    slow: MatrixParameters
+    slow: MatrixParameters  # without a head that is frozen
     eta: FastMatrix
     decay: Array  # ()
     segment: int
@@ -64,15 +65,15 @@ def through_fwd(
 ) -> tuple[Array, ThroughResidual]:
     """(B,T,D),(B,T),(B,T)->(B,T)   losses, each segment at what those before it left   (X.15)
 
-    Raises ValueError as ``fast_matrix_fwd``, for a segment below 1, and for settings with a head
-    that is not frozen, another normalizer than the constant one, or first order.
+    Raises ValueError as ``fast_matrix_fwd``, for a segment below 1, and for settings with another
+    normalizer than the constant one, or first order.
     """
     check_segment(segment)
     check_fast_matrix(x, labels, weights, slow, eta, decay, settings, None)
-    if not settings.frozen or settings.normalizer != "constant" or settings.first_order:
+    if settings.normalizer != "constant" or settings.first_order:
         raise ValueError(
-            "true gradients are trained through with a frozen head, the constant normalizer and "
-            f"to second order, got {settings}"
+            "true gradients are trained through with the constant normalizer and to second order, "
+            f"got {settings}"
         )
     xp = namespace(x, weights, slow.W)
     found, sequences = [], []
@@ -95,16 +96,17 @@ def through_fwd(
             held = FastMatrix(*(left or held))
         found.append(xp.concat(losses, axis=1))  # (1,T)
         sequences.append(tuple(parts))
-    res = ThroughResidual(tuple(sequences), slow, eta, decay, segment, values)
+    learned = slow._replace(U=None, c=None) if settings.frozen else slow
+    res = ThroughResidual(tuple(sequences), learned, eta, decay, segment, values)
     return xp.concat(found, axis=0), res
 
 
 def through_bwd(
     g_nll: Array, res: ThroughResidual
 ) -> tuple[Array, MatrixParameters, FastMatrix, Array]:
-    """Adjoint of through_fwd: g_x, g_slow (None for the head), g_eta, g_decay.   (X.16)"""
+    """Adjoint of through_fwd: g_x, g_slow (None for a frozen head), g_eta, g_decay.   (X.16)"""
     xp = namespace(g_nll)
-    g_slow = zeros_like(res.slow._replace(U=None, c=None))  # the head is a constant
+    g_slow = zeros_like(res.slow)
     g_eta, g_decay = zeros_like(res.eta), xp.zeros_like(res.decay)
     g_xs = []
     for b, parts in enumerate(res.sequences):
@@ -119,7 +121,7 @@ def through_bwd(
             if res.values is not None:
                 g_dz = xp.matmul(g_dz, xp.matrix_transpose(res.values))
             # forward: nll = cross-entropy of norm(z) U
-            g_n = blocked_head_dn(g_nll[b : b + 1, part], write.head)  # (1,L,D)
+            g_n, *g_head = blocked_head_bwd(g_nll[b : b + 1, part], write.head)  # (1,L,D)
             g_z, g_gain, g_bias = norm_bwd(g_n, write.norm)  # (1,L,D)
             # forward: memory = write(x; W_i, b_i)
             g_memory = MatrixMemory(g_z, back.query + back.key, g_dz)
@@ -130,8 +132,10 @@ def through_bwd(
             )
             g_W, g_b = back.state or g_held
             g_held = FastMatrix(g_W - res.eta.W * g_at.W, g_b - res.eta.b * g_at.b)
-            g_norm = {"gain": g_at.gain + g_gain, "bias": g_at.bias + g_bias}
-            g_slow, g_decay = add(g_slow, g_at._replace(**g_norm)), g_decay - back.keep
+            # forward: norm and head at the losses, and at what is written
+            g_above = add(g_at[3:], (g_gain, g_bias, *g_head))
+            g_slow = add(g_slow, MatrixParameters(*g_at[:3], *g_above))
+            g_decay = g_decay - back.keep
             g_parts.append(g_x)
         g_xs.append(xp.concat(g_parts[::-1], axis=1))  # (1,T,D)
     return xp.concat(g_xs, axis=0), g_slow, g_eta, g_decay
@@ -153,7 +157,7 @@ def through_loss_and_gradient(
     """
     xp = namespace(x, weights)
     slow, eta = slow_of(learned, model), etas_of(learned, sizes)
-    settings = settings_of(model, segment)
+    settings = settings_of(model, segment, frozen=learned.U is None)
     nll, res = through_fwd(x, labels, weights, slow, eta, learned.decay, settings, segment, values)
     share = weights / xp.sum(weights)  # (B,T)
     loss = xp.sum(nll * share)  # ()
@@ -161,7 +165,7 @@ def through_loss_and_gradient(
     _, g_slow, g_eta, g_decay = through_bwd(share, res)
     # forward: eta = steps sizes
     g_steps = FastMatrix(g_eta.W * sizes.W, g_eta.b * sizes.b)  # (), ()
-    return loss, Learned(g_slow.key, g_slow.W, g_slow.b, g_steps, g_decay)
+    return loss, Learned(g_slow.key, g_slow.W, g_slow.b, g_steps, g_decay, g_slow.U)
 
 
 def _nothing(slow: MatrixParameters) -> FastMatrix:

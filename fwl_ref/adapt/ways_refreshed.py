@@ -1,23 +1,28 @@
 """True gradients of the fast matrix as rows: nothing trained, the layer that stale gradients
-trained, and one trained through true gradients; at the window and at longer ones, and with a cache.
+trained, and one trained through true gradients, perhaps with the unembedding; at the window and at
+longer ones, and with a cache. Documents are read side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..backend import Array, namespace
+from ..backend import Array, host, like, namespace
 from ..fast_matrix import FastMatrix
 from ..key_map import KeyMap, key_fwd
+from ..lm.bar import Bar
 from ..lm.tune import tune
+from ..ops.common import chunk_slices
 from .layer import Learned, etas_of, start
 from .learn import Progress, train
 from .refreshed import refreshed_losses
 from .rows import Row
 from .settings import head_products
-from .study import Document, Study, mean_loss, read_at, timed
+from .study import Document, Study, features_at, key_at, mean_loss
 from .through import through_loss_and_gradient
 from .ways import context_name, home, row
 from .ways_cache import with_cache
@@ -26,7 +31,10 @@ from .ways_untrained import DECAYS, FURTHER, WHITENED_STEPS, step_unit
 
 UNTRAINED = "fast, not trained, whitened values, true gradients"
 TRAINED = "fast, trained, carried, true gradients"
+DEEP = "fast, not trained, true gradients, keys of two layers"
 THROUGH = "fast, trained through true gradients"
+THROUGH_HEAD = "fast and unembedding, trained through true gradients"
+DEPTH = 2 / 3  # of the trunk's layers: features from there are keys in DEEP as well
 FACTORS = (0.3, 1.0, 3.0)  # on the step sizes that were learned with stale gradients
 
 
@@ -38,16 +46,52 @@ class Layer(NamedTuple):
     eta: FastMatrix
     decay: float
     values: Array | None  # (D,D) whitens what is written
+    U: Array | None = None  # (D,V) the unembedding if it was trained as well
+    below: tuple[int, KeyMap] | None = None  # features after so many layers are keys as well
 
 
-def losses_of(study: Study, layer: Layer, document: Document, window: int) -> Array:
-    """(T,)   losses of a document with the trunk at a window"""
-    found = read_at(study, document, window)
-    k, _ = key_fwd(found.x, layer.key, True)  # (T,K)
-    return refreshed_losses(
-        study.model, found.x, k, found.labels, layer.start, layer.eta, study.settings.refresh,
-        decay=layer.decay, values=layer.values,
-    )  # fmt: skip
+def losses_of(
+    study: Study, layer: Layer, documents: Sequence[Document], window: int, name: str = "tuning"
+) -> tuple[tuple[Array, ...], float]:
+    """(T,) of each document, on the host, with the trunk at a window; and seconds a token"""
+    s, model = study.settings, study.model
+    model = model if layer.U is None else model._replace(U=layer.U)
+    losses, seconds = [host.empty(0)] * len(documents), 0.0
+    order = sorted(range(len(documents)), key=lambda i: -len(documents[i].tokens.ids))
+    for part in Bar(chunk_slices(len(order), s.together), desc=name, leave=False):
+        read = [documents[i] for i in order[part]]
+        x, labels = _padded(study, read, window)
+        h = _padded(study, read, window, layer.below[0])[0] if layer.below else None  # (B,T,D)
+        began = time.perf_counter()
+        k, _ = key_fwd(x, layer.key, True)  # (B,T,D)
+        if layer.below:
+            deep, _ = key_fwd(h, layer.below[1], True)  # (B,T,D)
+            k = namespace(x).concat([k, deep], axis=-1) / math.sqrt(2)  # (B,T,2D) of unit length
+        found = home(
+            refreshed_losses(
+                model, x, k, labels, layer.start, layer.eta, s.refresh,
+                decay=layer.decay, values=layer.values,
+            )
+        )  # fmt: skip
+        seconds += time.perf_counter() - began
+        for loss, i in zip(found, order[part], strict=True):
+            losses[i] = loss[: len(documents[i].tokens.ids) - 1]
+    return tuple(losses), seconds / sum(len(loss) for loss in losses)
+
+
+def _padded(
+    study: Study, documents: Sequence[Document], window: int, layers: int | None = None
+) -> tuple[Array, Array]:
+    """(B,T,D),(B,T)   features and labels side by side, zeros behind what is shorter"""
+    length = max(len(d.tokens.ids) for d in documents) - 1
+    x = host.zeros((len(documents), length, study.model.config.width), dtype="float32")
+    labels = host.zeros((len(documents), length), dtype="int64")
+    for i, document in enumerate(documents):
+        count = len(document.tokens.ids) - 1
+        x[i, :count] = features_at(study, document, window, layers)
+        labels[i, :count] = document.tokens.ids[1:]
+    U = study.model.U
+    return like(x, U, U.dtype), like(labels, U)
 
 
 def named(study: Study, name: str, window: int) -> str:
@@ -55,31 +99,34 @@ def named(study: Study, name: str, window: int) -> str:
     return name if window == study.settings.window else f"{context_name(window)}, {name}"
 
 
-def untrained_layer(study: Study, step: float, decay: float) -> Layer:
-    """It begins as 0, and values are whitened; the bias stays."""
-    facts = study.facts
-    first = FastMatrix(namespace(facts.values).zeros_like(facts.values), study.model.bias)
+def untrained_layer(study: Study, step: float, decay: float, deep: bool = False) -> Layer:
+    """It begins as 0, and values are whitened; the bias stays. ``deep``: keys of two layers."""
+    facts, layers = study.facts, max(1, round(DEPTH * study.model.config.layers))
+    W = namespace(facts.values).concat([0 * facts.values] * (2 if deep else 1), axis=0)  # (K,D)
     eta = FastMatrix(step * step_unit(study, True), 0.0)
-    return Layer(facts.key, first, eta, decay, facts.values)
+    below = (layers, key_at(study, layers)) if deep else None
+    first = FastMatrix(W, study.model.bias)
+    return Layer(facts.key, first, eta, decay, facts.values, below=below)
 
 
 def untrained_of(study: Study, row: Row) -> Layer:
-    """The layer of a row ``UNTRAINED``."""
-    return untrained_layer(study, row.chosen["step"], row.chosen["decay"])
+    """The layer of a row ``UNTRAINED`` or ``DEEP``."""
+    deep = row.name.endswith(DEEP)
+    return untrained_layer(study, row.chosen["step"], row.chosen["decay"], deep)
 
 
-def refreshed_untrained(study: Study, window: int) -> Row:
+def refreshed_untrained(study: Study, window: int, name: str = UNTRAINED) -> Row:
     """Step size and decay tuned at this window, nothing trained."""
-    more = study.settings.more
+    more, deep = study.settings.more, name == DEEP
 
     def loss(step: float, decay: float = 0.0) -> float:
-        return _validation_loss(study, untrained_layer(study, step, decay), window)
+        return _validation_loss(study, untrained_layer(study, step, decay, deep), window)
 
     tuned = tune(loss, WHITENED_STEPS, 3.0, more + FURTHER if more else 0)
     at = {0.0: tuned.loss, **{d: loss(tuned.best, d) for d in (DECAYS if more else ())}}
     decay = min(at, key=at.__getitem__)
     chosen = {"step": tuned.best, "decay": decay, "validation": at[decay]}
-    return _row(study, UNTRAINED, untrained_layer(study, tuned.best, decay), window, chosen)
+    return _row(study, name, untrained_layer(study, tuned.best, decay, deep), window, chosen)
 
 
 def refreshed_trained(study: Study) -> Row:
@@ -98,10 +145,13 @@ def refreshed_trained(study: Study) -> Row:
     return _row(study, TRAINED, times(tuned.best), window, chosen)
 
 
-def trained_through(study: Study, untrained: Row) -> tuple[Progress, Layer]:
-    """Train from the layer of the row ``UNTRAINED``, or take from the disk what was trained."""
-    if "through" not in study.memo:
-        first = untrained_of(study, untrained)
+def trained_through(study: Study, untrained: Row, head: bool = False) -> tuple[Progress, Layer]:
+    """Train from the layer of the row ``UNTRAINED``, or take from the disk what was trained. With
+    ``head`` the unembedding is trained as well.
+    """
+    memo = ("through", head)
+    if memo not in study.memo:
+        first, U = untrained_of(study, untrained), study.model.U if head else None
         sizes = FastMatrix(first.eta.W, RATIO * first.eta.W)
         gradient_of = partial(
             through_loss_and_gradient,
@@ -116,18 +166,19 @@ def trained_through(study: Study, untrained: Row) -> tuple[Progress, Layer]:
             return _validation_loss(study, _layer_of(learned, sizes, first.values), window)
 
         key = f"{study.key} through {training} {sizes} {first.decay}"
+        file = study.folder / ("through_head.npz" if head else "through.npz")
         progress = train(
-            study.folder / "through.npz", key, start(first.key, first.decay), gradient_of,
+            file, key, start(first.key, first.decay, U), gradient_of,
             study.pieces, training, validate, study.facts.entry,
         )  # fmt: skip
-        study.memo["through"] = progress, _layer_of(progress.best, sizes, first.values)
-    found: tuple[Progress, Layer] = study.memo["through"]
+        study.memo[memo] = progress, _layer_of(progress.best, sizes, first.values)
+    found: tuple[Progress, Layer] = study.memo[memo]
     return found
 
 
-def refreshed_through(study: Study, untrained: Row, window: int) -> Row:
+def refreshed_through(study: Study, untrained: Row, window: int, head: bool = False) -> Row:
     """Trained through its own steps at the settings' window; read at any."""
-    progress, layer = trained_through(study, untrained)
+    progress, layer = trained_through(study, untrained, head)
     chosen = {
         "validation": progress.loss,
         "training loss": progress.curve[-1],
@@ -135,32 +186,33 @@ def refreshed_through(study: Study, untrained: Row, window: int) -> Row:
         "bias step": float(layer.eta.b) / step_unit(study, True),
         "decay": layer.decay,
     }
-    return _row(study, THROUGH, layer, window, chosen)
+    return _row(study, THROUGH_HEAD if head else THROUGH, layer, window, chosen)
 
 
 def refreshed_cache(study: Study, under: Row, layer: Layer) -> Row:
     """The neural cache over the losses of a row of this file, lambda tuned for it."""
-    tuned = [home(losses_of(study, layer, d, under.window)) for d in study.validation]
+    tuned, _ = losses_of(study, layer, study.validation, under.window)
     name = f"{under.name}, and cache"
     return with_cache(study, name, under.name, under.losses, tuned, under.window)
 
 
 def _layer_of(learned: Learned, sizes: FastMatrix, values: Array | None) -> Layer:
     first = FastMatrix(learned.W, learned.b)
-    return Layer(learned.key, first, etas_of(learned, sizes), float(learned.decay), values)
+    eta, decay = etas_of(learned, sizes), float(learned.decay)
+    return Layer(learned.key, first, eta, decay, values, learned.U)
 
 
 def _validation_loss(study: Study, layer: Layer, window: int) -> float:
-    return mean_loss([home(losses_of(study, layer, d, window)) for d in study.validation])
+    return mean_loss(losses_of(study, layer, study.validation, window)[0])
 
 
 def _row(study: Study, name: str, layer: Layer, window: int, chosen: dict[str, Any]) -> Row:
     title = named(study, name, window)
-    read: Callable[[Document], Array] = lambda d: losses_of(study, layer, d, window)  # noqa: E731
-    losses, seconds = timed(read, study.test, title)
+    losses, seconds = losses_of(study, layer, study.test, window, title)
     D, head = study.model.config.width, head_products(study.model.config)
-    maps = 3 if layer.values is None else 4  # keys, read, write, whitening
+    maps = 6 if layer.below else 3  # keys, read, write
+    maps += layer.values is not None  # whitening
     return row(
-        study, title, losses, seconds, 2 * head + maps * D * D, chosen=chosen, memory=4 * D * D,
-        window=window,
+        study, title, losses, seconds, 2 * head + maps * D * D, chosen=chosen, window=window,
+        memory=int(4 * (D * layer.start.W.shape[0] + (0 if layer.U is None else head))),
     )  # fmt: skip

@@ -25,6 +25,7 @@ from .ways import home, row
 from .ways_untrained import step_unit, untrained_step
 
 PLAIN = "plain layer, trained"
+PLAIN_HEAD = "plain layer and unembedding, trained"
 RESET = "fast, trained, reset"
 CARRIED = "fast, trained, carried"
 DECAY = 1 / 8192  # at the start
@@ -37,9 +38,11 @@ def sizes_of(study: Study) -> FastMatrix:
     return FastMatrix(eta, RATIO * eta)
 
 
-def trained(study: Study, fast: bool) -> Progress:
-    """Train the layer, or take from the disk what was trained."""
-    s, name = study.settings, "fast" if fast else "plain"
+def trained(study: Study, fast: bool, head: bool = False) -> Progress:
+    """Train the layer, or take from the disk what was trained. With ``head`` the unembedding is
+    trained as well: of a plain layer only.
+    """
+    s, name = study.settings, "fast" if fast else "plain_head" if head else "plain"
     if name not in study.memo:
         training = training_of(study, fast)
         sizes = sizes_of(study) if fast else FastMatrix(0.0, 0.0)
@@ -52,7 +55,7 @@ def trained(study: Study, fast: bool) -> Progress:
                 [home(losses_of(study, learned, fast, d, s.window)) for d in study.validation]
             )
 
-        first = start(study.facts.key, DECAY)
+        first = start(study.facts.key, DECAY, study.model.U if head else None)
         key = f"{study.key} {training} {sizes}"
         study.memo[name] = train(
             study.folder / f"{name}.npz", key, first, gradient_of, study.pieces, training, validate,
@@ -86,9 +89,12 @@ def losses_of(
 
 
 def layer_row(study: Study, name: str, window: int | None = None) -> Row:
-    """The row ``PLAIN``, ``RESET`` or ``CARRIED``, perhaps with the trunk at a longer window."""
-    fast, at = name != PLAIN, study.settings.window if window is None else window
-    progress = trained(study, fast)
+    """The row ``PLAIN``, ``PLAIN_HEAD``, ``RESET`` or ``CARRIED``, perhaps with the trunk at a
+    longer window.
+    """
+    fast, head_too = name not in (PLAIN, PLAIN_HEAD), name == PLAIN_HEAD
+    at = study.settings.window if window is None else window
+    progress = trained(study, fast, head_too)
     reset = study.settings.window if name == RESET else None
     losses, seconds = timed(
         lambda d: losses_of(study, progress.best, fast, d, at, reset), study.test, name
@@ -107,7 +113,7 @@ def layer_row(study: Study, name: str, window: int | None = None) -> Row:
     title = name if window is None else f"context {window}, {name}"
     return row(
         study, title, losses, seconds, products, chosen=chosen, window=window,
-        memory=4 * D * D * (2 if fast else 1),
+        memory=int(4 * (D * D * (2 if fast else 1) + (head if head_too else 0))),
     )  # fmt: skip
 
 

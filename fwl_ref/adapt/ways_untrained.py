@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from ..backend import Array, namespace
 from ..key_map import key_fwd
 from ..lm.tune import tune
 from .fast_unembedding import fast_unembedding
-from .past import past_read
+from .past import bounded_read, delta_read, past_read
 from .rows import Row
 from .settings import head_products
 from .study import Document, Study, mean_loss, read_at, timed
@@ -22,7 +23,31 @@ WHITENED_STEPS = (0.0001, 0.0003, 0.001, 0.003)  # a whitened write moves what m
 FURTHER = 2  # values more beyond the edge than the settings say: steps differ by powers of ten
 RATIOS = (0.01, 0.1)  # of the step size of the bias to that of the matrix
 DECAYS = (1 / 8192, 1 / 2048, 1 / 512)
-SHARP = (5.0, 10.0, 20.0)  # theta of the exponential kernel
+THETAS = (5.0, 10.0, 20.0)  # of the exponential kernel
+PRIORS = (1.0, 10.0, 100.0)  # of the normalised read, in sums of its weights
+BETAS = (0.03, 0.1, 0.3, 1.0)  # of the delta rule
+NORMS = (1.0, 3.0, 10.0, 30.0)  # of the bounded state, in lengths of a write
+
+Read: TypeAlias = Callable[..., Array]  # (k (T,K), v (T,D), options) -> (T,D)
+
+
+class Kind(NamedTuple):
+    """How stale gradients of the past are read."""
+
+    read: Read
+    tries: tuple[dict[str, float], ...]  # options; each gets a step size
+    maps: int  # products of width D x D a token
+    pairs: bool = False  # a token is compared with every token before it
+    steps: tuple[float, ...] | None = None  # step sizes; None: STEPS, or WHITENED_STEPS
+
+
+LINEAR = Kind(past_read, ({},), 3)
+SHARP = Kind(past_read, tuple({"theta": t} for t in THETAS), 1, True)
+MEAN_STEPS = (0.01, 0.03, 0.1, 0.3)  # of reads that are no longer than what was written
+PAIRS = tuple({"theta": t, "prior": p} for p in PRIORS for t in THETAS)
+NORMALISED = Kind(past_read, PAIRS, 1, True, MEAN_STEPS)
+DELTA = Kind(delta_read, tuple({"beta": b} for b in BETAS), 4, False, MEAN_STEPS)
+BOUNDED = Kind(bounded_read, tuple({"most": m} for m in NORMS), 3)
 UNEMBEDDING = (0.03, 0.1, 0.3, 1.0, 3.0)  # in logits, for one write
 
 
@@ -32,14 +57,19 @@ def keys_of(study: Study, x: Array) -> Array:
 
 
 def untrained_losses(
-    study: Study, document: Document, eta: float, whiten: bool, **options: Any
+    study: Study,
+    document: Document,
+    eta: float,
+    whiten: bool,
+    read: Read = past_read,
+    **options: Any,
 ) -> Array:
-    """(T,)   losses with the stale gradients of the past added; ``options`` as ``past_read``"""
+    """(T,)   losses with the stale gradients of the past added; ``options`` as ``read`` has them"""
     found = read_at(study, document, study.settings.window)
     k = keys_of(study, found.x)  # (T,K)
     xp = namespace(k)
     v = xp.matmul(found.dz, study.facts.values) if whiten else found.dz  # (T,D)
-    o = past_read(k, v, **options)  # (T,D)
+    o = read(k, v, **options)  # (T,D)
     return plain_losses(study.model, found.x - eta * o, found.labels)
 
 
@@ -64,46 +94,45 @@ def untrained_step(study: Study) -> float:
     return study.memo[key]
 
 
-def untrained(study: Study, name: str, whiten: bool, sharp: bool) -> Row:
-    """One fast matrix and bias with tuned step sizes and decay, or a sharp kernel in its place."""
-    unit, more = step_unit(study, whiten), study.settings.more
+def untrained(study: Study, name: str, whiten: bool, kind: Kind = LINEAR) -> Row:
+    """A read of the past with a tuned step size and options; for the linear one, first the step
+    size, then the bias's and the decay.
+    """
+    unit, more, linear = step_unit(study, whiten), study.settings.more, kind is LINEAR
 
-    def loss(eta: float, **options: Any) -> float:
+    def loss(eta: float, options: dict[str, float]) -> float:
+        found = study.validation
         return mean_loss(
-            [home(untrained_losses(study, d, eta, whiten, **options)) for d in study.validation]
+            [home(untrained_losses(study, d, eta, whiten, kind.read, **options)) for d in found]
         )
 
-    steps, further = WHITENED_STEPS if whiten else STEPS, more + FURTHER if more else 0
+    def at_step(options: dict[str, float], step: float) -> float:
+        return loss(step * unit, options)
 
-    def at_theta(theta: float, step: float) -> float:
-        return loss(step * unit, theta=theta)
-
-    best: tuple[float, float, dict[str, float]]
-    if sharp:
-        found = []
-        for theta in SHARP if more else SHARP[1:2]:
-            t = tune(partial(at_theta, theta), steps, 3.0, further)
-            found.append((t.loss, t.best * unit, {"theta": theta}))
-        best = min(found, key=lambda f: f[0])
-    else:
-        t = tune(lambda e: loss(e * unit), steps, 3.0, further)
-        best = (t.loss, t.best * unit, {})
-        study.memo["eta", whiten, sharp] = best[1]
+    steps = kind.steps or (WHITENED_STEPS if whiten else STEPS)
+    further = more + FURTHER if more else 0
+    best: tuple[float, float, dict[str, float]] = (math.inf, 0.0, {})
+    tries = kind.tries if more or linear else kind.tries[1:2]
+    for options in tries:
+        t = tune(partial(at_step, options), steps, 3.0, further)
+        best = min(best, (t.loss, t.best * unit, options), key=lambda f: f[0])
+    if linear:
+        study.memo["eta", whiten, False] = best[1]
         for option, values in (("ratio", RATIOS), ("decay", DECAYS)) if more else ():
             for value in values:
                 tried = best[2] | {option: value}
-                at = loss(best[1], **tried)
+                at = loss(best[1], tried)
                 best = min(best, (at, best[1], tried), key=lambda f: f[0])
     reached, eta, options = best
     losses, seconds = timed(
-        lambda d: untrained_losses(study, d, eta, whiten, **options), study.test, name
+        lambda d: untrained_losses(study, d, eta, whiten, kind.read, **options), study.test, name
     )
     D, T = study.model.config.width, study.settings.length
-    reads = T / 2 * 2 * D + D * D if sharp else 3 * D * D
+    reads = kind.maps * D * D + (T * D if kind.pairs else 0)
     chosen = {"step": eta / unit, "eta": eta, **options, "validation": reached}
     return row(
         study, name, losses, seconds, 2 * head_products(study.model.config) + reads, chosen=chosen,
-        memory=4 * (T * 2 * D if sharp else D * D), uses=(AS_IS,),
+        memory=4 * (T * 2 * D if kind.pairs else D * D), uses=(AS_IS,),
     )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def test_it_is_dynamic_evaluation_of_the_matrix(segment: int, decay: float, valu
     """Gradients where the matrix stands, decay towards its start, whitened values; N: with gradients where it
     started it would be another answer, from the third segment on.   (Y.1)
     """
-    found = refreshed_losses(MODEL, X, KEYS, LABELS, START, ETA, segment, decay=decay, values=values)
+    found = refreshed_losses(MODEL, X[None], KEYS[None], LABELS[None], START, ETA, segment, decay=decay, values=values)[0]
     assert_close(found, literal(segment, decay, values), RTOL)
     if segment < T / 2:
         stale = literal(segment, decay, values, stale=True)
@@ -64,6 +64,19 @@ def test_it_is_dynamic_evaluation_of_the_matrix(segment: int, decay: float, valu
         assert relative_error(found, stale) > 1e-4
 
 
+def test_documents_side_by_side_know_nothing_of_each_other() -> None:
+    """Each has the losses that it has alone, and what pads a shorter one changes none of them; N: in the place of
+    the padding the document itself goes on otherwise.
+    """
+    fixed = {"decay": 0.1, "values": VALUES}
+    alone = [refreshed_losses(MODEL, X[None, :n], KEYS[None, :n], LABELS[None, :n], START, ETA, 4, **fixed)[0] for n in (T, 10)]
+    x, k, labels = (np.stack([a, np.where(np.arange(T).reshape(T, *(1,) * (a.ndim - 1)) < 10, a, 0)]) for a in (X, KEYS, LABELS))
+    found = refreshed_losses(MODEL, x, k, labels, START, ETA, 4, **fixed)
+    assert_close(found[0], alone[0], RTOL)
+    assert_close(found[1, :10], alone[1], RTOL)
+    assert relative_error(found[1, 10:], alone[0][10:]) > 1e-3
+
+
 def test_a_decay_that_cannot_be_is_said() -> None:
     with pytest.raises(ValueError, match=r"\[0, 1\), got 1"):
-        refreshed_losses(MODEL, X, KEYS, LABELS, START, ETA, 4, decay=1.0)
+        refreshed_losses(MODEL, X[None], KEYS[None], LABELS[None], START, ETA, 4, decay=1.0)

@@ -20,10 +20,10 @@ from fwl_ref.adapt.refreshed import refreshed_losses
 from fwl_ref.adapt.rows import Row, load_row, row_file, save_row
 from fwl_ref.adapt.store import Store
 from fwl_ref.adapt.study import Document, Study
-from fwl_ref.adapt.trunk import model_on
+from fwl_ref.adapt.trunk import features, model_on
 from fwl_ref.audit import audit_scores
 from fwl_ref.fast_matrix import FastMatrix
-from fwl_ref.key_map import KeyMap, key_fwd
+from fwl_ref.key_map import KeyMap, key_fwd, whitening
 from fwl_ref.lm.cached import TunedCache
 from fwl_ref.lm.mixture import mixture
 from fwl_ref.lm.neural_cache import mix_cache
@@ -66,7 +66,7 @@ def test_every_row_is_there_and_the_table_says_what_its_losses_are(done: Any) ->
     found = json.loads((out / "results.json").read_text())
     lines = {(line["text"], line["way"]): line for line in found["lines"]}
     ways = [way for text, way in lines if text == texts[0].name]
-    assert len(ways) == 35
+    assert len(ways) == 45
     assert {way for _, way in lines} >= {plan.AS_IS, "context 32", plan.SAFE_ALL, "dynamic evaluation, SGD, all parameters"}
     assert found["failures"] == {}
     assert found["settings"]["steps"] == 2
@@ -89,7 +89,8 @@ def test_every_row_is_there_and_the_table_says_what_its_losses_are(done: Any) ->
 
 def test_rows_of_true_gradients_are_what_they_say(done: Any) -> None:
     """Worked out again from what was chosen and what was trained: nothing trained, at the window and at the longer
-    one, and trained through; each with the cache on top. N: other keys, or values as they are, are other losses.
+    one, and trained through; each with the cache on top; and with keys of two layers. N: other keys, or values as
+    they are, are other losses.
     """
     folder, texts, out = done
     model, s = model_on(parameters(), CONFIG, 32, 10), TINY
@@ -100,25 +101,41 @@ def test_rows_of_true_gradients_are_what_they_say(done: Any) -> None:
     found = Study(model, s, store, out, "", study.documents_of(texts, "validation"), test, pieces, facts, {})
     rows, chosen = losses_in(out), json.loads((out / "results.json").read_text())["chosen"]
 
-    def again(name: str, window: int, key: Any, first: FastMatrix, values: Any) -> np.ndarray:
+    def again(name: str, window: int, key: Any, first: FastMatrix, U: np.ndarray, values: Any) -> np.ndarray:
         unit, picked = facts.x / facts.whitened, chosen[name]
         eta, losses = FastMatrix(picked["step"] * unit, picked.get("bias step", 0.0) * unit), []
         for document in test:
             at = study.read_at(found, document, window)
             k, _ = key_fwd(at.x, key, True)
-            losses.append(refreshed_losses(model, at.x, k, at.labels, first, eta, 32, decay=picked["decay"], values=values))
+            given = at.x[None], k[None], at.labels[None], first, eta, 32
+            losses.append(refreshed_losses(model._replace(U=U), *given, decay=picked["decay"], values=values)[0])
         return np.concatenate(losses)
 
-    with np.load(out / "through.npz") as arrays:
-        key, first = KeyMap(arrays["best/key.mean"], arrays["best/key.A"]), FastMatrix(arrays["best/W"], arrays["best/b"])
+    def learned(file: str) -> tuple[KeyMap, FastMatrix, np.ndarray]:
+        with np.load(out / file) as arrays:
+            key, first = KeyMap(arrays["best/key.mean"], arrays["best/key.A"]), FastMatrix(arrays["best/W"], arrays["best/b"])
+            return key, first, arrays.get("best/U", model.U)
+
+    picked = chosen[ways_refreshed.DEEP]
+    at = study.read_at(found, test[0], s.window)
+    own = whitening(features(model, piece.ids, s.window, 2) for piece in pieces)
+    below = features(model, test[0].tokens.ids, s.window, 2).astype("float32").astype("float64")
+    k = np.concatenate([key_fwd(at.x, facts.key, True)[0], key_fwd(below, own, True)[0]], axis=1) / np.sqrt(2)
+    first, eta = FastMatrix(np.zeros((2 * CONFIG.width, CONFIG.width)), np.zeros(CONFIG.width)), picked["step"] * facts.x / facts.whitened
+    deep = refreshed_losses(
+        model, at.x[None], k[None], at.labels[None], first, FastMatrix(eta, 0.0), 32, decay=picked["decay"], values=facts.values
+    )
+    assert_close(deep[0], rows[row_file(out, ways_refreshed.DEEP).stem][:48], RTOL)
     nothing = FastMatrix(np.zeros_like(facts.values), np.zeros(CONFIG.width))
-    layers = {ways_refreshed.UNTRAINED: (facts.key, nothing), ways_refreshed.THROUGH: (key, first)}
-    for way, (own, start) in layers.items():
+    ways = ways_refreshed.UNTRAINED, ways_refreshed.THROUGH, ways_refreshed.THROUGH_HEAD
+    layers = (facts.key, nothing, model.U), learned("through.npz"), learned("through_head.npz")
+    assert relative_error(layers[2][2], model.U) > 1e-6
+    for way, layer in zip(ways, layers, strict=True):
         for window in (s.window, 32):
             name = ways_refreshed.named(found, way, window)
             saved = rows[row_file(out, name).stem]
-            assert_close(again(name, window, own, start, facts.values), saved, RTOL)
-            assert relative_error(again(name, window, own, start, None), saved) > 1e-6
+            assert_close(again(name, window, *layer, facts.values), saved, RTOL)
+            assert relative_error(again(name, window, *layer, None), saved) > 1e-6
             cached = [ways_cache.probability(found, d, chosen[f"{name}, and cache"]["theta"], window) for d in test]
             mixed = mix_cache(saved, np.concatenate(cached), chosen[f"{name}, and cache"]["lambda"])
             mixed[48] = saved[48]  # the first token of the second document has no past
@@ -144,7 +161,7 @@ def test_training_through_true_gradients_begins_at_the_row_where_nothing_is_trai
         given = nothing, FastMatrix(eta, eta / 100), 6
         keys = [key_fwd(a, facts.key, True)[0] for a in x.astype("float64")]
         pairs = zip(x.astype("float64"), keys, labels, strict=True)
-        found = [refreshed_losses(model, a, k, y, *given, decay=0.01, values=values) for a, k, y in pairs]
+        found = [refreshed_losses(model, a[None], k[None], y[None], *given, decay=0.01, values=values)[0] for a, k, y in pairs]
         return np.sum(np.stack(found) * weights) / np.sum(weights)
 
     assert_close(np.asarray(progress.curve[0]), mean(facts.values), RTOL)
@@ -158,11 +175,15 @@ def test_readings_of_longer_windows_are_kept_one_at_a_time(done: Any) -> None:
     folder, texts, out = done
     model = model_on(parameters(), CONFIG, 32, 10)
     test = study.documents_of(texts, "test")
-    found = Study(model, TINY, Store(None, "m", 0), out, "", (), test, (), None, {"theta": 1.0})  # type: ignore[arg-type]
-    for window in (TINY.window, 32, 48):
-        for document in test:
-            study.read_at(found, document, window)
-    assert sorted(k[2] for k in found.memo if k[0] == "reading") == sorted([TINY.window, 48] * len(test))
+    for store in (Store(None, "m", 0), Store(folder / "features", "m", 10**8)):
+        found = Study(model, TINY, store, out, "", (), test, (), None, {"theta": 1.0})  # type: ignore[arg-type]
+        for window in (TINY.window, 32, 48):
+            for document in test:
+                x = study.read_at(found, document, window).x.astype("float32")
+                assert_bitwise(study.features_at(found, document, window), x)
+        held = sorted([TINY.window, 48] * len(test))
+        assert sorted(k[2] for k in found.memo if k[0] == "reading") == held
+        assert sorted(k[2] for k in found.memo if k[0] == "features") == (held if store.folder is None else [])
 
 
 def test_a_run_goes_on_where_it_was_interrupted(done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +206,7 @@ def test_a_run_goes_on_where_it_was_interrupted(done: Any, tmp_path: Path, monke
         run.run(pretrained(), texts, TINY, store, again, "numpy")
     monkeypatch.setattr(learn, "adam_step", real)
     before = losses_in(again)
-    assert 3 < len(before) < 10
+    assert 3 < len(before) < 14
     assert len((again / "results.csv").read_text().splitlines()) == 1 + 2 * len(before)
     monkeypatch.setattr(plan, "descent_row", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
