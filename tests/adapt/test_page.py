@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fwl_ref.adapt.settings import head_products, model_bytes, trunk_products
 from fwl_ref.adapt.table import interval
+from fwl_ref.adapt.ways_descent import gradient_products
+from fwl_ref.lm.llama import LlamaConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/adapt.md").read_text(encoding="utf-8")
 TEXTS = ("stdlib", "topics", "wikitext-2")
 TRUE, STALE = "fast, not trained, whitened values, true gradients", "fast, not trained, whitened values"
+DEEP, THROUGH = "fast, not trained, true gradients, keys of two layers", "fast, trained through true gradients"
 RMS = "dynamic evaluation, RMS, last 4 layers"
-LONGER = f"context 2048, {TRUE}"
 pytestmark = pytest.mark.host("reads files")
 
 
@@ -63,34 +66,85 @@ def test_the_table_of_all_ways(gpu: dict[str, Any]) -> None:
     assert f"{trained:,} tokens" in PAGE
 
 
+def less(gpu: dict[str, Any], other: dict[Any, float], way: str, text: str) -> str:
+    """What a way gains more than the means of ``other``, document by document, with Student's interval."""
+    nats, sources = gpu["main"]["nats"][way], [document[0] for document in gpu["main"]["documents"]]
+    found = [value - nats[int(i)] for i, value in other.items() if sources[int(i)] == text]
+    return f"{np.mean(found):.3f} ± {interval(found):.3f}"
+
+
 def test_gains_are_compared_document_by_document(gpu: dict[str, Any]) -> None:
-    """What true gradients gain more than the cache and than RMS, with Student's interval; and who is harmed."""
+    """What one way gains more than another, and who is harmed."""
     nats, sources = gpu["main"]["nats"], [document[0] for document in gpu["main"]["documents"]]
+    cache, with_cache = dict(enumerate(nats["neural cache"])), dict(enumerate(nats[f"{RMS}, and cache"]))
+    for way, other, words in (
+        (TRUE, cache, "more than the neural cache"),
+        (DEEP, cache, "more than the cache"),
+        (f"{DEEP}, and cache", with_cache, "more than RMS"),
+    ):
+        first, second, third = (less(gpu, other, way, text) for text in TEXTS)
+        assert f"{first}, {second} and {third} {words}" in PAGE
+    first, second, third = (less(gpu, dict(enumerate(nats[TRUE])), THROUGH, text) for text in TEXTS)
+    assert f"{first} and {second} more than with nothing trained" in PAGE and f"which is {third.removeprefix('-')} less" in PAGE
+    plain, rules = nats["as it is"], gpu["kept"]
+    harmed = {way: [(s, a - b) for a, b, s in zip(nats[way], plain, sources, strict=True) if a >= b] for way in nats}
+    assert len(sources) == 44
+    for way in (TRUE, DEEP, "fast, not trained, sharp kernel, normalised", "guard: as it is, true gradients, trained"):
+        assert harmed[way] == [], way
+    for way, harm in (
+        (THROUGH, "hexadecimal digits by {}"),
+        ("neural cache", "one strange document ({})"),
+        (RMS, "the last four layers one ({})"),
+    ):
+        ((source, by),) = harmed[way]
+        assert source == "strange" and harm.format(f"{by:.3f}") in PAGE
+    head = lines(gpu["main"])["wikitext-2", "plain layer and unembedding, trained"]
+    assert [s for s, _ in harmed[head["way"]]].count("wikitext-2") == 12 and f"all twelve articles ({head['change']:.3f} in" in PAGE
+    thirty_two = rules[f"segments of 32: {RMS}"]
+    less_of = {way: [less(gpu, thirty_two, way, text) for text in TEXTS] for way in (TRUE, DEEP, THROUGH)}
+    a, b, c = less_of[TRUE]
+    assert f"gains {a} and {b} less\nthan true gradients" in PAGE and f"and {c[1:]} more on the seven articles" in PAGE
+    a, b, c = less_of[DEEP]
+    assert f"Against keys of two layers it is {a} and {b} less and {c[1:]} more;" in PAGE
+    a, b, c = less_of[THROUGH]
+    assert f"through true gradients {a} and {b} less, and {c[1:]} more." in PAGE
+    a, b, _ = (less(gpu, rules["dynamic evaluation, SGD, all parameters"], TRUE, text) for text in TEXTS)
+    assert f"on `topics` ({b[1:]}) and behind it on `stdlib` ({a})" in PAGE
 
-    def more(other: str, text: str) -> str:
-        found = [b - a for a, b, source in zip(nats[TRUE], nats[other], sources, strict=True) if source == text]
-        return f"{np.mean(found):.3f} ± {interval(found):.3f}"
 
-    for other in ("neural cache", RMS):
-        first, second, third = (more(other, text) for text in TEXTS)
-        assert f"{first}, {second} and {third} more than" in PAGE
-    assert len(sources) == 44 and all(a < b for a, b in zip(nats[TRUE], nats["as it is"], strict=True))
-    harmed = [(s, a - b) for a, b, s in zip(nats[RMS], nats["as it is"], sources, strict=True) if a > b]
-    assert [s for s, _ in harmed] == ["stdlib", *["strange"] * 4]
-    assert f"RMS harms four of them (up to {max(h for _, h in harmed):.3f}) and one of `stdlib` ({harmed[0][1]:.3f})" in PAGE
+def test_what_the_page_says_of_single_rows(gpu: dict[str, Any]) -> None:
+    """Gains and losses in its sentences."""
+    found = lines(gpu["main"])
+
+    def gains(way: str, base: str = "as it is") -> list[str]:
+        return [f"{found[text, base]['change'] - found[text, way]['change']:.3f}" for text in TEXTS]
+
+    for way in (TRUE, DEEP, f"{DEEP}, and cache", "plain layer, trained"):
+        first, second, third = gains(way)
+        assert f"{first}, {second} and {third}" in PAGE, way
+    first, second, third = gains(THROUGH)
+    assert f"gains {first} and {second} on the kinds" in PAGE and f"on WikiText-2 {third}," in PAGE
+    for way in (TRUE, THROUGH):
+        a, b, c = gains(f"context 4096, {way}", "context 4096")
+        assert f"{a}, {b} and {c} {'with nothing trained' if way == TRUE else 'trained'}" in PAGE
+    stale, delta, mean, bound = (found["wikitext-2", f"fast, not trained, {w}"]["change"] for w in (
+        "whitened values", "delta rule", "sharp kernel, normalised", "bounded"))  # fmt: skip
+    assert f"turns {stale:+.3f} on WikiText-2 into {delta:+.3f}, and gains {gains('fast, not trained, delta rule')[0]} on `stdlib`" in PAGE
+    assert f"gives {mean:+.3f} and" in PAGE and f"does not help ({bound:+.3f})" in PAGE
+    head = gains("fast and unembedding, trained through true gradients", THROUGH)
+    assert f"adds {head[0]} and {head[1][:-1]}" in PAGE and f"takes {head[2][1:]} away" in PAGE
 
 
 def test_the_table_of_seeds(gpu: dict[str, Any]) -> None:
-    runs = [gpu[name] for name in ("main", "seed 1", "seed 2")]
+    now, before = ([gpu[name] for name in ("main", f"{kind}seed 1", f"{kind}seed 2")] for kind in ("", "stale, "))
+    ways = (THROUGH, now), ("plain layer, trained", before), ("fast, trained, carried", before)
     table = "".join(
-        row([way, str(seed), *(change(lines(run)[text, way]) for text in TEXTS)])
-        for way in ("plain layer, trained", "fast, trained, carried")
-        for seed, run in enumerate(runs)
+        row([way, str(seed), *(change(lines(run)[text, way]) for text in TEXTS)]) for way, runs in ways for seed, run in enumerate(runs)
     )
     assert table in PAGE
-    assert [run["settings"]["seed"] for run in runs] == [0, 1, 2]
-    for text in TEXTS:  # with nothing trained a seed changes next to nothing
-        assert np.ptp([lines(run)[text, TRUE]["change"] for run in runs]) < 2e-3
+    for runs in (now, before):
+        assert [run["settings"]["seed"] for run in runs] == [0, 1, 2] and {run["settings"]["steps"] for run in runs} == {250}
+    assert {run["versions"]["device"] for run in now} == {"NVIDIA H200"} and "H100" in before[1]["versions"]["device"]
 
 
 def test_the_table_of_segments(gpu: dict[str, Any]) -> None:
@@ -98,8 +152,43 @@ def test_the_table_of_segments(gpu: dict[str, Any]) -> None:
     assert all(run["settings"]["refresh"] == tokens for tokens, run in runs.items())
     table = "".join(row(compared(run, TRUE, str(tokens))) for tokens, run in runs.items())
     assert table + row(compared(gpu["main"], STALE, "never taken afresh: stale")) in PAGE
-    long = [row(compared(gpu["every 128"], way)) for way in ("context 2048", LONGER, f"{LONGER}, and cache")]
-    assert "".join(long) in PAGE
+
+
+def unfinished(gpu: dict[str, Any], name: str, label: str, cost: str) -> str:
+    """A row of means of documents whose losses were kept; in brackets how many, if not twelve."""
+    main, values = gpu["main"], gpu["kept"][name]
+    plain, cells, changes = main["nats"]["as it is"], [], []
+    for text in TEXTS:
+        found = [value - plain[int(i)] for i, value in values.items() if main["documents"][int(i)][0] == text]
+        cells.append(f"{np.mean(found):+.3f} ± {interval(found):.3f}" + ("" if len(found) == 12 else f" ({len(found)})"))
+        changes += found
+    return row([label, *cells, f"{max(changes):+.3f}", cost])
+
+
+def test_the_table_of_equal_segments(gpu: dict[str, Any]) -> None:
+    found = lines(gpu["main"])
+    table = "".join(
+        row([*compared(gpu["main"], way)[:5], f"{found['stdlib', way]['products']:.2f}"]) for way in ("neural cache", TRUE, DEEP, THROUGH)
+    )
+    for rms in (True, False):
+        way = RMS if rms else RMS.replace("RMS", "SGD")
+        table += unfinished(gpu, f"segments of 32: {way}", f"{way}, a step every 32", cost(4, 32, rms))
+    assert table in PAGE
+
+
+def test_the_table_of_all_parameters(gpu: dict[str, Any]) -> None:
+    ways = [(f"dynamic evaluation, {rule}, all parameters", rule == "RMS") for rule in ("RMS", "SGD")]
+    assert "".join(unfinished(gpu, way, way, cost(None, 128, rms)) for way, rms in ways) in PAGE
+
+
+def cost(layers: int | None, segment: int, rms: bool) -> str:
+    """Multiply-adds of dynamic evaluation of SmolLM2, as its row counts them, beside the model as it is."""
+    c = LlamaConfig(width=576, hidden=1536, layers=30, heads=9, groups=3, head=64, vocabulary=49152, context=2048, tied=True)
+    plain = trunk_products(c, 512) + head_products(c)
+    moved = model_bytes(c)
+    if layers is not None:
+        moved = layers * ((moved - 4 * c.vocabulary * c.width) // c.layers)
+    return f"{(gradient_products(c, 512, layers) + (2 if rms else 1) * moved / 4 / segment) / plain:.2f}"
 
 
 def test_the_table_of_long_documents(gpu: dict[str, Any]) -> None:
@@ -114,25 +203,14 @@ def test_the_table_of_long_documents(gpu: dict[str, Any]) -> None:
     assert (run["settings"]["length"], run["settings"]["test"]) == (16384, 4)
 
 
-def test_the_table_of_what_is_trained_and_guarded() -> None:
-    run = kept("adapt_guards.json")
-    ways = list(dict.fromkeys(line["way"] for line in run["lines"]))
-    assert "".join(row([*compared(run, way), f"{lines(run)['stdlib', way]['products']:.2f}"]) for way in ways) in PAGE
+def test_the_table_of_little_training_text() -> None:
+    run, guards = kept("adapt_guards.json"), ("guard: as it is, true gradients", "guard: as it is, true gradients, trained")
+    assert "".join(row(compared(run, way)) for way in (TRUE, THROUGH, *guards)) in PAGE
     plain = run["nats"]["as it is"]
-    for guard in ("guard: as it is, true gradients", "guard: as it is, true gradients, trained"):
+    for guard in guards:
         assert len(plain) == 44 and all(run["nats"][guard][i] < nats for i, nats in plain.items())  # no document is worse
-    harm = {way: f"{lines(run)['strange', way]['worst']:.3f}" for way in (TRUE, "fast, trained through true gradients")}
-    assert f"hexadecimal digits by {harm[TRUE]}, and by {harm['fast, trained through true gradients']} after training" in PAGE
-
-
-def test_the_table_of_equal_segments() -> None:
-    run = kept("adapt_segments.json")
-    found, ways = lines(run), list(dict.fromkeys(line["way"] for line in run["lines"]))
-    assert (run["settings"]["segment"], run["settings"]["refresh"], run["settings"]["test"]) == (32, 32, 4)
-    table = [row([way, *(change(found[text, way]) for text in TEXTS), f"{found['stdlib', way]['products']:.2f}"]) for way in ways[1:]]
-    assert "".join(table) in PAGE
-    ahead = [text for text in TEXTS if found[text, RMS]["change"] < found[text, TRUE]["change"]]
-    assert ahead == ["topics", "wikitext-2"]  # as the README says
+    harm = {way: f"{lines(run)['strange', way]['worst']:.3f}" for way in (TRUE, THROUGH)}
+    assert f"hexadecimal digits by {harm[TRUE]}, and by {harm[THROUGH]} after training" in PAGE
 
 
 def test_both_backends_read_the_same(gpu: dict[str, Any]) -> None:
@@ -152,27 +230,23 @@ def test_the_table_of_times() -> None:
     assert "\n".join(found["rows"]) in PAGE and found["date"] in PAGE and len(found["rows"]) == 7
 
 
-def test_the_table_of_all_parameters() -> None:
-    """Of two runs that were made before, on two documents of each text."""
-    for name, rule in (("adapt_true.json", "RMS"), ("adapt_through.json", "SGD")):
-        run, way = kept(name), f"dynamic evaluation, {rule}, all parameters"
-        found = lines(run)
-        both = [found[text, way] for text in ("stdlib", "topics")]
-        assert [line["documents"] for line in both] == [2, 2] and run["settings"]["tune_length"] == 1024
-        assert row([way, *map(change, both), f"{both[0]['products']:.2f}"]) in PAGE
-
-
 def test_the_readme_says_what_the_run_found(gpu: dict[str, Any]) -> None:
     """Every number of its paragraph, in its order."""
     found, readme = lines(gpu["main"]), (ROOT / "README.md").read_text(encoding="utf-8")
     paragraph = readme.split("**On a model that people use?**")[1].split("\n\n")[0]
     gains = {way: [f"{-found[text, way]['change']:.3f}" for text in TEXTS] for _, way in found}
-    cost = {way: f"{found['stdlib', way]['products']:.2f}" for _, way in found}
+    times = {way: f"{found['stdlib', way]['products']:.2f}" for _, way in found}
     true = [f"{g} ± {found[text, TRUE]['interval']:.3f}" for g, text in zip(gains[TRUE], TEXTS, strict=True)]
     cache = "neural cache"
     took = next(line for line in kept("adapting.json")["rows"] if "fast, true gradients" in line).split("|")[3].split()[0]
-    expected = [*true, cost[TRUE], took, *gains[RMS], cost[RMS], *gains[cache], cost[cache], *gains["context 2048"], cost["context 2048"]]
+    thirty_two, plain = gpu["kept"][f"segments of 32: {RMS}"], gpu["main"]["nats"]["as it is"]
+    often = [
+        f"{np.mean([plain[int(i)] - value for i, value in thirty_two.items() if gpu['main']['documents'][int(i)][0] == text]):.3f}"
+        for text in TEXTS
+    ]
+    expected = [*true, times[TRUE], took, *gains[DEEP], *gains[THROUGH], *gains[RMS], times[RMS], *often]
+    expected += [*gains[cache], times[cache], *gains["context 2048"], times["context 2048"]]
     numbers = re.findall(r"\d\.\d+(?: ± \d\.\d+)?", paragraph)
     assert numbers == [*expected, gains[STALE][0]]
-    assert max(found[text, TRUE]["worst"] for text in (*TEXTS, "strange")) < 0 < found["strange", RMS]["worst"]
+    assert max(found[text, way]["worst"] for text in (*TEXTS, "strange") for way in (TRUE, DEEP)) < 0
     assert abs(found["topics", STALE]["change"]) < found["topics", STALE]["interval"]
