@@ -47,12 +47,20 @@ class Training(NamedTuple):
     fast: bool  # False: step sizes are 0 and stay so, a plain layer
 
 
+class Trained(NamedTuple):
+    """What a training leaves."""
+
+    best: Learned  # of least validation loss
+    loss: float  # that loss
+    curve: tuple[float, ...]  # training loss of every step
+
+
 class Progress(NamedTuple):
     learned: Learned
     adam: AdamState
-    best: Learned  # of least validation loss so far
-    loss: float  # that loss
-    curve: tuple[float, ...]  # training loss of every step
+    best: Learned
+    loss: float
+    curve: tuple[float, ...]
 
 
 def draw(
@@ -99,7 +107,7 @@ def train(
     training: Training,
     validate: Callable[[Learned], float],
     scale: float,
-) -> Progress:
+) -> Trained:
     """Train from ``first``, or from what ``file`` holds of the same training (``key``).
 
     ``scale`` is the root mean square of the features. Raises NonFiniteError if a loss or a gradient
@@ -146,7 +154,7 @@ def train(
     finally:
         bar.close()
         _save(file, key, progress)
-    return progress
+    return Trained(progress.best, progress.loss, progress.curve)
 
 
 def _check(loss: float, gradient: Learned, step: int) -> None:

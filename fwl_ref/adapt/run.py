@@ -236,6 +236,7 @@ def _statement(model: Model, texts: Sequence[Texts], s: Settings, store: Store) 
     where = "nowhere" if store.folder is None else f"in {str(store.folder)!r}"
     return (
         f"needs about {found.memory / 2**30:.1f} GiB of memory, {found.disk / 2**30:.2f} GiB for "
-        f"features (kept {where}, {kept / 2**30:.2f} GiB there), and {found.seconds / 60:.0f} "
-        f"minutes ({1000 * seconds:.3g} ms a token of the frozen model)"
+        f"features (kept {where}, {kept / 2**30:.2f} GiB there), {found.trained / 2**30:.2f} GiB "
+        f"for what is trained, and {found.seconds / 60:.0f} minutes ({1000 * seconds:.3g} ms a token of "
+        "the frozen model)"
     )

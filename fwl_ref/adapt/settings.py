@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from ..lm.llama import LlamaConfig
 
+KEY_TOKENS = 200_000  # features from which the keys' map is made, at most
+
 
 class Settings(NamedTuple):
     """Everything that fixes the figures, but the model and the text."""
@@ -17,7 +19,7 @@ class Settings(NamedTuple):
     test: int = 4  # documents of each text
     validation: int = 2  # documents of each text
     train_tokens: int = 100_000  # of all texts together
-    steps: int = 100
+    steps: int = 60
     batch: int = 1  # sequences a step
     train_length: int = 2048  # tokens of a sequence
     rate: float = 1e-3
@@ -37,7 +39,7 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
-HOUR = Settings()  # about an hour of two CPU cores
+HOST = Settings()  # about an hour and a half of two CPU cores
 QUICK = Settings(
     length=1024, contexts=(1024,), long=1024, test=1, validation=1, train_tokens=4096, steps=6,
     train_length=512, checks=1, pieces=2, full=0, more=0, tune_length=512, statistics=1024,
@@ -49,11 +51,11 @@ DEVICE = Settings(
 
 
 def settings_for(backend: str, quick: bool) -> Settings:
-    """The size that fits a machine: QUICK, DEVICE with "cupy", HOUR otherwise."""
+    """The size that fits a machine: QUICK, DEVICE with "cupy", HOST otherwise."""
     if quick:
         big = QUICK._replace(at_once=DEVICE.at_once, block=DEVICE.block, chunk=DEVICE.chunk)
         return big if backend == "cupy" else QUICK
-    return DEVICE if backend == "cupy" else HOUR
+    return DEVICE if backend == "cupy" else HOST
 
 
 def check_settings(s: Settings) -> None:
@@ -106,7 +108,8 @@ class Need(NamedTuple):
     """What a run takes, in bytes and seconds."""
 
     memory: int
-    disk: int
+    disk: int  # for features
+    trained: int  # for what is trained, in the folder of the results
     seconds: float
 
 
@@ -120,21 +123,29 @@ def need(
     head, trunk = head_products(config), trunk_products(config, s.window)
     unit = seconds / (head + trunk)  # seconds a multiply-add
     read, kept = validation + test, 4 * D
-    disk = 2 * D * train + kept * read * (1 + len(s.contexts))
+    lower = min(train, KEY_TOKENS) + read  # tokens whose features of a lower layer are keys as well
+    disk = 2 * D * train + kept * read * (2 + len(s.contexts))
     arrays = 8 * kept * read + 2 * D * train + 6 * 4 * s.block * V
     whole = model_bytes(config)
     adapting = whole * (5 if s.full else 1)  # statistics: MS, root, divisor, norm; a gradient
     training = 4 * s.batch * s.train_length * D * (40 + 3 * D // s.refresh)
+    training += (
+        4 * 9 * D * V
+    )  # the unembedding: learned, best, two moments, all once more, gradient
     longer = sum(trunk_products(config, c) for c in s.contexts)
     sequences = s.steps * s.batch * s.train_length
     per_document = min(s.length, s.tune_length)
     tuned = 5 + s.more  # values of a grid
-    work = train * trunk + read * (trunk + longer)
-    work += read * head * 2 + (tuned * 4 * validation + 6 * test) * head  # nothing trained
+    work = train * trunk + read * (trunk + longer) + lower * trunk
+    stale = 15  # rows of stale gradients with nothing trained, each with its options
+    work += read * head * 2 + (tuned * stale * validation + 9 * test) * head
     work += sequences * head * 9 + s.checks * validation * head * 4 + test * head * 8
-    windows = 1 + len(s.contexts)  # of true gradients, which are trained through as well
-    work += sequences * head * 6 + windows * ((tuned + 4) * validation + 2 * test) * head * 2
+    windows = 1 + len(s.contexts)  # of true gradients: untrained and two that are trained
+    work += (windows + 1) * (tuned + 4) * validation * head * 2
+    work += windows * 3 * (validation + test) * head * 2
+    work += sequences * head * (6 + 10 + 4)  # trained through, with the unembedding, that plain
     top = trunk * s.layers / config.layers * 3 + head * 2
     work += 2 * (tuned * 2 * per_document + test) * top + read * trunk
     work += 2 * s.full * (tuned + 1) * 2 * per_document * 3 * (trunk + head)
-    return Need(whole + max(adapting, training) + arrays, disk, work * unit)
+    heads = 2 * 4 * 4 * D * V  # each learned, its best state, and two moments
+    return Need(whole + max(adapting, training) + arrays, disk, heads, work * unit)

@@ -16,12 +16,11 @@ from ..key_map import KeyMap, whitening
 from ..lm.bar import Bar
 from .documents import Texts, Tokens
 from .learn import Piece
-from .settings import Settings
+from .settings import KEY_TOKENS, Settings
 from .store import Store, stored
 from .trunk import Model, Reading, features, reading
 
 VALUE_RIDGE = 1e-2  # gradients vary very unevenly: rare directions are not to be blown up
-KEY_TOKENS = 200_000  # features from which the keys' map is made, at most
 
 
 class Document(NamedTuple):

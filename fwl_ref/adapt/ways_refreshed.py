@@ -18,7 +18,7 @@ from ..lm.bar import Bar
 from ..lm.tune import tune
 from ..ops.common import chunk_slices
 from .layer import Learned, etas_of, start
-from .learn import Progress, train
+from .learn import Trained, train
 from .refreshed import refreshed_losses
 from .rows import Row
 from .settings import head_products
@@ -145,7 +145,7 @@ def refreshed_trained(study: Study) -> Row:
     return _row(study, TRAINED, times(tuned.best), window, chosen)
 
 
-def trained_through(study: Study, untrained: Row, head: bool = False) -> tuple[Progress, Layer]:
+def trained_through(study: Study, untrained: Row, head: bool = False) -> tuple[Trained, Layer]:
     """Train from the layer of the row ``UNTRAINED``, or take from the disk what was trained. With
     ``head`` the unembedding is trained as well.
     """
@@ -172,7 +172,7 @@ def trained_through(study: Study, untrained: Row, head: bool = False) -> tuple[P
             study.pieces, training, validate, study.facts.entry,
         )  # fmt: skip
         study.memo[memo] = progress, _layer_of(progress.best, sizes, first.values)
-    found: tuple[Progress, Layer] = study.memo[memo]
+    found: tuple[Trained, Layer] = study.memo[memo]
     return found
 
 

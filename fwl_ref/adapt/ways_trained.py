@@ -17,7 +17,7 @@ from .layer import (
     plain_loss_and_gradient,
     start,
 )
-from .learn import LossAndGradient, Progress, Training, train
+from .learn import LossAndGradient, Trained, Training, train
 from .rows import Row
 from .settings import head_products
 from .study import Document, Study, mean_loss, read_at, timed
@@ -38,7 +38,7 @@ def sizes_of(study: Study) -> FastMatrix:
     return FastMatrix(eta, RATIO * eta)
 
 
-def trained(study: Study, fast: bool, head: bool = False) -> Progress:
+def trained(study: Study, fast: bool, head: bool = False) -> Trained:
     """Train the layer, or take from the disk what was trained. With ``head`` the unembedding is
     trained as well: of a plain layer only.
     """

@@ -24,9 +24,9 @@ FURTHER = 2  # values more beyond the edge than the settings say: steps differ b
 RATIOS = (0.01, 0.1)  # of the step size of the bias to that of the matrix
 DECAYS = (1 / 8192, 1 / 2048, 1 / 512)
 THETAS = (5.0, 10.0, 20.0)  # of the exponential kernel
-PRIORS = (1.0, 10.0, 100.0)  # of the normalised read, in sums of its weights
-BETAS = (0.03, 0.1, 0.3, 1.0)  # of the delta rule
-NORMS = (1.0, 3.0, 10.0, 30.0)  # of the bounded state, in lengths of a write
+PRIORS = (10.0, 100.0)  # of the normalised read, in sums of its weights
+BETAS = (0.03, 0.1, 0.3)  # of the delta rule
+NORMS = (3.0, 10.0, 30.0)  # of the bounded state, in lengths of a write
 
 Read: TypeAlias = Callable[..., Array]  # (k (T,K), v (T,D), options) -> (T,D)
 
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 LINEAR = Kind(past_read, ({},), 3)
 SHARP = Kind(past_read, tuple({"theta": t} for t in THETAS), 1, True)
 MEAN_STEPS = (0.01, 0.03, 0.1, 0.3)  # of reads that are no longer than what was written
-PAIRS = tuple({"theta": t, "prior": p} for p in PRIORS for t in THETAS)
+PAIRS = tuple({"theta": t, "prior": p} for p in PRIORS for t in THETAS[:2])
 NORMALISED = Kind(past_read, PAIRS, 1, True, MEAN_STEPS)
 DELTA = Kind(delta_read, tuple({"beta": b} for b in BETAS), 4, False, MEAN_STEPS)
 BOUNDED = Kind(bounded_read, tuple({"most": m} for m in NORMS), 3)

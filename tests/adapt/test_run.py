@@ -366,12 +366,13 @@ def test_the_command_reads_its_options(tmp_path: Path, monkeypatch: pytest.Monke
     assert "steps must be at least 1, got 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("s", [settings.HOUR, settings.QUICK, settings.DEVICE, settings.settings_for("cupy", True), TINY])
+@pytest.mark.parametrize("s", [settings.HOST, settings.QUICK, settings.DEVICE, settings.settings_for("cupy", True), TINY])
 def test_the_sizes_are_sound(s: settings.Settings) -> None:
     settings.check_settings(s)
     need = settings.need(s, CONFIG, s.train_tokens, 1000, 4000, 1e-3)
     assert need.memory > 0
-    assert need.disk == 2 * CONFIG.width * s.train_tokens + 4 * CONFIG.width * 5000 * (1 + len(s.contexts))
+    assert need.disk == 2 * CONFIG.width * s.train_tokens + 4 * CONFIG.width * 5000 * (2 + len(s.contexts))
+    assert need.trained == 2 * 16 * CONFIG.width * CONFIG.vocabulary  # two unembeddings, their best, their moments
     assert need.seconds > 0
 
 
