@@ -237,6 +237,6 @@ def _statement(model: Model, texts: Sequence[Texts], s: Settings, store: Store) 
     return (
         f"needs about {found.memory / 2**30:.1f} GiB of memory, {found.disk / 2**30:.2f} GiB for "
         f"features (kept {where}, {kept / 2**30:.2f} GiB there), {found.trained / 2**30:.2f} GiB "
-        f"for what is trained, and {found.seconds / 60:.0f} minutes ({1000 * seconds:.3g} ms a token of "
-        "the frozen model)"
+        f"for what is trained, and {found.seconds / 60:.0f} minutes ("
+        f"{1000 * seconds:.3g} ms a token of the frozen model)"
     )
