@@ -80,8 +80,10 @@ def loss_and_gradient(
 ) -> tuple[Array, Learned]:
     """(B,T,D),(B,T),(B,T)->(),Learned   mean loss of the tokens of weight 1, through the update
 
-    (X.9), (X.10)
+    (X.9), (X.10)   Raises ValueError for an unembedding that is learned: a fast layer's is frozen.
     """
+    if learned.U is not None:
+        raise ValueError("through stale gradients the unembedding is not trained, got one")
     xp = namespace(x, weights)
     slow, eta = slow_of(learned, model), etas_of(learned, sizes)
     settings = settings_of(model, chunk)

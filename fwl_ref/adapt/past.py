@@ -69,17 +69,13 @@ def delta_read(k: Array, v: Array, *, beta: float) -> Array:
 
 
 def bounded_read(k: Array, v: Array, *, most: float) -> Array:
-    """(T,K),(T,D)->(T,D)   k_t S, S of the chunks before, scaled down to the norm ``most``
-
-    The norm is Frobenius', in units of the root mean square length of v.
-    """
+    """(T,K),(T,D)->(T,D)   k_t S, S of the chunks before, scaled down to the norm ``most``"""
     xp = namespace(k, v)
-    limit = most * xp.sqrt(xp.sum(v * v) / v.shape[0])  # ()
     S = xp.zeros((k.shape[1], v.shape[1]), dtype=v.dtype, device=device(v))  # (K,D)
     parts = []
     for rows in chunk_slices(k.shape[0], CHUNK):
         parts.append(xp.matmul(k[rows, :], S))  # (L,D)
         S = S + xp.matmul(xp.matrix_transpose(k[rows, :]), v[rows, :])
         norm = xp.sqrt(xp.sum(S * S))  # ()
-        S = S * xp.where(norm > limit, limit / norm, xp.ones_like(norm))
+        S = S * xp.where(norm > most, most / norm, xp.ones_like(norm))
     return xp.concat(parts, axis=0)

@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 
 from . import ways_untrained
 from .rows import Row
+from .settings import trunk_products
 from .study import Study, read_at
 from .ways import AS_IS, as_it_is, context_name, guard, home
 from .ways_cache import CACHE, neural_cache, with_cache
 from .ways_descent import descent_name, descent_row, descent_validation
-from .ways_refreshed import DEEP as TRUE_DEEP
 from .ways_refreshed import (
     THROUGH,
     THROUGH_HEAD,
+    TRUE_DEEP,
+    TRUE_TRAINED,
+    TRUE_UNTRAINED,
     named,
     refreshed_cache,
     refreshed_through,
@@ -27,8 +30,6 @@ from .ways_refreshed import (
     trained_through,
     untrained_of,
 )
-from .ways_refreshed import TRAINED as TRUE_TRAINED
-from .ways_refreshed import UNTRAINED as TRUE_UNTRAINED
 from .ways_trained import CARRIED, PLAIN, PLAIN_HEAD, RESET, layer_row, validation_losses
 from .ways_untrained import unembedding, untrained
 
@@ -105,7 +106,7 @@ def plan(study: Study) -> list[Step]:
         steps.append(Step(name, partial(_alone, descent_row, study, rms, False)))
     best = descent_name(study, True, whole=False)
     steps.append(
-        Step(f"{best}, and cache", lambda rows: _descent_cache(study, rows[best]), (best,))
+        Step(f"{best}, and cache", lambda rows: _descent_cache(study, rows[best], rows), (best,))
     )
     steps += _long(study)
     for context in s.contexts:
@@ -148,7 +149,7 @@ def take_over(study: Study, row: Row) -> None:
     if row.name == CACHE:
         study.memo["theta"] = row.chosen["theta"]
     if row.name == UNTRAINED:
-        study.memo["eta", False, False] = row.chosen["eta"]
+        study.memo["eta", False] = row.chosen["eta"]
 
 
 def _guard(study: Study, name: str, of: tuple[str, ...]) -> Step:
@@ -161,13 +162,21 @@ def _both(study: Study, rows: dict[str, Row]) -> Row:
     return with_cache(study, BOTH, CARRIED, rows[CARRIED].losses, tuned, window)
 
 
-def _descent_cache(study: Study, row: Row) -> Row:
-    """Dynamic evaluation of the last layers and a cache of the frozen model's features."""
+def _descent_cache(study: Study, row: Row, rows: dict[str, Row]) -> Row:
+    """Dynamic evaluation of the last layers and a cache of the frozen model's features, which take
+    these layers once more; what lies below them does not move.
+    """
+    s, config = study.settings, study.model.config
     documents, tuned = descent_validation(study, True, row.chosen["rate"])
-    return with_cache(
-        study, f"{row.name}, and cache", row.name, row.losses, tuned, study.settings.window,
+    found = with_cache(
+        study, f"{row.name}, and cache", row.name, row.losses, tuned, s.window,
         documents=row.documents, tuned_on=documents,
     )  # fmt: skip
+    seconds = rows[AS_IS].chosen["trunk_seconds"] * s.layers / config.layers
+    products = trunk_products(config, s.window, s.layers)
+    return found._replace(
+        window=0, seconds=found.seconds + seconds, products=found.products + products
+    )
 
 
 def _true(study: Study, window: int) -> list[Step]:

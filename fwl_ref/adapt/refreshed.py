@@ -36,10 +36,10 @@ def refreshed_losses(
     decay: float = 0.0,
     values: Array | None = None,
 ) -> Array:
-    """(B,T,D),(B,T,K),(B,T)->(B,T)   losses; ``values`` (D,D) whitens what is written
+    """(B,T,D),(B,T,K),(B,T)->(B,T)   losses; ``values`` (D,D) whitens what is written (Y.1), (X.15)
 
-    (Y.1), (X.15)   What pads a document at its end changes none of its losses. Raises ValueError if
-    ``segment`` is below 1 or the decay is not in [0, 1).
+    What pads a document at its end changes none of its losses. Raises ValueError if ``segment`` is
+    below 1 or the decay is not in [0, 1).
     """
     if not 0 <= decay < 1:
         raise ValueError(f"the decay must lie in [0, 1), got {decay}")

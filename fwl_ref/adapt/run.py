@@ -42,7 +42,7 @@ from .store import Store, held
 from .study import Study, documents_of, measure, training_pieces
 from .trunk import Model, features, model_on, plain_losses
 
-VERSION = 1  # of what the rows mean: another one makes all rows anew
+VERSION = 2  # of what the rows mean: another one makes all rows anew
 DRAWN = (CARRIED, RESET, PLAIN, CACHE, BOTH, SAFE_ALL)  # in the figure
 
 

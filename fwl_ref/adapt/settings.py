@@ -125,27 +125,27 @@ def need(
     read, kept = validation + test, 4 * D
     lower = min(train, KEY_TOKENS) + read  # tokens whose features of a lower layer are keys as well
     disk = 2 * D * train + kept * read * (2 + len(s.contexts))
-    arrays = 8 * kept * read + 2 * D * train + 6 * 4 * s.block * V
+    arrays = 9 * kept * read + 2 * D * train + 6 * 4 * s.block * V
+    arrays += s.together * kept * (6 * s.length + 6 * D)  # features, keys, matrices side by side
     whole = model_bytes(config)
     adapting = whole * (5 if s.full else 1)  # statistics: MS, root, divisor, norm; a gradient
     training = 4 * s.batch * s.train_length * D * (40 + 3 * D // s.refresh)
-    training += (
-        4 * 9 * D * V
-    )  # the unembedding: learned, best, two moments, all once more, gradient
+    training += 4 * 12 * D * V  # an unembedding: its best, moments, successors, what AdamW forms
     longer = sum(trunk_products(config, c) for c in s.contexts)
     sequences = s.steps * s.batch * s.train_length
     per_document = min(s.length, s.tune_length)
     tuned = 5 + s.more  # values of a grid
     work = train * trunk + read * (trunk + longer) + lower * trunk
-    stale = 15  # rows of stale gradients with nothing trained, each with its options
+    stale = 17  # rows of stale gradients with nothing trained, each with its options
     work += read * head * 2 + (tuned * stale * validation + 9 * test) * head
     work += sequences * head * 9 + s.checks * validation * head * 4 + test * head * 8
     windows = 1 + len(s.contexts)  # of true gradients: untrained and two that are trained
     work += (windows + 1) * (tuned + 4) * validation * head * 2
     work += windows * 3 * (validation + test) * head * 2
-    work += sequences * head * (6 + 10 + 4)  # trained through, with the unembedding, that plain
+    work += sequences * head * (6 + 16 + 4)  # trained through, with the unembedding, that plain
     top = trunk * s.layers / config.layers * 3 + head * 2
     work += 2 * (tuned * 2 * per_document + test) * top + read * trunk
-    work += 2 * s.full * (tuned + 1) * 2 * per_document * 3 * (trunk + head)
+    read_whole = 2 * (tuned * per_document + s.full * s.length) if s.full else 0  # of two texts
+    work += 2 * read_whole * 3 * (trunk + head)
     heads = 2 * 4 * 4 * D * V  # each learned, its best state, and two moments
     return Need(whole + max(adapting, training) + arrays, disk, heads, work * unit)

@@ -17,7 +17,7 @@ from ..lm.bar import Bar
 from .documents import Texts, Tokens
 from .learn import Piece
 from .settings import KEY_TOKENS, Settings
-from .store import Store, stored
+from .store import Store, kept, name_of, stored
 from .trunk import Model, Reading, features, reading
 
 VALUE_RIDGE = 1e-2  # gradients vary very unevenly: rare directions are not to be blown up
@@ -101,16 +101,21 @@ def read_at(study: Study, document: Document, window: int) -> Reading:
 
 
 def key_at(study: Study, layers: int) -> KeyMap:
-    """What whitens the features after so many layers, from the training text of ``facts.key``."""
-    if ("key", layers) not in study.memo:
-        compute = partial(features, study.model, window=study.settings.window, layers=layers)
+    """What whitens the features after so many layers, from the training text of ``facts.key``; in
+    the store, as it takes a pass of its own.
+    """
+
+    def compute() -> dict[str, Array]:
         chosen = _until(_shuffled(study.pieces, study.settings), KEY_TOKENS)
-        found = (
-            to_numpy(compute(piece.ids))
-            for piece in Bar(chosen, desc=f"features after layer {layers}", leave=False)
-        )
-        key, U = whitening(found), study.model.U
-        study.memo["key", layers] = KeyMap(like(key.mean, U, U.dtype), like(key.A, U, U.dtype))
+        bar = Bar(chosen, desc=f"features after layer {layers}", leave=False)
+        window = study.settings.window
+        key = whitening(_features_home(study.model, piece.ids, window, layers) for piece in bar)
+        return key._asdict()
+
+    if ("key", layers) not in study.memo:
+        found = kept(study.store, name_of(study.store, "key", study.key, layers), compute)
+        U = study.model.U
+        study.memo["key", layers] = KeyMap(*(like(found[n], U, U.dtype) for n in KeyMap._fields))
     found_key: KeyMap = study.memo["key", layers]
     return found_key
 

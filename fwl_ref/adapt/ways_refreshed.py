@@ -29,12 +29,12 @@ from .ways_cache import with_cache
 from .ways_trained import RATIO, sizes_of, trained, training_of
 from .ways_untrained import DECAYS, FURTHER, WHITENED_STEPS, step_unit
 
-UNTRAINED = "fast, not trained, whitened values, true gradients"
-TRAINED = "fast, trained, carried, true gradients"
-DEEP = "fast, not trained, true gradients, keys of two layers"
+TRUE_UNTRAINED = "fast, not trained, whitened values, true gradients"
+TRUE_TRAINED = "fast, trained, carried, true gradients"
+TRUE_DEEP = "fast, not trained, true gradients, keys of two layers"
 THROUGH = "fast, trained through true gradients"
 THROUGH_HEAD = "fast and unembedding, trained through true gradients"
-DEPTH = 2 / 3  # of the trunk's layers: features from there are keys in DEEP as well
+DEPTH = 2 / 3  # of the trunk's layers: features from there are keys in TRUE_DEEP as well
 FACTORS = (0.3, 1.0, 3.0)  # on the step sizes that were learned with stale gradients
 
 
@@ -110,14 +110,14 @@ def untrained_layer(study: Study, step: float, decay: float, deep: bool = False)
 
 
 def untrained_of(study: Study, row: Row) -> Layer:
-    """The layer of a row ``UNTRAINED`` or ``DEEP``."""
-    deep = row.name.endswith(DEEP)
+    """The layer of a row ``TRUE_UNTRAINED`` or ``TRUE_DEEP``."""
+    deep = "layers below" in row.chosen
     return untrained_layer(study, row.chosen["step"], row.chosen["decay"], deep)
 
 
-def refreshed_untrained(study: Study, window: int, name: str = UNTRAINED) -> Row:
+def refreshed_untrained(study: Study, window: int, name: str = TRUE_UNTRAINED) -> Row:
     """Step size and decay tuned at this window, nothing trained."""
-    more, deep = study.settings.more, name == DEEP
+    more, deep = study.settings.more, name == TRUE_DEEP
 
     def loss(step: float, decay: float = 0.0) -> float:
         return _validation_loss(study, untrained_layer(study, step, decay, deep), window)
@@ -125,8 +125,10 @@ def refreshed_untrained(study: Study, window: int, name: str = UNTRAINED) -> Row
     tuned = tune(loss, WHITENED_STEPS, 3.0, more + FURTHER if more else 0)
     at = {0.0: tuned.loss, **{d: loss(tuned.best, d) for d in (DECAYS if more else ())}}
     decay = min(at, key=at.__getitem__)
+    layer = untrained_layer(study, tuned.best, decay, deep)
     chosen = {"step": tuned.best, "decay": decay, "validation": at[decay]}
-    return _row(study, name, untrained_layer(study, tuned.best, decay, deep), window, chosen)
+    chosen |= {"layers below": layer.below[0]} if layer.below else {}
+    return _row(study, name, layer, window, chosen)
 
 
 def refreshed_trained(study: Study) -> Row:
@@ -142,12 +144,12 @@ def refreshed_trained(study: Study) -> Row:
 
     tuned = tune(loss, FACTORS, 3.0, study.settings.more)
     chosen = {"factor": tuned.best, "validation": tuned.loss}
-    return _row(study, TRAINED, times(tuned.best), window, chosen)
+    return _row(study, TRUE_TRAINED, times(tuned.best), window, chosen)
 
 
 def trained_through(study: Study, untrained: Row, head: bool = False) -> tuple[Trained, Layer]:
-    """Train from the layer of the row ``UNTRAINED``, or take from the disk what was trained. With
-    ``head`` the unembedding is trained as well.
+    """Train from the layer of the row ``TRUE_UNTRAINED``, or take from the disk what was trained.
+    With ``head`` the unembedding is trained as well.
     """
     memo = ("through", head)
     if memo not in study.memo:
@@ -214,5 +216,5 @@ def _row(study: Study, name: str, layer: Layer, window: int, chosen: dict[str, A
     maps += layer.values is not None  # whitening
     return row(
         study, title, losses, seconds, 2 * head + maps * D * D, chosen=chosen, window=window,
-        memory=int(4 * (D * layer.start.W.shape[0] + (0 if layer.U is None else head))),
+        memory=int(4 * (2 * D * layer.start.W.shape[0] + (0 if layer.U is None else head))),
     )  # fmt: skip

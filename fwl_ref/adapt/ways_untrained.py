@@ -24,8 +24,8 @@ FURTHER = 2  # values more beyond the edge than the settings say: steps differ b
 RATIOS = (0.01, 0.1)  # of the step size of the bias to that of the matrix
 DECAYS = (1 / 8192, 1 / 2048, 1 / 512)
 THETAS = (5.0, 10.0, 20.0)  # of the exponential kernel
-PRIORS = (10.0, 100.0)  # of the normalised read, in sums of its weights
-BETAS = (0.03, 0.1, 0.3)  # of the delta rule
+PRIORS = (10.0, 100.0, 1000.0)  # of the normalised read, in sums of its weights
+BETAS = (0.01, 0.03, 0.1)  # of the delta rule
 NORMS = (3.0, 10.0, 30.0)  # of the bounded state, in lengths of a write
 
 Read: TypeAlias = Callable[..., Array]  # (k (T,K), v (T,D), options) -> (T,D)
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 LINEAR = Kind(past_read, ({},), 3)
 SHARP = Kind(past_read, tuple({"theta": t} for t in THETAS), 1, True)
 MEAN_STEPS = (0.01, 0.03, 0.1, 0.3)  # of reads that are no longer than what was written
-PAIRS = tuple({"theta": t, "prior": p} for p in PRIORS for t in THETAS[:2])
+PAIRS = tuple({"theta": t, "prior": p} for p in PRIORS for t in (2.5, 5.0))
 NORMALISED = Kind(past_read, PAIRS, 1, True, MEAN_STEPS)
 DELTA = Kind(delta_read, tuple({"beta": b} for b in BETAS), 4, False, MEAN_STEPS)
 BOUNDED = Kind(bounded_read, tuple({"most": m} for m in NORMS), 3)
@@ -64,13 +64,15 @@ def untrained_losses(
     read: Read = past_read,
     **options: Any,
 ) -> Array:
-    """(T,)   losses with the stale gradients of the past added; ``options`` as ``read`` has them"""
-    found = read_at(study, document, study.settings.window)
-    k = keys_of(study, found.x)  # (T,K)
-    xp = namespace(k)
-    v = xp.matmul(found.dz, study.facts.values) if whiten else found.dz  # (T,D)
-    o = read(k, v, **options)  # (T,D)
-    return plain_losses(study.model, found.x - eta * o, found.labels)
+    """(T,)   losses with the stale gradients of the past added; ``options`` as ``read`` has them
+
+    Values are in units of a write's length, as training text has it.
+    """
+    found, facts = read_at(study, document, study.settings.window), study.facts
+    k, length = keys_of(study, found.x), facts.whitened if whiten else facts.dz  # (T,K)
+    v = namespace(k).matmul(found.dz, facts.values) if whiten else found.dz  # (T,D)
+    o = read(k, v / length, **options)  # (T,D)
+    return plain_losses(study.model, found.x - eta * length * o, found.labels)
 
 
 def step_unit(study: Study, whiten: bool) -> float:
@@ -81,7 +83,7 @@ def step_unit(study: Study, whiten: bool) -> float:
 
 def untrained_step(study: Study) -> float:
     """The step size of the linear form that is best on validation; from its row if there is one."""
-    key = ("eta", False, False)
+    key = ("eta", False)
     if key not in study.memo:
         unit, more = step_unit(study, False), study.settings.more
 
@@ -117,7 +119,7 @@ def untrained(study: Study, name: str, whiten: bool, kind: Kind = LINEAR) -> Row
         t = tune(partial(at_step, options), steps, 3.0, further)
         best = min(best, (t.loss, t.best * unit, options), key=lambda f: f[0])
     if linear:
-        study.memo["eta", whiten, False] = best[1]
+        study.memo["eta", whiten] = best[1]
         for option, values in (("ratio", RATIOS), ("decay", DECAYS)) if more else ():
             for value in values:
                 tried = best[2] | {option: value}

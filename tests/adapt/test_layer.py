@@ -163,3 +163,11 @@ def test_a_loss_that_is_no_number_ends_training() -> None:
     bad = [piece._replace(x=piece.x * np.nan) for piece in PIECES]
     with pytest.raises(NonFiniteError, match="step 0"):
         train(None, "key", start(KEY, 0.01), GRADIENT, bad, TRAINING, norm_of, 1.0)
+
+
+def test_a_fast_layer_keeps_its_unembedding() -> None:
+    """Its gradient would be dropped; N: a plain layer takes it."""
+    learned = moved()._replace(U=MODEL.U)
+    assert plain_loss_and_gradient(learned, *wide(0), MODEL)[1].U is not None
+    with pytest.raises(ValueError, match="the unembedding is not trained"):
+        GRADIENT(learned, *wide(0))
