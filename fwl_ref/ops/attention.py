@@ -143,5 +143,7 @@ def _scores(q: Array, k: Array, rows: slice, cols: slice, window: int | None) ->
     t = xp.arange(cached + rows.start, cached + rows.stop, device=device(q))[:, None]  # (R,1)
     s = xp.arange(edge, cols.stop, device=device(q))[None, :]  # (1,E)
     seen = s <= t if window is None else (s <= t) & (s > t - window)  # (R,E)
+    # one sum for all heads: a choice by where takes a copy of the scores, and one to put them back
+    unseen = xp.where(seen, xp.zeros((), dtype=q.dtype, device=device(q)), -xp.inf)  # (R,E)
     last = (..., slice(edge - cols.start, None))
-    return written_to(scores, last, xp.where(seen, scores[last], -xp.inf))  # (B,H,R,C)
+    return written_to(scores, last, unseen, add=True)  # (B,H,R,C)
