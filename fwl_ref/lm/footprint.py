@@ -3,8 +3,9 @@ A test compares it with what NumPy allocates.
 
 Per token and layer the transformer keeps 23 D numbers for its backward pass, 12 D of them in the
 MLP; the fast block keeps about 8 F more, and one state per chunk and sequence. Nothing grows with
-the square of T: attention keeps one number per query and forms its scores for ``BLOCK`` queries at
-a time, linear attention forms and keeps them for a chunk. Reading a document takes one window at a
+the square of T: attention keeps one number per query, and the probabilities of blocks that see
+``FEW`` keys at most, and forms its scores for ``BLOCK`` queries at a time; linear attention forms
+and keeps them for a chunk. Reading a document takes one window at a
 time, however long it is.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ..ops.attention import BLOCK
+from ..ops.attention import BLOCK, FEW, blocks
 from ..ops.linear_attention import chunk_alone
 from .model import Config
 from .shards import at_once
@@ -61,7 +62,10 @@ def training(
     # gradients of the memory, and the scores of a chunk
     block = 12 * f + 4 * v + 3 * chunk if config.fast else f + 2 * v
     temporaries = window * max(block, 3 * f + attention) * itemsize
-    backward = together * (_kept(config, window, itemsize) + temporaries)
+    kept = (
+        _kept(config, window, itemsize) + config.layers * _probabilities(config, window) * itemsize
+    )
+    backward = together * (kept + temporaries)
     if together < batch:  # each sequence's gradient, before it is added
         backward += together * p * itemsize
     # AdamW's temporaries come when those of the backward pass are gone
@@ -120,6 +124,13 @@ def explained(
         raise MemoryError(
             f"out of memory: {what} takes about {sentence(need)}; {advice} ({error})"
         ) from None
+
+
+def _probabilities(config: Config, window: int) -> int:
+    """Numbers that attention of one layer keeps in training: those of blocks with few keys."""
+    seen = blocks(window, window, config.attention_window)
+    sizes = [(rows.stop - rows.start, cols.stop - cols.start) for rows, cols in seen]
+    return config.heads * sum(r * c for r, c in sizes if c <= FEW)
 
 
 def _kept(config: Config, window: int, itemsize: int) -> int:

@@ -135,10 +135,10 @@ def _table(n: Shape, seed: int) -> tuple:
     return generator(seed)(n.values, n.width), tokens
 
 
-def _heads(cached: int, window: int | None, scale: float = 1.0) -> Callable:
+def _heads(cached: int, window: int | None, scale: float = 1.0, few: int = 0) -> Callable:
     def arguments(n: Shape, seed: int) -> tuple:
         draw, keys = generator(seed), (n.batch, 2, cached + n.length, n.width)
-        return draw(n.batch, 2, n.length, n.width, scale=scale), draw(*keys), draw(*keys), window
+        return draw(n.batch, 2, n.length, n.width, scale=scale), draw(*keys), draw(*keys), window, few
 
     return arguments
 
@@ -257,6 +257,7 @@ OPS = [
     Op("attention, window", attention_fwd, attention_bwd, None, _heads(cached=0, window=2)),
     Op("attention, cache", attention_fwd, attention_bwd, None, _heads(cached=3, window=None)),
     Op("attention, cache and window", attention_fwd, attention_bwd, None, _heads(cached=3, window=2)),
+    Op("attention, kept", attention_fwd, attention_bwd, None, _heads(cached=0, window=None, few=100)),
     Op("attention, grouped", grouped_attention_fwd, grouped_attention_bwd, None, _groups),
     _linear("linear attention, parallel", PARALLEL, 0.8, False),
     _linear("linear attention, parallel, state", PARALLEL, 0.8, True),
