@@ -55,7 +55,7 @@ def training(
     if together is None:
         together = at_once(batch, window * config.width)
     f, v, p = 4 * config.width, config.vocabulary, count_parameters(config)
-    chunk = min(chunk_alone(config.chunk or window), window)
+    chunk = min(chunk_alone(config.chunk or window, window, config.width, 4 * config.width), window)
     config = config._replace(chunk=chunk)
     # of one block of queries: scores, probabilities and their gradient
     attention = 3 * config.heads * min(BLOCK, window)

@@ -277,12 +277,16 @@ def test_a_text_that_leaves_nothing_reads_the_same(alone: int, case: AttentionCa
 
 
 def test_a_text_that_leaves_nothing_has_large_chunks() -> None:
-    """At least ALONE tokens; what was larger stays, what is refused is refused."""
-    assert [chunk_alone(n) for n in (-1, 0, 1, ALONE, ALONE + 1)] == [-1, 0, ALONE, ALONE, ALONE + 1]
-    q = np.ones((1, ALONE + 3, 1))
-    (out, _), residuals = linear_attention_chunked_fwd(q, q, q, np.asarray(1.0), None, 1, carry=False)
-    assert_close(out[0, :, 0], np.arange(ALONE + 3.0))  # the second reads what the first left
-    assert [res.q.shape[1] for res in residuals] == [ALONE, 3]
+    """All of a text, if the pairs across its middle form fewer products than the state there; else at least ALONE tokens. What was
+    larger stays, what is refused is refused.
+    """
+    assert [chunk_alone(n, 16, 8, 8) for n in (-1, 0, 1, 16, 17)] == [-1, 0, 16, 16, 17]  # 4 K E / (K + E) = 16
+    assert [chunk_alone(n, 17, 8, 8) for n in (1, ALONE, ALONE + 1)] == [ALONE, ALONE, ALONE + 1]
+    for width, sizes in ((1, [ALONE, 3]), (ALONE, [ALONE + 3])):
+        q = np.ones((1, ALONE + 3, width))
+        (out, _), residuals = linear_attention_chunked_fwd(q, q, q, np.asarray(1.0), None, 1, carry=False)
+        assert_close(out[0, :, 0], width * np.arange(ALONE + 3.0))  # the second reads what the first left
+        assert [res.q.shape[1] for res in residuals] == sizes
 
 
 @pytest.mark.parametrize("carry", [True, False])
