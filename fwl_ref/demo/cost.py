@@ -18,7 +18,7 @@ from ..lm.model import Config
 from ..ops.attention import BLOCK
 from ..ops.common import BLOCK as TRIANGLE
 from ..ops.common import chunk_slices
-from ..ops.linear_attention import chunk_alone
+from ..ops.linear_attention import SHORT, chunk_alone
 
 
 def attention_pairs(config: Config, length: int, cached: int = 0) -> int:
@@ -63,11 +63,12 @@ def fast(config: Config, length: int, carried: bool = False, alone: bool = False
     larger.
     """
     d, f, v = config.width, 4 * config.width, config.vocabulary
-    # both layers with the constant channel of the bias; cumulative sums of gain and bias
+    # both layers with the constant channel of the bias
     memory = sum(
         past(config.chunk or length, length, k, e, carried, alone)
-        for k, e in [(d + 1, f), (f + 1, d), (1, 2 * d)]
+        for k, e in [(d + 1, f), (f + 1, d)]
     )
+    memory += past_sums(length, 2 * d)  # of gain and bias
     products = block(config)  # sweep 1
     products += v * d + d * f  # sweep 2, input gradients: unembedding, second layer
     products += f * d + d * v  # sweep 3, fast: second layer, unembedding
@@ -82,6 +83,11 @@ def past(chunk: int, length: int, keys: int, values: int, carried: bool, alone: 
     reads = length if carried else length - sizes[0]  # tokens that read a state
     writes = length - sizes[-1] if alone else length
     return pairs * (keys + values) + (writes + reads) * keys * values
+
+
+def past_sums(length: int, values: int) -> int:
+    """Sums over the past without queries: pairs of tokens, and states that cost no product."""
+    return values * sum(chunk_pairs(p.stop - p.start) for p in chunk_slices(length, SHORT))
 
 
 def cache(config: Config, length: int) -> int:

@@ -137,12 +137,11 @@ def _kept(config: Config, window: int, itemsize: int) -> int:
     """Bytes that the forward pass of one sequence keeps for the backward pass."""
     d, f, v = config.width, 4 * config.width, config.vocabulary
     chunk = min(config.chunk or window, window)
-    # one per chunk, of both layers and of gain and bias
-    states = -(-window // chunk) * (2 * d * f + d + f + 2 * d)
+    states = -(-window // chunk) * (2 * d * f + d + f)  # one per chunk, of both layers
     trunk = config.layers * 23 * d + 2 * d  # per token; see the fields of LayerResidual
     if config.fast:
-        # last: the scores of both layers and of gain and bias
-        per_token = (trunk + 8 * f + 13 * d + 4 * v + 3 * chunk) * itemsize + 2 * v
+        # last: the scores of both layers
+        per_token = (trunk + 8 * f + 11 * d + 4 * v + 2 * chunk) * itemsize + 2 * v
         return window * per_token + states * itemsize
     # labels take one byte per entry of the vocabulary
     return window * ((trunk + 2 * f + 2 * d + 2 * v) * itemsize + v)

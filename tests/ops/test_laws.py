@@ -33,6 +33,8 @@ from fwl_ref.ops.linear_attention import (
     linear_attention_fwd,
     linear_attention_recurrent_bwd,
     linear_attention_recurrent_fwd,
+    past_sum_bwd,
+    past_sum_fwd,
 )
 from fwl_ref.ops.masked_attention import (
     masked_attention_bwd,
@@ -205,6 +207,16 @@ def _linear(name: str, form: tuple, keep: float, carried: bool, *chunk: int | No
     return Op(name, form[0], _state_gradient(form[1], carried), None, _memory(keep, carried, *chunk))
 
 
+def _sum(keep: float, carried: bool) -> Op:
+    """Linear attention with q = k = 1."""
+
+    def arguments(n: Shape, seed: int) -> tuple:
+        draw = generator(seed)
+        return draw(n.batch, n.length, n.values), np.asarray(keep), draw(n.batch, n.values) if carried else None
+
+    return Op("sum over the past" + ", state" * carried, past_sum_fwd, _state_gradient(past_sum_bwd, carried), None, arguments)
+
+
 def _masked(optimizer: Optimizer) -> Op:
     """Any mask, here that of an optimizer; masks and slots are data, made like q."""
 
@@ -265,6 +277,8 @@ OPS = [
     _linear("linear attention, chunked, state", CHUNKED, 1.0, True, 3),
     _linear("linear attention, recurrent", RECURRENT, 0.8, False),
     _linear("linear attention, recurrent, state", RECURRENT, 0.8, True),
+    _sum(0.8, False),
+    _sum(1.0, True),
     _masked(momentum_with_decay(0.9, 0.2)),
     _slots("one chunk", SLOTS_CHUNKED, momentum_with_decay(0.9, 0.2), False, None),
     _slots("chunked, state", SLOTS_CHUNKED, segments(3), True, 2),
@@ -272,7 +286,7 @@ OPS = [
     _slots("recurrent, state", SLOTS_RECURRENT, momentum_with_decay(0.9, 0.2), True),
 ]
 
-ONE_KEY = {"attention", "attention, window"}  # a text of one token has one key
+ONE_KEY = {"attention", "attention, window", "attention, kept"}  # a text of one token has one key
 every_op = pytest.mark.parametrize("op", OPS, ids=[op.name for op in OPS])
 shapes = st.builds(Shape, *(st.integers(1, high) for high in (2, 5, 4, 4)))
 small = Shape(2, 4, 3, 2)
