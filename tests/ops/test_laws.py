@@ -634,6 +634,22 @@ def test_blocked_attention_is_attention(length: int, window: int | None, dtype: 
         assert_close(a[0, 0], b, rtol)
 
 
+def test_blocks_that_see_few_keys_keep_their_probabilities_and_use_them() -> None:
+    """exp(scores - lse) of each block of at most so many keys, and gradients are taken from it; without ``few``, of none.   (A.1), (A.2)"""
+    draw, length = generator(8), BLOCK + 2
+    q, k, v, dout = (draw(1, 1, length, 4) for _ in range(4))
+    for few, blocks in ((BLOCK - 1, 0), (BLOCK, 1), (length, 2)):
+        _, res = attention_fwd(q, k, v, None, few)
+        assert [p is not None for p in res.kept] == [True] * blocks + [False] * (2 - blocks)
+    scores = np.where(np.tri(length, dtype=bool), q[0, 0] @ k[0, 0].T / 2, -np.inf)
+    p = np.exp(scores - res.lse[0, 0])
+    assert_close(np.concatenate([res.kept[0][0, 0], p[:BLOCK, BLOCK:]], axis=1), p[:BLOCK])
+    assert_close(res.kept[1][0, 0], p[BLOCK:])
+    none = res._replace(kept=tuple(0 * p for p in res.kept))
+    assert not np.any(attention_bwd(dout, none)[2])  # dv = p^T do
+    assert attention_fwd(q[:, :, :1], k[:, :, :1], v[:, :, :1])[1].kept == (None,)
+
+
 def test_forward_values_are_the_textbook_formulas() -> None:
     """(D.1), (R.1), (G.1), (N.1), (N.4), (S.1), (C.1), (E.1), (P.1) against the formula written with
     loops or scalars.
