@@ -37,16 +37,16 @@ INTRODUCTION = """# What it costs
 A network that learns while it reads can take real gradient steps, which is dynamic evaluation, or have fast weights. This page says what
 each costs beside the plain model, which learns nothing: counted, and measured. `make cost` writes it from `benchmarks/results/cost.json`.
 
-All models read one window of T bytes (256 symbols, heads of 64 channels). *Fast weights* begin each window with an empty memory, in chunks
-of 256 tokens, or with one that is *carried* in, in chunks of 64. *Dynamic evaluation* takes a plain SGD step every 64 bytes, on all
-parameters or on the six of the block that fast weights move too. The published rule with RMS does more work per step. Everything is divided
-by the plain model's.
+All models read one window of T bytes (256 symbols, heads of 64 channels). *Fast weights* begin each window with an empty memory, in one
+chunk if T is at most 3.2 D, else in chunks of 256 tokens, or with one that is *carried* in, in chunks of 64. *Dynamic evaluation* takes a
+plain SGD step every 64 bytes, on all parameters or on the six of the block that fast weights move too. The published rule with RMS does
+more work per step. Everything is divided by the plain model's.
 """
 
 FORMULA = r"""## Where the counted ratio comes from
 
-Per token, with L layers, width $D$, hidden width $4D$ and a window of T tokens (a multiple of 128), in chunks of $S$, which are 256 for a
-window that is read alone or all of a shorter one, the plain model forms
+Per token, with L layers, width $D$, hidden width $4D$ and a window of T tokens (a multiple of 128), in chunks of $S$, which are all of a
+window that is read alone and has at most 256 or $3.2 D$ tokens, and 256 of a longer one, the plain model forms
 
 $$
 L\,\big(12 D^2 + D\,(T + 128)\big) + 8 D^2 + D V
@@ -57,7 +57,8 @@ multiply-adds, and fast weights form beyond that, up to some multiples of $D$,
 $$
 \underbrace{8 D^2 + 2 D V}_{\text{slow backward, fast forward}}
 + \underbrace{16 D^2\,(1 - S/T)}_{\text{states written and read}}
-+ \underbrace{6 D\,(S + 128)}_{\text{inside a chunk}} .
++ \underbrace{5 D\,(S + 128)}_{\text{inside a chunk}}
++ \underbrace{128 D}_{\text{sums}} .
 $$
 
 The second sum does not grow with L, so the ratio falls towards 1 as models grow deeper. It hardly depends on $D$, once $D$ is well
@@ -69,8 +70,8 @@ What of this does the mathematics need?
 - *One product for the slow and the fast read*, $a' (W_2 - \eta S_2)$, would save $4 D^2$. It is exact only without decay. With decay token
   $i$ of a chunk reads $\mathrm{keep}^i S_2$, so what stands in brackets is another matrix for every token. For the first layer it saves
   nothing in any case: the slow product $x W_1$ is needed by itself.
-- *Half of a block on the diagonal is masked*: $6 \cdot 128\,D$ are multiplied by zeros. Blocks above it are not formed.
-- *Pairs or states*: a larger chunk has more pairs of tokens, $12 D$ each, and fewer states, $16 D^2$. Where the state goes on, chunks of 64
+- *Half of a block on the diagonal is masked*: $5 \cdot 128\,D$ are multiplied by zeros. Blocks above it are not formed.
+- *Pairs or states*: a larger chunk has more pairs of tokens, $10 D$ each, and fewer states, $16 D^2$. Where the state goes on, chunks of 64
   form the fewest products; where it does not, the last chunk's state is not written, and larger chunks are better. What other chunk sizes
   form and take, `python -m benchmarks.ratios` says.
 
@@ -159,7 +160,7 @@ def counted(found: Found) -> Iterator[str]:
         yield absent("formed")
     (middle,) = [row for row in rows if key(row) == tuple(DEFAULT.values())]
     plain, fast = middle["multiply_adds"]["plain"], middle["multiply_adds"]["fast"]
-    unneeded = middle["length"] * 6 * 128 * middle["width"]
+    unneeded = middle["length"] * 5 * 128 * middle["width"]
     text = FORMULA.replace("{least:.2f}", f"{(fast - unneeded) / plain:.2f}").replace("{counted:.2f}", f"{fast / plain:.2f}")
     yield text
 

@@ -19,7 +19,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .backend import Array, device, namespace
-from .ops.linear_attention import linear_attention_chunked_bwd, linear_attention_chunked_fwd
+from .ops.linear_attention import (
+    PastSumResidual,
+    linear_attention_chunked_bwd,
+    linear_attention_chunked_fwd,
+    past_sum_bwd,
+    past_sum_fwd,
+)
 from .ops.masked_attention import masked_attention_chunked_bwd, masked_attention_chunked_fwd
 from .optimizers import Optimizer, preconditioned_heads, system
 
@@ -40,6 +46,9 @@ class Past(NamedTuple):
 class PastAttentionResidual(NamedTuple):
     past: Past
     attention: tuple  # of linear attention or, with an optimizer, of masked attention per head
+
+
+PastSumsResidual = PastSumResidual | PastAttentionResidual  # the latter with an optimizer
 
 
 class FastLayerResidual(NamedTuple):
@@ -137,25 +146,31 @@ def fast_layer_bwd(g_out: Array, g_state: Pair | None, res: FastLayerResidual) -
 
 def past_sums_fwd(
     dgain: Array, dbias: Array, past: Past, state: Pair | None = None
-) -> tuple[tuple[Array, Array, Pair | None], PastAttentionResidual]:
+) -> tuple[tuple[Array, Array, Pair | None], PastSumsResidual]:
     """(B,T,D),(B,T,D)->(B,T,D),(B,T,D),state   sums over the tokens before: q = k = 1   (F.14)
 
     ``state``: (B,D), (B,D), with an optimizer (B,N,D), (B,N,D); None = empty.
     """
     xp = namespace(dgain, dbias)
-    one = xp.ones_like(dgain[..., :1])  # (B,T,1)
     value = xp.concat([dgain, dbias], axis=-1)  # (B,T,2D) one call for both
+    if past.tables is None:
+        (sums, s), summed = past_sum_fwd(value, past.keep, _beside(state))  # (B,T,2D)
+        return (*_halves(sums), _halves(s)), summed
+    one = xp.ones_like(dgain[..., :1])  # (B,T,1)
     (sums, S), attention = past_attention_fwd(one, one, value, past, _abreast(state))  # (B,T,2D)
     return (*_halves(sums), _apart(S)), attention
 
 
 def past_sums_bwd(
-    g_gain: Array, g_bias: Array, g_state: Pair | None, res: PastAttentionResidual
+    g_gain: Array, g_bias: Array, g_state: Pair | None, res: PastSumsResidual
 ) -> tuple[Array, ...]:
     """Adjoint of past_sums_fwd: g_dgain, g_dbias, g_keep, g_state.   (F.15)"""
     xp = namespace(g_gain, g_bias)
     # forward: sums, S = attention(1, 1, [dgain, dbias])
     g_sums = xp.concat([g_gain, g_bias], axis=-1)  # (B,T,2D)
+    if isinstance(res, PastSumResidual):
+        g_value, g_keep, g_s = past_sum_bwd(g_sums, _beside(g_state), res)  # (B,T,2D)
+        return *_halves(g_value), g_keep, None if g_s is None else _halves(g_s)
     _, _, g_value, g_keep, g_S = past_attention_bwd(g_sums, _abreast(g_state), res)  # (B,T,2D)
     return *_halves(g_value), g_keep, _apart(g_S)
 
@@ -221,9 +236,15 @@ def _unstacked(S: Array | None) -> Pair | None:
     return None if S is None else (S[..., :-1, :], S[..., -1, :])
 
 
+def _beside(pair: Pair | None) -> Array | None:
+    """(...,D),(...,D)->(...,2D)"""
+    return None if pair is None else namespace(*pair).concat(list(pair), axis=-1)
+
+
 def _abreast(pair: Pair | None) -> Array | None:
     """(...,D),(...,D)->(...,1,2D)   the constant key has one row"""
-    return None if pair is None else namespace(*pair).concat(list(pair), axis=-1)[..., None, :]
+    both = _beside(pair)  # (...,2D)
+    return None if both is None else both[..., None, :]
 
 
 def _apart(S: Array | None) -> Pair | None:

@@ -47,7 +47,7 @@ from .backend import Array, device, namespace
 from .checks import check_fast_block
 from .fast_layer import (
     FastLayerResidual,
-    PastAttentionResidual,
+    PastSumsResidual,
     fast_layer_bwd,
     fast_layer_fwd,
     past_sums_bwd,
@@ -134,7 +134,7 @@ class ReadResidual(NamedTuple):
     layer2: FastLayerResidual
     dgain: Array  # (B,T,D) the gain's gradients so far, summed over the past
     dbias: Array  # (B,T,D)
-    sums: PastAttentionResidual
+    sums: PastSumsResidual
     norm: NormResidual
     unembed: DenseResidual
     eta: FastParameters

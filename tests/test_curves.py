@@ -81,14 +81,14 @@ def test_the_points_cover_what_is_claimed() -> None:
 def test_the_formulas_on_the_page_are_the_counts() -> None:
     """Those printed there, up to 40 D per token, at every point."""
     text = cost_page.FORMULA
-    for words in ("12 D^2 + D\\,(T + 128)", "8 D^2 + D V", "8 D^2 + 2 D V", "16 D^2\\,(1 - S/T)", "6 D\\,(S + 128)"):
+    for words in ("12 D^2 + D\\,(T + 128)", "8 D^2 + D V", "8 D^2 + 2 D V", "16 D^2\\,(1 - S/T)", "5 D\\,(S + 128)", "128 D"):
         assert words in text
     v = 256
     for point in points():
         layers, d, t = point
-        s = min(256, t)
+        s = t if t <= max(256, 3.2 * d) else 256
         plain = layers * (12 * d * d + d * (t + 128)) + 8 * d * d + d * v
-        more = 8 * d * d + 2 * d * v + 16 * d * d * (1 - s / t) + 6 * d * (s + 128)
+        more = 8 * d * d + 2 * d * v + 16 * d * d * (1 - s / t) + 5 * d * (s + 128) + 128 * d
         adds = by_formula(point)
         assert adds["plain"] == plain * t
         assert 0 <= (adds["fast"] - adds["plain"]) / t - more <= 40 * d

@@ -18,7 +18,7 @@ from ..lm.model import Config
 from ..ops.attention import BLOCK
 from ..ops.common import BLOCK as TRIANGLE
 from ..ops.common import chunk_slices
-from ..ops.linear_attention import chunk_alone
+from ..ops.linear_attention import SHORT, chunk_alone
 
 
 def attention_pairs(config: Config, length: int, cached: int = 0) -> int:
@@ -63,19 +63,31 @@ def fast(config: Config, length: int, carried: bool = False, alone: bool = False
     larger.
     """
     d, f, v = config.width, 4 * config.width, config.vocabulary
-    chunk = config.chunk or length
-    chunk = min(chunk_alone(chunk) if alone else chunk, length)
-    sizes = [min(chunk, length - start) for start in range(0, length, chunk)]
-    pairs = sum(chunk_pairs(n) for n in sizes)
-    reads = length if carried else length - sizes[0]  # tokens that read a state
-    writes = length - sizes[-1] if alone else length
-    # both layers with the constant channel of the bias; cumulative sums of gain and bias
-    layers = [(d + 1, f), (f + 1, d), (1, 2 * d)]
-    memory = sum(pairs * (k + e) + (writes + reads) * k * e for k, e in layers)
+    # both layers with the constant channel of the bias
+    memory = sum(
+        past(config.chunk or length, length, k, e, carried, alone)
+        for k, e in [(d + 1, f), (f + 1, d)]
+    )
+    memory += past_sums(length, 2 * d)  # of gain and bias
     products = block(config)  # sweep 1
     products += v * d + d * f  # sweep 2, input gradients: unembedding, second layer
     products += f * d + d * v  # sweep 3, fast: second layer, unembedding
     return trunk(config, length) + length * products + memory
+
+
+def past(chunk: int, length: int, keys: int, values: int, carried: bool, alone: bool) -> int:
+    """Linear attention in chunks: pairs of tokens, states read and states written."""
+    chunk = min(chunk_alone(chunk, length, keys, values) if alone else chunk, length)
+    sizes = [min(chunk, length - start) for start in range(0, length, chunk)]
+    pairs = sum(chunk_pairs(n) for n in sizes)
+    reads = length if carried else length - sizes[0]  # tokens that read a state
+    writes = length - sizes[-1] if alone else length
+    return pairs * (keys + values) + (writes + reads) * keys * values
+
+
+def past_sums(length: int, values: int) -> int:
+    """Sums over the past without queries: pairs of tokens, and states that cost no product."""
+    return values * sum(chunk_pairs(p.stop - p.start) for p in chunk_slices(length, SHORT))
 
 
 def cache(config: Config, length: int) -> int:

@@ -3,8 +3,9 @@ A test compares it with what NumPy allocates.
 
 Per token and layer the transformer keeps 23 D numbers for its backward pass, 12 D of them in the
 MLP; the fast block keeps about 8 F more, and one state per chunk and sequence. Nothing grows with
-the square of T: attention keeps one number per query and forms its scores for ``BLOCK`` queries at
-a time, linear attention forms and keeps them for a chunk. Reading a document takes one window at a
+the square of T: attention keeps one number per query, and the probabilities of blocks that see
+``FEW`` keys at most, and forms its scores for ``BLOCK`` queries at a time; linear attention forms
+and keeps them for a chunk. Reading a document takes one window at a
 time, however long it is.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from ..ops.attention import BLOCK
+from ..ops.attention import BLOCK, FEW, blocks
 from ..ops.linear_attention import chunk_alone
 from .model import Config
 from .shards import at_once
@@ -54,14 +55,17 @@ def training(
     if together is None:
         together = at_once(batch, window * config.width)
     f, v, p = 4 * config.width, config.vocabulary, count_parameters(config)
-    chunk = min(chunk_alone(config.chunk or window), window)
+    chunk = min(chunk_alone(config.chunk or window, window, config.width, 4 * config.width), window)
     config = config._replace(chunk=chunk)
     # of one block of queries: scores, probabilities and their gradient
     attention = 3 * config.heads * min(BLOCK, window)
     # gradients of the memory, and the scores of a chunk
     block = 12 * f + 4 * v + 3 * chunk if config.fast else f + 2 * v
     temporaries = window * max(block, 3 * f + attention) * itemsize
-    backward = together * (_kept(config, window, itemsize) + temporaries)
+    kept = (
+        _kept(config, window, itemsize) + config.layers * _probabilities(config, window) * itemsize
+    )
+    backward = together * (kept + temporaries)
     if together < batch:  # each sequence's gradient, before it is added
         backward += together * p * itemsize
     # AdamW's temporaries come when those of the backward pass are gone
@@ -122,16 +126,22 @@ def explained(
         ) from None
 
 
+def _probabilities(config: Config, window: int) -> int:
+    """Numbers that attention of one layer keeps in training: those of blocks with few keys."""
+    seen = blocks(window, window, config.attention_window)
+    sizes = [(rows.stop - rows.start, cols.stop - cols.start) for rows, cols in seen]
+    return config.heads * sum(r * c for r, c in sizes if c <= FEW)
+
+
 def _kept(config: Config, window: int, itemsize: int) -> int:
     """Bytes that the forward pass of one sequence keeps for the backward pass."""
     d, f, v = config.width, 4 * config.width, config.vocabulary
     chunk = min(config.chunk or window, window)
-    # one per chunk, of both layers and of gain and bias
-    states = -(-window // chunk) * (2 * d * f + d + f + 2 * d)
+    states = -(-window // chunk) * (2 * d * f + d + f)  # one per chunk, of both layers
     trunk = config.layers * 23 * d + 2 * d  # per token; see the fields of LayerResidual
     if config.fast:
-        # last: the scores of both layers and of gain and bias
-        per_token = (trunk + 8 * f + 13 * d + 4 * v + 3 * chunk) * itemsize + 2 * v
+        # last: the scores of both layers
+        per_token = (trunk + 8 * f + 11 * d + 4 * v + 2 * chunk) * itemsize + 2 * v
         return window * per_token + states * itemsize
     # labels take one byte per entry of the vocabulary
     return window * ((trunk + 2 * f + 2 * d + 2 * v) * itemsize + v)

@@ -9,6 +9,7 @@ is equal, so that comparing the two measures the fast weights alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..backend import Array, device, host, is_host, library, namespace
@@ -22,6 +23,7 @@ from ..checks import (
     check_weights,
 )
 from ..fwl import FastSettings, fast_block_bwd, fast_block_fwd, fast_block_score, normalizer
+from ..ops.attention import FEW
 from ..ops.cross_entropy import cross_entropy_bwd, cross_entropy_fwd
 from ..ops.embedding import EmbeddingResidual, embedding_bwd, embedding_fwd
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
@@ -226,12 +228,16 @@ def effective_step_sizes_bwd(g_eta: FastParameters, dialect: str) -> FastParamet
 
 
 def features_fwd(
-    p: Parameters, tokens: Array, config: Config, caches: tuple | None = None
+    p: Parameters, tokens: Array, config: Config, caches: tuple | None = None, few: int = 0
 ) -> tuple[tuple[Array, tuple], tuple]:
-    """(B,T)->(B,T,D),(KeyValues,...)   embedding, stack, final LayerNorm   (M.1)"""
+    """(B,T)->(B,T,D),(KeyValues,...)   embedding, stack, final LayerNorm   (M.1)
+
+    ``few`` as in ``attention_fwd``.
+    """
     check_labels(tokens, config.vocabulary, "tokens")
     x, embed = embedding_fwd(p.embedding, tokens)  # (B,T,D)
-    (x, caches), stack = stack_fwd(layer_fwd, x, p.trunk, _layer_settings(config), caches)
+    layer = partial(layer_fwd, few=few)
+    (x, caches), stack = stack_fwd(layer, x, p.trunk, _layer_settings(config), caches)
     x, norm = layernorm_fwd(x, p.gain, p.bias, EPS)  # (B,T,D)
     return (x, caches), (embed, stack, norm)
 
@@ -293,9 +299,10 @@ def _model_fwd(
     state: FastParameters | None = None,
     caches: tuple | None = None,
     carry: bool = True,
+    few: int = 0,
 ) -> tuple[Output, ModelResidual]:
     """model_fwd of what was checked, once for all parts of a batch"""
-    (x, caches), trunk = features_fwd(p, tokens, config, caches)
+    (x, caches), trunk = features_fwd(p, tokens, config, caches, few)
     block: Any  # the residual of either block
     if config.fast:
         eta = effective_step_sizes(p.eta, config.dialect)
@@ -399,7 +406,7 @@ def loss_and_gradient(
 
     def one(part: slice) -> tuple[Array, Parameters]:
         text, target, w = tokens[part, :], labels[part, :], weights[part, :]
-        output, res = _model_fwd(p, text, target, w, config, carry=False)
+        output, res = _model_fwd(p, text, target, w, config, carry=False, few=FEW)
         return xp.sum(share[part, :] * output.nll), model_bwd(share[part, :], res)
 
     found = of_each(one, _parts(tokens, config))

@@ -68,8 +68,9 @@ def layer_fwd(
     heads: int,
     window: int | None = None,
     cache: KeyValues | None = None,
+    few: int = 0,
 ) -> tuple[tuple[Array, KeyValues], LayerResidual]:
-    """(B,T,D)->(B,T,D),KeyValues   one pre-LN layer   (T.1)"""
+    """(B,T,D)->(B,T,D),KeyValues   one pre-LN layer; ``few`` as in attention_fwd   (T.1)"""
     xp = namespace(x, *p)
     start = 0 if cache is None else cache.k.shape[2]
     y, norm1 = layernorm_fwd(x, p.gain1, p.bias1, EPS)  # (B,T,D)
@@ -79,7 +80,7 @@ def layer_fwd(
     k, rotary_k = rotary_fwd(k, start)  # (B,H,T,K)
     if cache is not None:
         k, v = xp.concat([cache.k, k], axis=2), xp.concat([cache.v, v], axis=2)  # (B,H,P+T,K)
-    y, attention = attention_fwd(q, k, v, window)  # (B,H,T,K)
+    y, attention = attention_fwd(q, k, v, window, few)  # (B,H,T,K)
     y, o = dense_fwd(merge_heads(y), p.W_o, p.b_o)  # (B,T,D)
     x = x + y
     y, norm2 = layernorm_fwd(x, p.gain2, p.bias2, EPS)  # (B,T,D)

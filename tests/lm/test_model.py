@@ -284,3 +284,13 @@ def test_a_dialect_has_its_step_sizes():
     eta = FastParameters(*(np.asarray(float(i + 1)) for i in range(6)))
     assert effective_step_sizes(eta, "tf") == eta
     assert [float(e) for e in effective_step_sizes(eta, "jax")] == [1, 0, 3, 0, 5, 5]
+
+
+def test_nothing_but_training_keeps_probabilities_of_attention() -> None:
+    """Not even of a single key: a layer, the features and the model by default   (T.1), (M.1), (M.3)"""
+    p, text = initialize(CONFIG), np.zeros((1, 1), "int64")
+    _, layer = layer_fwd(p.embedding[None, :1, :], p.trunk[0], CONFIG.heads)
+    _, (_, stack, _) = features_fwd(p, text, CONFIG)
+    _, model = model_fwd(p, text, text, None, CONFIG)
+    for residual in (layer, *stack, *model.stack):
+        assert residual.attention.kept == (None,)

@@ -33,6 +33,8 @@ from fwl_ref.ops.linear_attention import (
     linear_attention_fwd,
     linear_attention_recurrent_bwd,
     linear_attention_recurrent_fwd,
+    past_sum_bwd,
+    past_sum_fwd,
 )
 from fwl_ref.ops.masked_attention import (
     masked_attention_bwd,
@@ -135,10 +137,10 @@ def _table(n: Shape, seed: int) -> tuple:
     return generator(seed)(n.values, n.width), tokens
 
 
-def _heads(cached: int, window: int | None, scale: float = 1.0) -> Callable:
+def _heads(cached: int, window: int | None, scale: float = 1.0, few: int = 0) -> Callable:
     def arguments(n: Shape, seed: int) -> tuple:
         draw, keys = generator(seed), (n.batch, 2, cached + n.length, n.width)
-        return draw(n.batch, 2, n.length, n.width, scale=scale), draw(*keys), draw(*keys), window
+        return draw(n.batch, 2, n.length, n.width, scale=scale), draw(*keys), draw(*keys), window, few
 
     return arguments
 
@@ -205,6 +207,16 @@ def _linear(name: str, form: tuple, keep: float, carried: bool, *chunk: int | No
     return Op(name, form[0], _state_gradient(form[1], carried), None, _memory(keep, carried, *chunk))
 
 
+def _sum(keep: float, carried: bool) -> Op:
+    """Linear attention with q = k = 1."""
+
+    def arguments(n: Shape, seed: int) -> tuple:
+        draw = generator(seed)
+        return draw(n.batch, n.length, n.values), np.asarray(keep), draw(n.batch, n.values) if carried else None
+
+    return Op("sum over the past" + ", state" * carried, past_sum_fwd, _state_gradient(past_sum_bwd, carried), None, arguments)
+
+
 def _masked(optimizer: Optimizer) -> Op:
     """Any mask, here that of an optimizer; masks and slots are data, made like q."""
 
@@ -257,6 +269,7 @@ OPS = [
     Op("attention, window", attention_fwd, attention_bwd, None, _heads(cached=0, window=2)),
     Op("attention, cache", attention_fwd, attention_bwd, None, _heads(cached=3, window=None)),
     Op("attention, cache and window", attention_fwd, attention_bwd, None, _heads(cached=3, window=2)),
+    Op("attention, kept", attention_fwd, attention_bwd, None, _heads(cached=0, window=None, few=100)),
     Op("attention, grouped", grouped_attention_fwd, grouped_attention_bwd, None, _groups),
     _linear("linear attention, parallel", PARALLEL, 0.8, False),
     _linear("linear attention, parallel, state", PARALLEL, 0.8, True),
@@ -264,6 +277,8 @@ OPS = [
     _linear("linear attention, chunked, state", CHUNKED, 1.0, True, 3),
     _linear("linear attention, recurrent", RECURRENT, 0.8, False),
     _linear("linear attention, recurrent, state", RECURRENT, 0.8, True),
+    _sum(0.8, False),
+    _sum(1.0, True),
     _masked(momentum_with_decay(0.9, 0.2)),
     _slots("one chunk", SLOTS_CHUNKED, momentum_with_decay(0.9, 0.2), False, None),
     _slots("chunked, state", SLOTS_CHUNKED, segments(3), True, 2),
@@ -271,7 +286,7 @@ OPS = [
     _slots("recurrent, state", SLOTS_RECURRENT, momentum_with_decay(0.9, 0.2), True),
 ]
 
-ONE_KEY = {"attention", "attention, window"}  # a text of one token has one key
+ONE_KEY = {"attention", "attention, window", "attention, kept"}  # a text of one token has one key
 every_op = pytest.mark.parametrize("op", OPS, ids=[op.name for op in OPS])
 shapes = st.builds(Shape, *(st.integers(1, high) for high in (2, 5, 4, 4)))
 small = Shape(2, 4, 3, 2)
@@ -617,6 +632,22 @@ def test_blocked_attention_is_attention(length: int, window: int | None, dtype: 
     rtol = 1e-10 if dtype == "float64" else float32_bound(terms=length)
     for a, b in zip((out, *attention_bwd(dout, res)), (p @ v[0, 0], dscores @ k[0, 0], dscores.T @ q[0, 0], p.T @ dout[0, 0]), strict=True):
         assert_close(a[0, 0], b, rtol)
+
+
+def test_blocks_that_see_few_keys_keep_their_probabilities_and_use_them() -> None:
+    """exp(scores - lse) of each block of at most so many keys, and gradients are taken from it; without ``few``, of none.   (A.1), (A.2)"""
+    draw, length = generator(8), BLOCK + 2
+    q, k, v, dout = (draw(1, 1, length, 4) for _ in range(4))
+    for few, blocks in ((BLOCK - 1, 0), (BLOCK, 1), (length, 2)):
+        _, res = attention_fwd(q, k, v, None, few)
+        assert [p is not None for p in res.kept] == [True] * blocks + [False] * (2 - blocks)
+    scores = np.where(np.tri(length, dtype=bool), q[0, 0] @ k[0, 0].T / 2, -np.inf)
+    p = np.exp(scores - res.lse[0, 0])
+    assert_close(np.concatenate([res.kept[0][0, 0], p[:BLOCK, BLOCK:]], axis=1), p[:BLOCK])
+    assert_close(res.kept[1][0, 0], p[BLOCK:])
+    none = res._replace(kept=tuple(0 * p for p in res.kept))
+    assert not np.any(attention_bwd(dout, none)[2])  # dv = p^T do
+    assert attention_fwd(q[:, :, :1], k[:, :, :1], v[:, :, :1])[1].kept == (None,)
 
 
 def test_forward_values_are_the_textbook_formulas() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fwl_ref.ops.linear_attention import (
     ALONE,
+    SHORT,
     chunk_alone,
     linear_attention_bwd,
     linear_attention_chunked_bwd,
@@ -18,6 +19,8 @@ from fwl_ref.ops.linear_attention import (
     linear_attention_fwd,
     linear_attention_recurrent_bwd,
     linear_attention_recurrent_fwd,
+    past_sum_bwd,
+    past_sum_fwd,
 )
 from tests.strategies import AttentionCase, attention_cases, chunks, first_elsewhere, generator, seeds, splits
 from tests.tolerances import assert_bitwise, assert_close, assert_trees_close, float32_bound
@@ -277,12 +280,16 @@ def test_a_text_that_leaves_nothing_reads_the_same(alone: int, case: AttentionCa
 
 
 def test_a_text_that_leaves_nothing_has_large_chunks() -> None:
-    """At least ALONE tokens; what was larger stays, what is refused is refused."""
-    assert [chunk_alone(n) for n in (-1, 0, 1, ALONE, ALONE + 1)] == [-1, 0, ALONE, ALONE, ALONE + 1]
-    q = np.ones((1, ALONE + 3, 1))
-    (out, _), residuals = linear_attention_chunked_fwd(q, q, q, np.asarray(1.0), None, 1, carry=False)
-    assert_close(out[0, :, 0], np.arange(ALONE + 3.0))  # the second reads what the first left
-    assert [res.q.shape[1] for res in residuals] == [ALONE, 3]
+    """All of a text, if the pairs across its middle form fewer products than the state there; else at least ALONE tokens. What was
+    larger stays, what is refused is refused.
+    """
+    assert [chunk_alone(n, 16, 8, 8) for n in (-1, 0, 1, 16, 17)] == [-1, 0, 16, 16, 17]  # 4 K E / (K + E) = 16
+    assert [chunk_alone(n, 17, 8, 8) for n in (1, ALONE, ALONE + 1)] == [ALONE, ALONE, ALONE + 1]
+    for width, sizes in ((1, [ALONE, 3]), (ALONE, [ALONE + 3])):
+        q = np.ones((1, ALONE + 3, width))
+        (out, _), residuals = linear_attention_chunked_fwd(q, q, q, np.asarray(1.0), None, 1, carry=False)
+        assert_close(out[0, :, 0], width * np.arange(ALONE + 3.0))  # the second reads what the first left
+        assert [res.q.shape[1] for res in residuals] == sizes
 
 
 @pytest.mark.parametrize("carry", [True, False])
@@ -292,3 +299,44 @@ def test_a_chunk_below_one_token_is_refused(chunk: int, carry: bool) -> None:
     one = np.ones((1, 2, 1))
     with pytest.raises(ValueError, match=f"at least 1 token.*got {chunk}"):
         linear_attention_chunked_fwd(one, one, one, np.asarray(1.0), None, chunk, carry)
+
+
+# Sums over the past
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("length", first_elsewhere([SHORT + 1, 0, 1, SHORT - 1, SHORT, 2 * SHORT, 2 * SHORT + 3]))
+def test_a_sum_over_the_past_is_linear_attention_whose_queries_and_keys_are_1(length: int, carried: bool) -> None:
+    """Output, state and all gradients, across the boundary of a chunk. (L.7), (L.8)"""
+    draw, keep = generator(length), np.asarray(0.9)
+    v, state, dout, dstate = draw(2, length, 3), draw(2, 3) if carried else None, draw(2, length, 3), draw(2, 3)
+    one, held = np.ones((2, length, 1)), state[:, None, :] if carried else None
+    (expected, after), res = linear_attention_fwd(one, one, v, keep, held)
+    (out, left), summed = past_sum_fwd(v, keep, state)
+    assert_trees_close((out, left), (expected, after[:, 0]), scale=10.0)
+    for last in (None, dstate):
+        _, _, *gradients = linear_attention_bwd(dout, None if last is None else last[:, None, :], res)
+        dv, dkeep, dheld = past_sum_bwd(dout, last, summed)
+        assert_trees_close((dv, dkeep), tuple(gradients[:2]), scale=100.0 * (1 + length))
+        assert (dheld is None) is (not carried)
+        if carried:
+            assert_close(dheld, gradients[2][:, 0], scale=10.0)
+
+
+@pytest.mark.parametrize("bad", first_elsewhere([np.nan, np.inf]))
+def test_what_is_not_finite_reaches_no_earlier_sum(bad: float) -> None:
+    """Nor another channel, forwards; no later token backwards: theorem 11. (L.7), (L.8)"""
+    draw, keep, t = generator(7), np.asarray(0.9), SHORT + 2
+    v, dout = draw(1, 2 * SHORT, 2), draw(1, 2 * SHORT, 2)
+    (expected, _), res = past_sum_fwd(v, keep)
+    dv, _, _ = past_sum_bwd(dout, None, res)
+    v[0, t, 1] = dout[0, t, 1] = bad
+    with np.errstate(all="ignore"):
+        (out, _), _ = past_sum_fwd(v, keep)
+        moved, _, _ = past_sum_bwd(dout, None, res)
+    assert_bitwise(out[:, : t + 1], expected[:, : t + 1])
+    assert_bitwise(out[..., 0], expected[..., 0])
+    assert not np.any(np.isfinite(out[0, t + 1 :, 1]))
+    assert_bitwise(moved[:, t:], dv[:, t:])
+    assert not np.any(np.isfinite(moved[0, :t, 1]))

@@ -23,7 +23,7 @@ from fwl_ref.gradcheck import AdjointError, check_adjoint
 from fwl_ref.ops.cross_entropy import cross_entropy_bwd_bwd
 from fwl_ref.ops.dense import dense_bwd, dense_bwd_bwd, dense_dx
 from fwl_ref.ops.layernorm import layernorm_bwd, layernorm_bwd_bwd
-from fwl_ref.ops.linear_attention import linear_attention_chunked_bwd, linear_attention_chunked_fwd
+from fwl_ref.ops.linear_attention import linear_attention_chunked_bwd, linear_attention_chunked_fwd, past_sum_fwd
 from fwl_ref.ops.squared_relu import squared_relu_bwd_bwd
 from fwl_ref.slow_block import FastParameters
 from fwl_ref.verify.cases import with_settings
@@ -50,11 +50,19 @@ def attention(change: Callable, *layers: int) -> dict[str, Callable]:
 
     def mutant(*args):
         calls.append(None)
-        if (len(calls) - 1) % 3 in layers:
+        if (len(calls) - 1) % 2 in layers:
             return change(*args)
         return linear_attention_chunked_fwd(*args)
 
-    return {"linear_attention_chunked_fwd": mutant}
+    def sums(v, keep, state):
+        (out, left), res = past_sum_fwd(v, keep, state)
+        if 2 in layers:
+            one = np.ones_like(v[..., :1])
+            (out, left), _ = change(one, one, v, keep, None if state is None else state[:, None, :])
+            left = left[:, 0, :]
+        return (out, left), res
+
+    return {"linear_attention_chunked_fwd": mutant, "past_sum_fwd": sums}
 
 
 def inclusive_mask(q, k, v, *rest):
