@@ -22,7 +22,7 @@ from typing import Any
 from ..backend import Array, Tree, is_host, namespace
 from ..tree import tree_map
 
-PART = 2**16  # numbers in the features of a part; with fewer, Python's own time begins to show
+PART = 2**17  # numbers in the features of a part; with fewer, Python's own time begins to show
 
 
 def shards(batch: int, size: int, target: Array) -> list[slice]:

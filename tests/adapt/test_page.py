@@ -57,7 +57,8 @@ def test_the_table_of_all_ways(gpu: dict[str, Any]) -> None:
     run = gpu["main"]
     ways = list(dict.fromkeys(line["way"] for line in run["lines"]))
     assert len(ways) > 20
-    table = "".join(row([*compared(run, way), f"{lines(run)['stdlib', way]['products']:.2f}"]) for way in ways)
+    costs = {way: [f"{lines(run)['stdlib', way][key]:.2f}" for key in ("products", "memory")] for way in ways}
+    table = "".join(row([*compared(run, way), *costs[way]]) for way in ways)
     assert table in PAGE
     versions = run["versions"]
     assert all(f"{name} {versions[key]}" in PAGE for name, key in (("CuPy", "cupy"), ("NumPy", "numpy"), ("Python", "python")))
