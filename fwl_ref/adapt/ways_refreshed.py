@@ -1,30 +1,24 @@
 """True gradients of the fast matrix as rows: nothing trained, the layer that stale gradients
 trained, and one trained through true gradients, perhaps with the unembedding; at the window and at
-longer ones, and with a cache. Documents are read side by side.
+longer ones, and with a cache.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..backend import Array, host, like, namespace
+from ..backend import Array, namespace
 from ..fast_matrix import FastMatrix
-from ..key_map import KeyMap, key_fwd
-from ..lm.bar import Bar
 from ..lm.tune import tune
-from ..ops.common import chunk_slices
 from .layer import Learned, etas_of, start
 from .learn import Trained, train
-from .refreshed import refreshed_losses
 from .rows import Row
 from .settings import head_products
-from .study import Document, Study, features_at, key_at, mean_loss
+from .study import Study, key_at, mean_loss
 from .through import through_loss_and_gradient
-from .ways import context_name, home, row
+from .true_layer import Layer, losses_of
+from .ways import context_name, row
 from .ways_cache import with_cache
 from .ways_trained import RATIO, sizes_of, trained, training_of
 from .ways_untrained import DECAYS, FURTHER, WHITENED_STEPS, step_unit
@@ -36,62 +30,6 @@ THROUGH = "fast, trained through true gradients"
 THROUGH_HEAD = "fast and unembedding, trained through true gradients"
 DEPTH = 2 / 3  # of the trunk's layers: features from there are keys in TRUE_DEEP as well
 FACTORS = (0.3, 1.0, 3.0)  # on the step sizes that were learned with stale gradients
-
-
-class Layer(NamedTuple):
-    """A matrix and a bias that take true gradient steps, with all that fixes how."""
-
-    key: KeyMap
-    start: FastMatrix
-    eta: FastMatrix
-    decay: float
-    values: Array | None  # (D,D) whitens what is written
-    U: Array | None = None  # (D,V) the unembedding if it was trained as well
-    below: tuple[int, KeyMap] | None = None  # features after so many layers are keys as well
-
-
-def losses_of(
-    study: Study, layer: Layer, documents: Sequence[Document], window: int, name: str = "tuning"
-) -> tuple[tuple[Array, ...], float]:
-    """(T,) of each document, on the host, with the trunk at a window; and seconds a token"""
-    s, model = study.settings, study.model
-    model = model if layer.U is None else model._replace(U=layer.U)
-    losses, seconds = [host.empty(0)] * len(documents), 0.0
-    order = sorted(range(len(documents)), key=lambda i: -len(documents[i].tokens.ids))
-    for part in Bar(chunk_slices(len(order), s.together), desc=name, leave=False):
-        read = [documents[i] for i in order[part]]
-        x, labels = _padded(study, read, window)
-        h = _padded(study, read, window, layer.below[0])[0] if layer.below else None  # (B,T,D)
-        began = time.perf_counter()
-        k, _ = key_fwd(x, layer.key, True)  # (B,T,D)
-        if layer.below:
-            deep, _ = key_fwd(h, layer.below[1], True)  # (B,T,D)
-            k = namespace(x).concat([k, deep], axis=-1) / math.sqrt(2)  # (B,T,2D) of unit length
-        found = home(
-            refreshed_losses(
-                model, x, k, labels, layer.start, layer.eta, s.refresh,
-                decay=layer.decay, values=layer.values,
-            )
-        )  # fmt: skip
-        seconds += time.perf_counter() - began
-        for loss, i in zip(found, order[part], strict=True):
-            losses[i] = loss[: len(documents[i].tokens.ids) - 1]
-    return tuple(losses), seconds / sum(len(loss) for loss in losses)
-
-
-def _padded(
-    study: Study, documents: Sequence[Document], window: int, layers: int | None = None
-) -> tuple[Array, Array]:
-    """(B,T,D),(B,T)   features and labels side by side, zeros behind what is shorter"""
-    length = max(len(d.tokens.ids) for d in documents) - 1
-    x = host.zeros((len(documents), length, study.model.config.width), dtype="float32")
-    labels = host.zeros((len(documents), length), dtype="int64")
-    for i, document in enumerate(documents):
-        count = len(document.tokens.ids) - 1
-        x[i, :count] = features_at(study, document, window, layers)
-        labels[i, :count] = document.tokens.ids[1:]
-    U = study.model.U
-    return like(x, U, U.dtype), like(labels, U)
 
 
 def named(study: Study, name: str, window: int) -> str:
