@@ -13,6 +13,7 @@ import pytest
 from fwl_ref.adapt.settings import head_products, model_bytes, trunk_products
 from fwl_ref.adapt.table import interval
 from fwl_ref.adapt.ways_descent import gradient_products
+from fwl_ref.adapt.ways_untrained import NORMS
 from fwl_ref.lm.llama import LlamaConfig
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +246,13 @@ def test_the_table_of_long_documents(gpu: dict[str, Any]) -> None:
 
     assert "".join(row(cells(way)) for way in dict.fromkeys(way for _, way in found)) in PAGE
     assert (run["settings"]["length"], run["settings"]["test"]) == (16384, 4)
+
+
+def test_the_table_of_cures() -> None:
+    run = kept("adapt_cures.json")
+    delta, bound = "fast, not trained, delta rule", "fast, not trained, bounded"
+    assert row(compared(run, delta)) + row(compared(run, bound)) in PAGE
+    assert run["chosen"][delta]["beta"] == 0.03 and run["chosen"][bound]["most"] == max(NORMS)
 
 
 def test_the_table_of_little_training_text() -> None:
