@@ -236,8 +236,9 @@ def cost(layers: int | None, segment: int, rms: bool) -> str:
     return f"{(gradient_products(c, 512, layers) + (2 if rms else 1) * moved / 4 / segment) / plain:.2f}"
 
 
-def test_the_table_of_long_documents(gpu: dict[str, Any]) -> None:
-    run = gpu["long"]
+@pytest.mark.parametrize("name", ["adapt_gpu.json", "adapt_long.json"])
+def test_the_table_of_long_documents(name: str) -> None:
+    run = kept(name)["long"] if "gpu" in name else kept(name)
     found, texts = lines(run), ("stdlib", "wikitext-2-test.txt")
 
     def cells(way: str) -> list[str]:
@@ -246,6 +247,9 @@ def test_the_table_of_long_documents(gpu: dict[str, Any]) -> None:
 
     assert "".join(row(cells(way)) for way in dict.fromkeys(way for _, way in found)) in PAGE
     assert (run["settings"]["length"], run["settings"]["test"]) == (16384, 4)
+    for text in texts:  # true gradients gain more in every quarter than in the one before
+        for way in (TRUE, THROUGH) if name == "adapt_long.json" else (TRUE,):
+            assert list(found[text, way]["quarters"]) == sorted(found[text, way]["quarters"], reverse=True)
 
 
 def test_the_table_of_cures() -> None:
