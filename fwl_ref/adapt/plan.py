@@ -78,13 +78,7 @@ def plan(study: Study) -> list[Step]:
         *(Step(name, partial(_alone, untrained, study, name, True, kind)) for name, kind in KINDS),
         *_true(study, s.window),
         Step(TRUE_DEEP, lambda _: refreshed_untrained(study, s.window, TRUE_DEEP)),
-        Step(
-            f"{TRUE_DEEP}, and cache",
-            lambda rows: refreshed_cache(
-                study, rows[TRUE_DEEP], untrained_of(study, rows[TRUE_DEEP])
-            ),
-            (TRUE_DEEP,),
-        ),
+        _true_cache(study, TRUE_DEEP),
         _guard(study, SAFE_TRUE, (AS_IS, TRUE_UNTRAINED)),
         _guard(study, SAFE_THROUGH, (AS_IS, THROUGH)),
         _guard(
@@ -185,14 +179,10 @@ def _true(study: Study, window: int) -> list[Step]:
     settings' window.
     """
     plain = named(study, TRUE_UNTRAINED, window)
-
-    def plain_cache(rows: dict[str, Row]) -> Row:
-        return refreshed_cache(study, rows[plain], untrained_of(study, rows[plain]))
-
     base = () if window == study.settings.window else (context_name(window),)
     steps = [
         Step(plain, lambda _: refreshed_untrained(study, window), base),
-        Step(f"{plain}, and cache", plain_cache, (plain,)),
+        _true_cache(study, plain),
     ]
     for head in (False, True):
         name = named(study, THROUGH_HEAD if head else THROUGH, window)
@@ -209,6 +199,15 @@ def _true(study: Study, window: int) -> list[Step]:
             Step(f"{name}, and cache", cached, (TRUE_UNTRAINED, name)),
         ]
     return steps
+
+
+def _true_cache(study: Study, name: str) -> Step:
+    """The cache on top of true gradients with nothing trained."""
+
+    def make(rows: dict[str, Row]) -> Row:
+        return refreshed_cache(study, rows[name], untrained_of(study, rows[name]))
+
+    return Step(f"{name}, and cache", make, (name,))
 
 
 def _long(study: Study) -> list[Step]:
