@@ -55,13 +55,13 @@ def settings_of(model: Model, chunk: int, frozen: bool = True) -> MatrixSettings
 
 def slow_of(learned: Learned, model: Model) -> MatrixParameters:
     """All slow parameters of the layer: those that are learned and the model's own."""
-    gain, U = model.parameters.gain, with_head(learned, model).U
+    gain, U = model.parameters.gain, with_head(learned.U, model).U
     return MatrixParameters(learned.key, learned.W, learned.b, gain, model.bias, U, None)
 
 
-def with_head(learned: Learned, model: Model) -> Model:
-    """The model with the unembedding that was learned, if one was."""
-    return model if learned.U is None else model._replace(U=learned.U)
+def with_head(U: Array | None, model: Model) -> Model:
+    """The model with the unembedding (D,V) that was learned, if one was."""
+    return model if U is None else model._replace(U=U)
 
 
 def etas_of(learned: Learned, sizes: FastMatrix) -> FastMatrix:
@@ -109,7 +109,7 @@ def plain_loss_and_gradient(
     y, dense = dense_fwd(k, learned.W, learned.b)  # (B,T,D)
     gain, eps = model.parameters.gain, model.config.eps
     n, norm = norm_fwd(x + y, gain, model.bias, eps, "rms")  # (B,T,D)
-    U, frozen = with_head(learned, model).U, learned.U is None
+    U, frozen = with_head(learned.U, model).U, learned.U is None
     nll, head = blocked_head_fwd(n, U, None, labels, model.block, frozen)  # (B,T)
     share = weights / xp.sum(weights)  # (B,T)
     # forward: loss = sum nll share,  nll = cross-entropy of n U
@@ -127,7 +127,7 @@ def plain_layer_losses(learned: Learned, x: Array, labels: Array, model: Model) 
     """(T,D),(T)->(T)   losses of the layer without a memory   (X.5)"""
     k, _ = key_fwd(x, learned.key, True)  # (T,K)
     y, _ = dense_fwd(k, learned.W, learned.b)  # (T,D)
-    return plain_losses(with_head(learned, model), x + y, labels)
+    return plain_losses(with_head(learned.U, model), x + y, labels)
 
 
 def layer_losses(

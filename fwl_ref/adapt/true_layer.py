@@ -16,6 +16,7 @@ from ..fast_matrix import FastMatrix
 from ..key_map import KeyMap, key_fwd
 from ..lm.bar import Bar
 from ..ops.common import chunk_slices
+from .layer import with_head
 from .refreshed import refreshed_losses
 from .study import Document, Study, features_at
 from .ways import home
@@ -37,8 +38,7 @@ def losses_of(
     study: Study, layer: Layer, documents: Sequence[Document], window: int, name: str = "tuning"
 ) -> tuple[tuple[Array, ...], float]:
     """(T,) of each document, on the host, with the trunk at a window; and seconds a token"""
-    s, model = study.settings, study.model
-    model = model if layer.U is None else model._replace(U=layer.U)
+    s, model = study.settings, with_head(layer.U, study.model)
     losses, seconds = [host.empty(0)] * len(documents), 0.0
     order = sorted(range(len(documents)), key=lambda i: -len(documents[i].tokens.ids))
     for part in Bar(chunk_slices(len(order), s.together), desc=name, leave=False):

@@ -5,8 +5,7 @@ Per token and layer the transformer keeps 23 D numbers for its backward pass, 12
 MLP; the fast block keeps about 8 F more, and one state per chunk and sequence. Nothing grows with
 the square of T: attention keeps one number per query, and the probabilities of blocks that see
 ``FEW`` keys at most, and forms its scores for ``BLOCK`` queries at a time; linear attention forms
-and keeps them for a chunk. Reading a document takes one window at a
-time, however long it is.
+and keeps them for a chunk. Reading a document takes one window at a time, however long it is.
 """
 
 from __future__ import annotations

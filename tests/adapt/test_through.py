@@ -45,7 +45,7 @@ def read(learned: Learned, segment: int, values: np.ndarray | None) -> np.ndarra
     """(B,T)   as the rows of the table read: no residual"""
     eta, first = etas_of(learned, SIZES), FastMatrix(learned.W, learned.b)
     k, _ = key_fwd(X, learned.key, True)
-    decay, model = float(learned.decay), with_head(learned, MODEL)
+    decay, model = float(learned.decay), with_head(learned.U, MODEL)
     return refreshed_losses(model, X, k, LABELS, first, eta, segment, decay=decay, values=values)
 
 
