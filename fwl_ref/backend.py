@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -23,8 +23,8 @@ Tree: TypeAlias = Any
 
 __all__ = [
     "Array", "Tree", "host", "namespace", "library", "device", "as_index", "is_host", "to_numpy",
-    "from_dlpack", "like", "as_dtype", "written_to", "BACKENDS", "BackendError", "backend_target",
-    "backend_versions", "use_device", "wait", "waiting_refused", "peak_bytes",
+    "from_dlpack", "like", "as_dtype", "written_to", "overwritten", "BACKENDS", "BackendError",
+    "backend_target", "backend_versions", "use_device", "wait", "waiting_refused", "peak_bytes",
 ]  # fmt: skip
 
 _PLAIN = {host.ndarray, host.float32, host.float64}  # what an operation on the host returns
@@ -168,6 +168,15 @@ def written_to(a: Array, where: Any, values: Array, add: bool = False) -> Array:
     else:
         a[where] = values
     return a
+
+
+def overwritten(f: Callable[..., Array], x: Array) -> Array:
+    """``f(x)`` for an entrywise function of the library, in the memory of ``x``, which nobody else
+    may hold; a new array where the library knows no such thing.
+    """
+    if isinstance(x, host.ndarray) or array_api_compat.is_cupy_array(x):
+        return f(x, out=x)  # in place: no second array of this size
+    return f(x)
 
 
 def _host_dtype(dtype: Any) -> Any:

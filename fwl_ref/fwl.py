@@ -56,6 +56,7 @@ from .fast_layer import (
     pasts_bwd,
 )
 from .norm import NormResidual, norm_bwd, norm_bwd_bwd, norm_fwd
+from .ops.common import token_sum
 from .ops.cross_entropy import (
     CrossEntropyResidual,
     cross_entropy_bwd,
@@ -252,7 +253,7 @@ def read_bwd(
     # sweep 3: n = norm(z'; gain', bias')
     g_z, g_gain_t, g_bias_t = norm_bwd(g_n, res.norm)  # (B,T,D) all three
     # sweep 3: gain' = gain - eta_gain dgain,  bias' = bias - eta_bias dbias
-    g_gain, g_bias = xp.sum(g_gain_t, axis=(0, 1)), xp.sum(g_bias_t, axis=(0, 1))  # (D,)
+    g_gain, g_bias = token_sum(g_gain_t), token_sum(g_bias_t)  # (D,)
     g_eta_gain, g_eta_bias = -xp.sum(g_gain_t * res.dgain), -xp.sum(g_bias_t * res.dbias)  # ()
     g_sums = (-eta.gain * g_gain_t, -eta.bias * g_bias_t)  # (B,T,D)
     g_dgain, g_dbias, g_keep3, g_state3 = past_sums_bwd(*g_sums, g_state3, res.sums)  # (B,T,D)
@@ -296,7 +297,7 @@ def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParamete
     With ``first_order`` the memory's values count as constants. Sweep 5 hands nothing on, and
     sweep 6 begins with the keys, at a; what lies above gets None.
     """
-    xp = namespace(*g_memory)
+    namespace(*g_memory)
     if res.first_order:
         g_h = g_memory.h + squared_relu_bwd(g_memory.a, res.act)  # (B,T,F)
         g_x, g_W1, g_b1 = dense_bwd(g_h, res.dense1)  # (B,T,I)
@@ -316,7 +317,7 @@ def write_bwd(g_memory: Memory, res: WriteResidual) -> tuple[Array, SlowParamete
     # sweep 1: h = x W1 + b1
     g_x, g_W1, g_b1 = dense_bwd(g_memory.h + five.h + g_h, res.dense1)  # (B,T,I)
     g_x = g_x + g_z if res.residual else g_x  # (B,T,I)
-    g_gain, g_bias = xp.sum(g_gain + five.gain, axis=(0, 1)), xp.sum(g_bias, axis=(0, 1))  # (D,)
+    g_gain, g_bias = token_sum(g_gain + five.gain), token_sum(g_bias)  # (D,)
     g_slow = (g_W1, g_b1, g_W2 + five.W2, g_b2, g_gain, g_bias, g_U + five.U, g_c)
     return g_x + g_memory.x, SlowParameters(*g_slow)
 

@@ -80,7 +80,7 @@ def evaluation(config: Config, window: int, itemsize: int = 4) -> Bytes:
     chunk = min(config.chunk or window, window)
     layer = 23 * d + 3 * config.heads * min(BLOCK, window)
     caches = 4 * d * config.layers  # keys, and the values with all that they are a view of
-    block = 3 * f + 4 * d + 5 * v  # in the slow cross-entropy
+    block = 3 * f + 4 * d + 3 * v  # in the slow cross-entropy
     if config.fast:  # or at the end of the read, which keeps its queries and keys
         block = max(block, 9 * f + 14 * d + v + 3 * chunk)
     # of a fast model the states: one per chunk, the one that comes in and two on the way

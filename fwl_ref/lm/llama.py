@@ -23,7 +23,7 @@ from ..ops.attention import (
 from ..ops.dense import DenseResidual, dense_bwd, dense_fwd
 from ..ops.embedding import EmbeddingResidual, embedding_bwd, embedding_fwd
 from ..ops.rmsnorm import RmsNormResidual, rmsnorm_bwd, rmsnorm_fwd
-from ..ops.rotary import PAIRS, RotaryResidual, rotary_bwd, rotary_fwd
+from ..ops.rotary import PAIRS, RotaryResidual, rotary_bwd, rotary_fwd, rotated
 from ..ops.swiglu import SwigluResidual, swiglu_bwd, swiglu_fwd
 from ..tree import leaves
 from .heads import merge_heads, split_heads
@@ -83,8 +83,7 @@ class LlamaLayerResidual(NamedTuple):
     w_q: DenseResidual
     w_k: DenseResidual
     w_v: DenseResidual
-    rotary_q: RotaryResidual
-    rotary_k: RotaryResidual
+    rotary: RotaryResidual  # of queries and keys
     attention: GroupedAttentionResidual
     w_o: DenseResidual
     norm2: RmsNormResidual
@@ -166,8 +165,8 @@ def layer_fwd(
     k, w_k = dense_fwd(y, p.W_k, None)  # (B,T,GK)
     v, w_v = dense_fwd(y, p.W_v, None)  # (B,T,GK)
     turn = (start, config.base, config.pairs, config.factors)
-    q, rotary_q = rotary_fwd(split_heads(q, config.heads), *turn)  # (B,H,T,K)
-    k, rotary_k = rotary_fwd(split_heads(k, config.groups), *turn)  # (B,G,T,K)
+    q, rotary = rotary_fwd(split_heads(q, config.heads), *turn)  # (B,H,T,K)
+    k = rotated(split_heads(k, config.groups), rotary)  # (B,G,T,K)
     v = split_heads(v, config.groups)  # (B,G,T,K)
     if cache is not None:
         k, v = xp.concat([cache.k, k], axis=2), xp.concat([cache.v, v], axis=2)  # (B,G,P+T,K)
@@ -180,7 +179,7 @@ def layer_fwd(
     y, swiglu = swiglu_fwd(gate, up)  # (B,T,F)
     y, w_down = dense_fwd(y, p.W_down, None)  # (B,T,D)
     res = LlamaLayerResidual(
-        norm1, w_q, w_k, w_v, rotary_q, rotary_k, attention, w_o,
+        norm1, w_q, w_k, w_v, rotary, attention, w_o,
         norm2, w_gate, w_up, swiglu, w_down,
     )  # fmt: skip
     return (x + y, KeyValues(k, v)), res
@@ -204,8 +203,8 @@ def layer_bwd(dx: Array, res: LlamaLayerResidual) -> tuple[Array, LlamaLayer]:
     )  # (B,H,T,K), 2 (B,G,P+T,K)
     cached = dk.shape[2] - length
     # forward: q, k = rotary(q), rotary(k)
-    dq = rotary_bwd(dq, res.rotary_q)  # (B,H,T,K)
-    dk = rotary_bwd(dk[:, :, cached:, :], res.rotary_k)  # (B,G,T,K)
+    dq = rotary_bwd(dq, res.rotary)  # (B,H,T,K)
+    dk = rotary_bwd(dk[:, :, cached:, :], res.rotary)  # (B,G,T,K)
     # forward: q, k, v = RMS(x) W_q, RMS(x) W_k, RMS(x) W_v
     dy, dW_q, _ = dense_bwd(merge_heads(dq), res.w_q)  # (B,T,D)
     dy_k, dW_k, _ = dense_bwd(merge_heads(dk), res.w_k)  # (B,T,D)

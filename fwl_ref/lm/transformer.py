@@ -17,7 +17,7 @@ from ..ops.attention import AttentionResidual, attention_bwd, attention_fwd
 from ..ops.dense import DenseResidual, dense_bwd, dense_fwd
 from ..ops.gelu import GeluResidual, gelu_bwd, gelu_fwd
 from ..ops.layernorm import LayerNormResidual, layernorm_bwd, layernorm_fwd
-from ..ops.rotary import RotaryResidual, rotary_bwd, rotary_fwd
+from ..ops.rotary import RotaryResidual, rotary_bwd, rotary_fwd, rotated
 from .heads import merge_heads, split_heads, split_qkv
 
 EPS = 1e-5  # of the trunk's LayerNorms
@@ -52,8 +52,7 @@ class KeyValues(NamedTuple):
 class LayerResidual(NamedTuple):
     norm1: LayerNormResidual
     qkv: DenseResidual
-    rotary_q: RotaryResidual
-    rotary_k: RotaryResidual
+    rotary: RotaryResidual  # of queries and keys
     attention: AttentionResidual
     o: DenseResidual
     norm2: LayerNormResidual
@@ -76,8 +75,8 @@ def layer_fwd(
     y, norm1 = layernorm_fwd(x, p.gain1, p.bias1, EPS)  # (B,T,D)
     y, qkv = dense_fwd(y, p.W_qkv, p.b_qkv)  # (B,T,3D)
     q, k, v = split_qkv(y, heads)  # (B,H,T,K)
-    q, rotary_q = rotary_fwd(q, start)  # (B,H,T,K)
-    k, rotary_k = rotary_fwd(k, start)  # (B,H,T,K)
+    q, rotary = rotary_fwd(q, start)  # (B,H,T,K)
+    k = rotated(k, rotary)  # (B,H,T,K)
     if cache is not None:
         k, v = xp.concat([cache.k, k], axis=2), xp.concat([cache.v, v], axis=2)  # (B,H,P+T,K)
     y, attention = attention_fwd(q, k, v, window, few)  # (B,H,T,K)
@@ -88,7 +87,7 @@ def layer_fwd(
     y, gelu = gelu_fwd(y)  # (B,T,4D)
     y, w_out = dense_fwd(y, p.W_out, p.b_out)  # (B,T,D)
     return (x + y, KeyValues(k, v)), LayerResidual(
-        norm1, qkv, rotary_q, rotary_k, attention, o, norm2, w_in, gelu, w_out
+        norm1, qkv, rotary, attention, o, norm2, w_in, gelu, w_out
     )
 
 
@@ -110,8 +109,8 @@ def layer_bwd(dx: Array, res: LayerResidual) -> tuple[Array, LayerParameters]:
     )  # (B,H,T,K), twice (B,H,P+T,K)
     cached = dk.shape[2] - length
     # forward: q, k = rotary(q), rotary(k)
-    dq = rotary_bwd(dq, res.rotary_q)  # (B,H,T,K)
-    dk = rotary_bwd(dk[:, :, cached:, :], res.rotary_k)  # (B,H,T,K)
+    dq = rotary_bwd(dq, res.rotary)  # (B,H,T,K)
+    dk = rotary_bwd(dk[:, :, cached:, :], res.rotary)  # (B,H,T,K)
     # forward: q, k, v = split(LN(x) W_qkv + b_qkv)
     dy = xp.concat(
         [merge_heads(dq), merge_heads(dk), merge_heads(dv[:, :, cached:, :])], axis=-1

@@ -10,6 +10,8 @@ tokens after it. The recurrent forms, which see one token at a time, spoil the s
 
 from __future__ import annotations
 
+import math
+
 from ..backend import Array, device, is_host, namespace
 
 BLOCK = 128  # tokens: of a product with a triangle, the blocks that are all 0 are not formed
@@ -37,15 +39,34 @@ def check_integers(a: Array, what: str) -> None:
 
 def sum_to(x: Array, target: Array) -> Array:
     """Sum the leading axes of x (...,D) away if ``target`` is (D): the adjoint of broadcasting."""
-    extra = x.ndim - target.ndim
-    return namespace(x).sum(x, axis=tuple(range(extra))) if extra else x
+    return x if x.ndim == target.ndim else token_sum(x)
+
+
+def flat(x: Array) -> Array:
+    """(...,D)->(N,D)   all tokens in a row"""
+    return namespace(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+def token_sum(x: Array) -> Array:
+    """(...,D)->(D,)   a product with ones takes half the time of ``xp.sum``"""
+    xp, rows = namespace(x), flat(x)  # (N,D)
+    return xp.matmul(xp.ones((1, rows.shape[0]), dtype=x.dtype, device=device(x)), rows)[0, :]
+
+
+def row_sum(x: Array) -> Array:
+    """(...,D)->(...,1)   dot products with ones take a third of the time of ``xp.sum``
+
+    A matrix product with ones would be faster still, but rounds a row as its neighbours allow: then
+    a text read beside others is not the same text to the bit.
+    """
+    xp = namespace(x)
+    ones = xp.ones((x.shape[-1],), dtype=x.dtype, device=device(x))  # (D,)
+    return xp.vecdot(ones, x)[..., None]  # ones first: the first one is conjugated
 
 
 def row_mean(x: Array) -> Array:
-    """(...,D)->(...,1)   dot products with ones take a third of the time of ``xp.mean``"""
-    xp = namespace(x)
-    ones = xp.ones((x.shape[-1],), dtype=x.dtype, device=device(x))  # (D,)
-    return xp.vecdot(ones, x)[..., None] / x.shape[-1]  # ones first: the first one is conjugated
+    """(...,D)->(...,1)"""
+    return row_sum(x) / x.shape[-1]
 
 
 def before(length: int, like: Array, own: bool = False) -> Array:

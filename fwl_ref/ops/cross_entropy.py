@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..backend import Array, as_index, device, namespace
-from .common import check_integers
+from ..backend import Array, as_index, device, namespace, overwritten
+from .common import check_integers, row_sum
 
 
 class CrossEntropyResidual(NamedTuple):
@@ -26,11 +26,11 @@ def cross_entropy_fwd(logits: Array, labels: Array) -> tuple[Array, CrossEntropy
     xp = namespace(logits)
     labels = xp.astype(labels, xp.int64)[..., None]  # (...,1)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)  # (...,V)
-    p = xp.exp(shifted)  # (...,V)
-    total = xp.sum(p, axis=-1, keepdims=True)  # (...,1)
+    picked = xp.take_along_axis(shifted, as_index(labels), axis=-1)  # (...,1)
+    p = overwritten(xp.exp, shifted)  # (...,V)
+    total = row_sum(p)  # (...,1)
     p /= total
     index = xp.arange(logits.shape[-1], dtype=xp.int64, device=device(labels))  # (V,)
-    picked = xp.take_along_axis(shifted, as_index(labels), axis=-1)  # (...,1)
     return (xp.log(total) - picked)[..., 0], CrossEntropyResidual(p, index == labels)
 
 

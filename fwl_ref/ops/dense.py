@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..backend import Array, namespace
+from .common import flat, token_sum
 
 
 class DenseResidual(NamedTuple):
@@ -21,7 +22,7 @@ class DenseResidual(NamedTuple):
 def dense_fwd(x: Array, w: Array, b: Array | None) -> tuple[Array, DenseResidual]:
     """(...,D),(D,F),(F)->(...,F)   y = x w + b; ``None`` = no bias   (D.1)"""
     xp = namespace(x, w, b)
-    y = xp.matmul(_flat(x), w)  # (N,F), one product for all tokens
+    y = xp.matmul(flat(x), w)  # (N,F), one product for all tokens
     if b is not None:
         y += b
     y = xp.reshape(y, (*x.shape[:-1], w.shape[1]))  # (...,F)
@@ -31,7 +32,7 @@ def dense_fwd(x: Array, w: Array, b: Array | None) -> tuple[Array, DenseResidual
 def dense_dx(dy: Array, res: DenseResidual) -> Array:
     """The input half of the adjoint, dx = dy w^T: all that the slow pass ever forms.   (D.2)"""
     xp = namespace(dy, res.w)
-    dx = xp.matmul(_flat(dy), xp.matrix_transpose(res.w))  # (N,D)
+    dx = xp.matmul(flat(dy), xp.matrix_transpose(res.w))  # (N,D)
     return xp.reshape(dx, res.x.shape)  # (...,D)
 
 
@@ -40,8 +41,8 @@ def dense_bwd(dy: Array, res: DenseResidual) -> tuple[Array, Array, Array | None
     xp = namespace(dy, res.w)
     # forward: y = x w + b
     dx = dense_dx(dy, res)  # (...,D)
-    dw = xp.matmul(xp.matrix_transpose(_flat(res.x)), _flat(dy))  # (D,F)
-    db = xp.sum(_flat(dy), axis=0) if res.biased else None  # (F,)
+    dw = xp.matmul(xp.matrix_transpose(flat(res.x)), flat(dy))  # (D,F)
+    db = token_sum(dy) if res.biased else None  # (F,)
     return dx, dw, db
 
 
@@ -51,22 +52,14 @@ def dense_bwd_bwd(
     """Adjoint of dense_bwd as a function of (dy, x, w, b); ``None`` = zero everywhere.   (D.3)"""
     xp = namespace(g_dx, dy)
     # backward: dx = dy w^T
-    g_dy = xp.reshape(xp.matmul(_flat(g_dx), res.w), dy.shape)  # (...,F)
-    g_w = xp.matmul(xp.matrix_transpose(_flat(g_dx)), _flat(dy))  # (D,F)
+    g_dy = xp.reshape(xp.matmul(flat(g_dx), res.w), dy.shape)  # (...,F)
+    g_w = xp.matmul(xp.matrix_transpose(flat(g_dx)), flat(dy))  # (D,F)
     g_x = None  # dx does not depend on x
     # backward: dw = x^T dy
     if g_dw is not None:
-        g_dy = g_dy + xp.reshape(xp.matmul(_flat(res.x), g_dw), dy.shape)  # (...,F)
-        g_x = xp.reshape(xp.matmul(_flat(dy), xp.matrix_transpose(g_dw)), res.x.shape)  # (...,D)
+        g_dy = g_dy + xp.reshape(xp.matmul(flat(res.x), g_dw), dy.shape)  # (...,F)
+        g_x = xp.reshape(xp.matmul(flat(dy), xp.matrix_transpose(g_dw)), res.x.shape)  # (...,D)
     # backward: db = sum dy
     if g_db is not None:
         g_dy = g_dy + g_db  # (...,F)
     return g_dy, g_x, g_w, None  # b does not enter the backward pass
-
-
-def _flat(x: Array) -> Array:
-    """(...,D)->(N,D)"""
-    count = 1
-    for n in x.shape[:-1]:
-        count *= n
-    return namespace(x).reshape(x, (count, x.shape[-1]))

@@ -17,8 +17,8 @@ PAIRS = ("halves", "interleaved")  # the partner of channel i: i + K/2, or its n
 
 
 class RotaryResidual(NamedTuple):
-    cos: Array  # (T,K/2)
-    sin: Array  # (T,K/2)
+    cos: Array  # (T,K) of every channel's angle
+    sin: Array  # (T,K) with the sign that its partner takes: -sin for a, sin for b
     pairs: str
 
 
@@ -53,8 +53,16 @@ def rotary_fwd(
         frequency = frequency / xp.asarray(factors, dtype=x.dtype, device=device(x))  # (K/2,)
     position = xp.arange(start, start + length, dtype=x.dtype, device=device(x))  # (T,)
     angle = position[:, None] * frequency[None, :]  # (T,K/2)
-    res = RotaryResidual(xp.cos(angle), xp.sin(angle), pairs)
-    return _rotate(x, res.cos, res.sin, pairs), res
+    cos, sin = xp.cos(angle), xp.sin(angle)  # (T,K/2)
+    res = RotaryResidual(_paired(cos, cos, pairs), _paired(-sin, sin, pairs), pairs)
+    return rotated(x, res), res
+
+
+def rotated(x: Array, res: RotaryResidual) -> Array:
+    """(...,T,K)->(...,T,K)   rotary_fwd at the positions of another array: keys turn as queries do,
+    by angles that are there   (P.1)
+    """
+    return _rotate(x, res.cos, res.sin, res.pairs)
 
 
 def rotary_bwd(dy: Array, res: RotaryResidual) -> Array:
@@ -63,7 +71,7 @@ def rotary_bwd(dy: Array, res: RotaryResidual) -> Array:
 
 
 def _rotate(x: Array, cos: Array, sin: Array, pairs: str) -> Array:
-    """(...,T,K),(T,K/2),(T,K/2)->(...,T,K)   (a, b) becomes (a cos - b sin, b cos + a sin)
+    """(...,T,K),(T,K),(T,K)->(...,T,K)   (a, b) becomes (a cos - b sin, b cos + a sin)
 
     Written for whole rows, y = partner(x) (-sin, sin) + x (cos, cos), it takes a third of the time
     that it takes for a and b apart: rows of half a head are short.
@@ -73,8 +81,8 @@ def _rotate(x: Array, cos: Array, sin: Array, pairs: str) -> Array:
     halves = pairs == "halves"
     a, b = (x[..., :half], x[..., half:]) if halves else (x[..., 0::2], x[..., 1::2])  # (...,T,K/2)
     y = _paired(b, a, pairs)  # (...,T,K) every channel's partner
-    y *= _paired(-sin, sin, pairs)
-    y += x * _paired(cos, cos, pairs)
+    y *= sin
+    y += x * cos
     return y
 
 

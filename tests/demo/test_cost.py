@@ -34,7 +34,8 @@ def count(way, length, seed=0):
     def watched(a, b):
         out = matmul(a, b)
         assert a.ndim >= 2 and b.ndim >= 2, "a product of vectors is not foreseen here"
-        counted.append(int(out.size) * a.shape[-1])
+        total = a.ndim == 2 and len(a) == 1 and np.all(a == 1)  # of all tokens
+        counted.append(0 if total else int(out.size) * a.shape[-1])
         return out
 
     def summed(ones, a):
