@@ -23,8 +23,8 @@ Tree: TypeAlias = Any
 
 __all__ = [
     "Array", "Tree", "host", "namespace", "library", "device", "as_index", "is_host", "to_numpy",
-    "from_dlpack", "like", "as_dtype", "written_to", "overwritten", "BACKENDS", "BackendError",
-    "backend_target", "backend_versions", "use_device", "wait", "waiting_refused", "peak_bytes",
+    "from_dlpack", "like", "as_dtype", "written_to", "product_to", "overwritten", "BACKENDS",
+    "BackendError", "backend_target", "backend_versions", "use_device", "wait", "waiting_refused", "peak_bytes",
 ]  # fmt: skip
 
 _PLAIN = {host.ndarray, host.float32, host.float64}  # what an operation on the host returns
@@ -168,6 +168,14 @@ def written_to(a: Array, where: Any, values: Array, add: bool = False) -> Array:
     else:
         a[where] = values
     return a
+
+
+def product_to(out: Array, where: Any, a: Array, b: Array) -> Array:
+    """``written_to(out, where, a b)``; on the host the product is formed at its place."""
+    if is_host(out):
+        host_namespace.matmul(a, b, out=out[where])
+        return out
+    return written_to(out, where, namespace(a, b).matmul(a, b))
 
 
 def overwritten(f: Callable[..., Array], x: Array) -> Array:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from ..backend import Array, device, is_host, namespace
+from ..backend import Array, device, is_host, namespace, product_to, written_to
 
 BLOCK = 128  # tokens: of a product with a triangle, the blocks that are all 0 are not formed
 
@@ -84,14 +84,16 @@ def masked(scores: Array, mask: Array) -> Array:
 def causal_scores(q: Array, k: Array, own: bool = False) -> Array:
     """(B,L,K),(B,L,K)->(B,L,L)   q_t . k_s over the past s < t, else 0; with ``own``, s <= t"""
     xp = namespace(q, k)
-    rows = []
+    every = slice(None)
+    scores = xp.empty((*q.shape[:2], k.shape[1]), dtype=q.dtype, device=device(q))  # (B,L,L)
     for part in chunk_slices(q.shape[1], BLOCK):
-        row = xp.matmul(q[:, part, :], xp.matrix_transpose(k[:, : part.stop, :]))  # (B,R,C)
-        last, future = row[:, :, part.start :], k.shape[1] - part.stop
-        last = masked(last, before(last.shape[1], last, own))  # (B,R,R) the rest is all past
-        zeros = xp.zeros((*last.shape[:2], future), dtype=row.dtype, device=device(row))
-        rows.append(xp.concat([row[:, :, : part.start], last, zeros], axis=2))  # (B,R,L)
-    return in_a_row(rows)
+        past, here = (every, part, slice(0, part.stop)), (every, part, part)
+        turned = xp.matrix_transpose(k[:, : part.stop, :])  # (B,K,C)
+        scores = product_to(scores, past, q[:, part, :], turned)
+        last = masked(scores[here], before(part.stop - part.start, q, own))  # (B,R,R)
+        scores = written_to(scores, here, last)  # the rest of what is formed is all past
+        scores = written_to(scores, (every, part, slice(part.stop, None)), 0)
+    return scores
 
 
 def causal_product(scores: Array, v: Array, own: bool = False) -> Array:
@@ -131,15 +133,19 @@ def in_a_row(parts: list[Array]) -> Array:
 def _sum_of_past(scores: Array, v: Array) -> Array:
     """(B,L,L),(B,L,E)->(B,L,E)   scores v"""
     xp = namespace(scores, v)
-    parts = chunk_slices(v.shape[1], BLOCK)
-    return in_a_row([xp.matmul(scores[:, p, : p.stop], v[:, : p.stop, :]) for p in parts])
+    out, every = xp.empty_like(v), slice(None)
+    for p in chunk_slices(v.shape[1], BLOCK):
+        out = product_to(out, (every, p, every), scores[:, p, : p.stop], v[:, : p.stop, :])
+    return out
 
 
 def _sum_of_future(scores: Array, v: Array) -> Array:
     """(B,L,L),(B,L,E)->(B,L,E)   scores^T v"""
     xp = namespace(scores, v)
-    turned, parts = xp.matrix_transpose(scores), chunk_slices(v.shape[1], BLOCK)
-    return in_a_row([xp.matmul(turned[:, p, p.start :], v[:, p.start :, :]) for p in parts])
+    turned, out, every = xp.matrix_transpose(scores), xp.empty_like(v), slice(None)
+    for p in chunk_slices(v.shape[1], BLOCK):
+        out = product_to(out, (every, p, every), turned[:, p, p.start :], v[:, p.start :, :])
+    return out
 
 
 def plainly_finite(v: Array) -> bool:
@@ -150,7 +156,7 @@ def plainly_finite(v: Array) -> bool:
     xp = namespace(v)
     if 0 in v.shape:
         return True
-    return is_host(v) and bool(xp.isfinite(xp.max(v)) & xp.isfinite(xp.min(v)))
+    return is_host(v) and bool(xp.all(xp.isfinite(v)))
 
 
 def screened(v: Array) -> tuple[Array, Array]:
