@@ -23,8 +23,9 @@ Tree: TypeAlias = Any
 
 __all__ = [
     "Array", "Tree", "host", "namespace", "library", "device", "as_index", "is_host", "to_numpy",
-    "from_dlpack", "like", "as_dtype", "written_to", "product_to", "overwritten", "BACKENDS",
-    "BackendError", "backend_target", "backend_versions", "use_device", "wait", "waiting_refused", "peak_bytes",
+    "from_dlpack", "like", "as_dtype", "written_to", "product_to", "overwritten",
+    "BACKENDS", "BackendError", "backend_target", "backend_versions", "use_device", "wait",
+    "waiting_refused", "peak_bytes",
 ]  # fmt: skip
 
 _PLAIN = {host.ndarray, host.float32, host.float64}  # what an operation on the host returns
