@@ -31,7 +31,9 @@ from fwl_ref.backend import (
     is_host,
     like,
     namespace,
+    overwritten,
     peak_bytes,
+    product_to,
     to_numpy,
     wait,
     waiting_refused,
@@ -127,6 +129,21 @@ def test_as_dtype_keeps_library_and_device() -> None:
     assert as_dtype(x, "float32").dtype == array_api_strict.float32
     assert as_dtype(x, "float32").device == DEVICES[1]
     assert as_dtype(np.ones(2), "float32").dtype == np.float32
+
+
+@pytest.mark.parametrize("xp", [np, array_api_strict])
+def test_products_and_functions_of_entries_find_their_places(xp: ModuleType) -> None:
+    """``product_to`` changes the rows that it is told and no others, ``overwritten`` is the function; on the host both in place."""
+    out, a, b = xp.zeros((2, 4, 3)), xp.ones((2, 2, 5)), xp.ones((2, 5, 3))
+    rows = (slice(None), slice(1, 3), slice(None))
+    found = to_numpy(product_to(out, rows, a, b))
+    assert (found[rows] == 5).all() and found.sum() == 5 * 12
+    x = xp.asarray([0.0, 1.0])
+    y = overwritten(xp.exp, x)
+    assert_bitwise(to_numpy(y), np.exp([0.0, 1.0]))
+    assert (y is x) == (xp is np)
+    assert np.shares_memory(found, to_numpy(out))
+    assert overwritten(np.exp, np.float64(0.0)) == 1  # no array, no memory to write to
 
 
 def test_versions_name_python_and_numpy() -> None:

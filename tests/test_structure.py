@@ -164,7 +164,7 @@ def test_an_op_imports_nothing_but_the_backend_and_what_ops_share(name: str) -> 
     assert {"backend"} <= inner_imports(name) <= {"backend", "ops.common"}
     assert inner_imports("ops.common") == {"backend"}
     taken = {n for module, names in imports(name) if module == "fwl_ref.backend" for n in names}
-    allowed = {"Array", "namespace", "is_host", "device", "as_index", "written_to"}
+    allowed = {"Array", "namespace", "is_host", "device", "as_index", "written_to", "product_to", "overwritten"}
     assert {"Array", "namespace"} <= taken <= allowed, f"{name} takes {taken}"
 
 

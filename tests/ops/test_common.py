@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fwl_ref.ops import common
-from fwl_ref.ops.common import anticausal_product, before, causal_product, causal_scores, chunk_slices, in_a_row, masked, row_mean
+from fwl_ref.ops.common import (
+    anticausal_product,
+    before,
+    causal_product,
+    causal_scores,
+    chunk_slices,
+    in_a_row,
+    masked,
+    row_mean,
+    row_sum,
+    sum_to,
+    token_sum,
+)
 from fwl_ref.ops.linear_attention import (
     linear_attention_chunked_bwd,
     linear_attention_chunked_fwd,
@@ -124,6 +136,27 @@ def test_the_mean_of_a_row_is_the_mean(width: int, seed: int) -> None:
     x = generator(seed)(2, 3, width) + 1j * generator(seed + 1)(2, 3, width)
     assert_close(row_mean(x.real), np.mean(x.real, axis=-1, keepdims=True), scale=1.0)
     assert_close(row_mean(x).imag, np.mean(x, axis=-1, keepdims=True).imag, scale=1.0)
+
+
+@given(shape=st.lists(st.integers(0, 4), min_size=2, max_size=4), seed=seeds)
+def test_sums_of_rows_and_of_tokens_are_sums(shape: list[int], seed: int) -> None:
+    """Of arrays with any number of axes, empty ones among them; what is as large as its target is left as it is."""
+    x = generator(seed)(*shape)
+    assert_close(row_sum(x), np.sum(x, axis=-1, keepdims=True), scale=1.0)
+    tokens = np.sum(x, axis=tuple(range(x.ndim - 1)))
+    assert_close(token_sum(x), tokens, scale=1.0)
+    assert_close(sum_to(x, x[(0,) * (x.ndim - 1)] if x.size else np.zeros(shape[-1])), tokens, scale=1.0)
+    assert sum_to(x, x) is x
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_row_has_one_sum_whatever_stands_beside_it(dtype: str) -> None:
+    """To the bit: so a text has the same losses alone and beside others."""
+    x = generator(4)(24, 129).astype(dtype)
+    whole = row_sum(x)
+    for start in range(24):
+        assert_bitwise(row_sum(x[start:]), whole[start:])
+        assert_bitwise(row_sum(x[: start + 1]), whole[: start + 1])
 
 
 @pytest.mark.parametrize(("dtype", "size", "width"), [HALF, ("float32", 1e36, 400), ("float64", 1e307, 50)])
