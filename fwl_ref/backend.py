@@ -173,10 +173,11 @@ def written_to(a: Array, where: Any, values: Array, add: bool = False) -> Array:
 
 def product_to(out: Array, where: Any, a: Array, b: Array) -> Array:
     """``written_to(out, where, a b)``; on the host the product is formed at its place."""
+    xp = namespace(a, b)
     if is_host(out):
-        host_namespace.matmul(a, b, out=out[where])
+        xp.matmul(a, b, out=out[where])
         return out
-    return written_to(out, where, namespace(a, b).matmul(a, b))
+    return written_to(out, where, xp.matmul(a, b))
 
 
 def overwritten(f: Callable[..., Array], x: Array) -> Array:

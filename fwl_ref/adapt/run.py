@@ -39,7 +39,7 @@ from .plan import BOTH, CACHE, CARRIED, PLAIN, RESET, SAFE_ALL, chosen, plan, ta
 from .rows import Row, load_row, save_row
 from .settings import Settings, check_settings, need
 from .store import Store, held
-from .study import Study, documents_of, measure, training_pieces
+from .study import Study, documents_of
 from .trunk import Model, features, model_on, plain_losses
 
 VERSION = 2  # of what the rows mean: another one makes all rows anew
@@ -93,19 +93,15 @@ def _run(
     model = model_on(parameters, found.config, settings.at_once, settings.block)
     for text in texts:
         print(summary(text), flush=True)
-    validation, test = documents_of(texts, "validation"), documents_of(texts, "test")
-    print(_statement(model, texts, settings, store), flush=True)
-    pieces = training_pieces(model, store, texts, settings)
-    facts = measure(model, pieces, settings)
+    train, validation, test = (documents_of(texts, part) for part in PARTS)
     key = run_key(store.model, texts, settings, backend)
-    study = Study(
-        model, settings, store, out, key, validation, test, pieces, facts, {}
-    )  # fmt: skip
+    study = Study(model, settings, store, out, key, train, validation, test, {})
+    steps = plan(study)
+    wanted = chosen(steps, only)
+    print(_statement(model, texts, settings, store), flush=True)
     rows: dict[str, Row] = {}
     failures: dict[str, str] = {}
     began = time.monotonic()
-    steps = plan(study)
-    wanted = chosen(steps, only)
     for number, step in enumerate(steps):
         row = load_row(out / "rows", key, step.name)
         if row is None and step.name not in wanted:

@@ -24,7 +24,7 @@ VALUE_RIDGE = 1e-2  # gradients vary very unevenly: rare directions are not to b
 
 
 class Document(NamedTuple):
-    """A document to tune by or to test on."""
+    """A document of one of the texts."""
 
     source: str
     tokens: Tokens
@@ -38,11 +38,26 @@ class Study(NamedTuple):
     store: Store
     folder: Path  # of the results
     key: str  # names the run: model, text, settings and backend
+    train: tuple[Document, ...]
     validation: tuple[Document, ...]
     test: tuple[Document, ...]
-    pieces: tuple[Piece, ...]  # training text with its features, on the host
-    facts: Facts
     memo: dict[Any, Any]
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Training text with its features, on the host; computed when a row first asks."""
+        if "pieces" not in self.memo:
+            self.memo["pieces"] = training_pieces(self)
+        found: tuple[Piece, ...] = self.memo["pieces"]
+        return found
+
+    @property
+    def facts(self) -> Facts:
+        """Of these pieces."""
+        if "facts" not in self.memo:
+            self.memo["facts"] = measure(self.model, self.pieces, self.settings)
+        found: Facts = self.memo["facts"]
+        return found
 
 
 class Facts(NamedTuple):
@@ -57,19 +72,16 @@ class Facts(NamedTuple):
 
 
 def documents_of(texts: Sequence[Texts], part: str) -> tuple[Document, ...]:
-    """Validation or test documents of all texts, one text after the other."""
+    """Documents of all texts to train on, to tune by or to test on, one text after the other."""
     return tuple(Document(t.name, tokens) for t in texts for tokens in getattr(t, part))
 
 
-def training_pieces(
-    model: Model, store: Store, texts: Sequence[Texts], settings: Settings
-) -> tuple[Piece, ...]:
+def training_pieces(study: Study) -> tuple[Piece, ...]:
     """Features of the training documents in float16, from the store or through the trunk."""
-    pieces = []
-    tokens = [t for text in texts for t in text.train]
-    for t in Bar(tokens, desc="features of training text", unit="document", leave=False):
-        compute = partial(_features_home, model, t.ids, settings.window)
-        pieces.append(Piece(stored(store, t, settings.window, "float16", compute), t.ids))
+    pieces, window = [], study.settings.window
+    for _, t in Bar(study.train, desc="features of training text", unit="document", leave=False):
+        compute = partial(_features_home, study.model, t.ids, window)
+        pieces.append(Piece(stored(study.store, t, window, "float16", compute), t.ids))
     return tuple(pieces)
 
 

@@ -52,10 +52,11 @@ def attention_fwd(
         read = xp.matmul(p, v[:, :, cols, :]) / total  # (B,H,R,K)
         out = written_to(out, (..., rows, slice(None)), read)  # (B,H,T,K)
         lses.append(top + xp.log(total))  # (B,H,R,1)
-        keep = p.shape[3] <= few
-        if keep:
+        if p.shape[3] <= few:
             p /= total
-        kept.append(p if keep else None)  # (B,H,R,C)
+            kept.append(p)  # (B,H,R,C)
+        else:
+            kept.append(None)
     return out, AttentionResidual(q, k, v, out, xp.concat(lses, axis=2), window, tuple(kept))
 
 

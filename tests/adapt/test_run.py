@@ -15,7 +15,7 @@ import pytest
 
 from fwl_ref import __main__ as program
 from fwl_ref.adapt import command, learn, past, plan, run, settings, study, table, ways_cache, ways_descent, ways_refreshed, ways_untrained
-from fwl_ref.adapt.documents import Texts, Tokens, load_texts
+from fwl_ref.adapt.documents import PARTS, Texts, Tokens, load_texts
 from fwl_ref.adapt.refreshed import refreshed_losses
 from fwl_ref.adapt.rows import Row, load_row, row_file, save_row
 from fwl_ref.adapt.store import Store
@@ -95,10 +95,9 @@ def test_rows_of_true_gradients_are_what_they_say(done: Any) -> None:
     folder, texts, out = done
     model, s = model_on(parameters(), CONFIG, 32, 10), TINY
     store = Store(folder / "features", "m", 10**8)
-    pieces = study.training_pieces(model, store, texts, s)
-    facts = study.measure(model, pieces, s)
-    test = study.documents_of(texts, "test")
-    found = Study(model, s, store, out, "", study.documents_of(texts, "validation"), test, pieces, facts, {})
+    train, validation, test = (study.documents_of(texts, part) for part in PARTS)
+    found = Study(model, s, store, out, "", train, validation, test, {})
+    pieces, facts = found.pieces, found.facts
     rows, chosen = losses_in(out), json.loads((out / "results.json").read_text())["chosen"]
 
     def again(name: str, window: int, key: Any, first: FastMatrix, U: np.ndarray, values: Any) -> np.ndarray:
@@ -147,10 +146,9 @@ def test_training_through_true_gradients_begins_at_the_row_where_nothing_is_trai
     """The first training loss is what that layer, its bias a little fast, has on the first batch; N: not with values as they are."""
     folder, texts, _ = done
     model, s = model_on(parameters(), CONFIG, 32, 10), TINY._replace(refresh=6)
-    pieces = study.training_pieces(model, Store(folder / "features", "m", 10**8), texts, s)
-    facts = study.measure(model, pieces, s)
-    validation = study.documents_of(texts, "validation")
-    own = Study(model, s, Store(None, "m", 0), tmp_path, "", validation, (), pieces, facts, {})
+    train, validation = (study.documents_of(texts, part) for part in PARTS[:2])
+    own = Study(model, s, Store(None, "m", 0), tmp_path, "", train, validation, (), {})
+    pieces, facts = own.pieces, own.facts
     row = Row("", (), (), {"step": 1.0, "decay": 0.01}, s.window, 0.0, 0.0, 0)
     progress, layer = ways_refreshed.trained_through(own, row)
     x, labels, weights = learn.draw(pieces, s.batch, s.train_length, s.seed, 0)
@@ -176,7 +174,7 @@ def test_readings_of_longer_windows_are_kept_one_at_a_time(done: Any) -> None:
     model = model_on(parameters(), CONFIG, 32, 10)
     test = study.documents_of(texts, "test")
     for store in (Store(None, "m", 0), Store(folder / "features", "m", 10**8)):
-        found = Study(model, TINY, store, out, "", (), test, (), None, {"theta": 1.0})  # type: ignore[arg-type]
+        found = Study(model, TINY, store, out, "", (), (), test, {"theta": 1.0})
         for window in (TINY.window, 32, 48):
             for document in test:
                 x = study.read_at(found, document, window).x.astype("float32")
@@ -262,6 +260,22 @@ def test_a_text_that_nothing_is_trained_on(done: Any, tmp_path: Path) -> None:
         run.run(pretrained(), given, TINY, store, there, "numpy", ("cash",))
 
 
+def test_training_text_is_read_when_a_row_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for the model as it is and the cache; and a word that no row has is refused before anything is computed."""
+    asked: list[str] = []
+    real = study.training_pieces
+    monkeypatch.setattr(study, "training_pieces", lambda s: asked.append("training text") or real(s))
+    given, there = texts_in(tmp_path), tmp_path / "out"
+    run.run(pretrained(), given, TINY, Store(None, "m", 0), there, "numpy", (plan.CACHE,))
+    assert not asked
+    run.run(pretrained(), given, TINY, Store(None, "m", 0), there, "numpy", (plan.UNTRAINED, plan.WHITENED))
+    assert asked == ["training text"]
+    monkeypatch.setattr(run, "_statement", lambda *_: asked.append("the statement"))
+    with pytest.raises(ValueError, match="no row's name contains 'cash'"):
+        run.run(pretrained(), given, TINY, Store(None, "m", 0), there, "numpy", ("cash",))
+    assert asked == ["training text"]
+
+
 def test_dynamic_evaluation_goes_on_after_its_last_document(done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended in a row, it reads no document again; its losses and its time are those of the disk."""
     folder, texts, _ = done
@@ -295,11 +309,9 @@ def test_every_way_scores_before_it_sees(done: Any, monkeypatch: pytest.MonkeyPa
     folder, texts, out = done
     model = model_on(parameters(), CONFIG, 32, 10)
     store = Store(None, "m", 0)
-    pieces = study.training_pieces(model, store, texts, TINY)
-    facts = study.measure(model, pieces, TINY)
     key = run.run_key("m", texts, TINY, "numpy")
-    validation = study.documents_of(texts, "validation")
-    whole = Study(model, TINY, store, out, key, validation, (), pieces, facts, {})
+    train, validation = (study.documents_of(texts, part) for part in PARTS[:2])
+    whole = Study(model, TINY, store, out, key, train, validation, (), {})
     for module in (ways_descent, ways_refreshed, ways_untrained):  # settings are given: tuning is no part of reading
         monkeypatch.setattr(module, "tune", lambda loss, values, *_, **__: Tuned(values[1], 0.0, {}))
     bounded = ways_untrained.BOUNDED._replace(tries=2 * ({"most": 1.5},))  # so that it binds in so short a text
