@@ -50,7 +50,7 @@ def flat(x: Array) -> Array:
 def token_sum(x: Array) -> Array:
     """(...,D)->(D,)   a product with ones takes half the time of ``xp.sum``"""
     xp, rows = namespace(x), flat(x)  # (N,D)
-    return xp.matmul(xp.ones((1, rows.shape[0]), dtype=x.dtype, device=device(x)), rows)[0, :]
+    return xp.matmul(xp.ones((rows.shape[0],), dtype=x.dtype, device=device(x)), rows)
 
 
 def row_sum(x: Array) -> Array:

@@ -33,9 +33,10 @@ def count(way, length, seed=0):
 
     def watched(a, b, **options):
         out = matmul(a, b, **options)
-        assert a.ndim >= 2 and b.ndim >= 2, "a product of vectors is not foreseen here"
-        total = a.ndim == 2 and len(a) == 1 and np.all(a == 1)  # of all tokens
-        counted.append(0 if total else int(out.size) * a.shape[-1])
+        if a.ndim == 1:
+            assert np.all(a == 1), "a product of a vector is a sum over tokens"
+        else:
+            counted.append(int(out.size) * a.shape[-1])
         return out
 
     def summed(ones, a):
