@@ -103,7 +103,7 @@ def test_the_lecture_plan_adds_up_and_says_what_the_readme_and_the_notebook_say(
     lectures = re.findall(r"^## \w+ lecture:.*?(?=^## )", plan, re.S | re.M)
     assert [sum(map(int, re.findall(r"^\| \((\d+)\)", part, re.M))) for part in lectures] == [90, 90]
     times = re.findall(r"^\| dynamic evaluation, (?:SGD|RMS) .*? (\d+\.\d+)x ", readme, re.M)
-    assert [int(float(time)) for time in times] == [4, 5] and "takes four to five times as long" in plan
+    assert [round(float(time)) for time in times] == [4, 5] and "takes four to five times as long" in plan
     notebook = (ROOT / "notebooks" / "02_layernorm_twice.py").read_text(encoding="utf-8")
     assert "## Exercise 2: RMSNorm, twice" in notebook and "does the second of notebook 2: RMSNorm, twice" in plan
 
