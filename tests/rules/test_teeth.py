@@ -245,6 +245,15 @@ def fading(attribute: str, mutant: Callable, *rules: str) -> list[tuple]:
     return [(rule, fading_module(rule), attribute, mutant) for rule in rules]
 
 
+def faded(mutant: Callable, *rules: str) -> list[tuple]:
+    """A mutant of ``fades``, and of ``channel_fades`` in the rules with a gate per channel."""
+    by_channel = lambda alpha: np.transpose(mutant(np.swapaxes(alpha, 1, 2)), (0, 2, 3, 1))  # noqa: E731
+    return [
+        (rule, MODULE[rule], "channel_fades", by_channel) if rule in BY_CHANNEL else (rule, fading_module(rule), "fades", mutant)
+        for rule in rules
+    ]
+
+
 def fading_module(rule: str) -> ModuleType:
     return fwl_ref.rules.channels if rule in BY_CHANNEL else MODULE[LENDER.get(rule, rule)]
 
@@ -280,8 +289,8 @@ MUTANTS = {  # what is wrong: (where, the checks that must see it)
     ),
     "key and value swapped in the chunk": (summing(partial(swapped, i=1, j=2)), {FORM, CHUNKED, ADJOINT}),
     "query and key swapped in the chunk": (summing(partial(swapped, i=0, j=1)), {FORM, CAUSAL, CHUNKED, ADJOINT}),
-    "faded on arrival": (fading("fades", faded_on_arrival, *FADING), {FORM, CHUNKED}),
-    "first decay of a chunk forgotten": (fading("fades", first_decay_forgotten, *FADING), {FORM, CHUNKED}),
+    "faded on arrival": (faded(faded_on_arrival, *FADING), {FORM, CHUNKED}),
+    "first decay of a chunk forgotten": (faded(first_decay_forgotten, *FADING), {FORM, CHUNKED}),
     "sign of the delta gradient": (own("delta_gradient", negated(delta_gradient), *DELTAS), {FORM, CHUNKED, ADJOINT}),
     "error forgotten": (own("apply", lambda k, S: 0 * apply(k, S), "delta"), {FORM, CHUNKED, ADJOINT}),
     "stale errors": (lent("_errors", stale, "delta", "delta_product", "longhorn"), {FORM, CHUNKED, ADJOINT}),
@@ -333,7 +342,8 @@ def test_a_ratio_of_cumulative_products_is_right_on_paper_only(name, monkeypatch
     """Equal where nothing underflows, so the checks accept it; the test of strong decay does
     not.   (U.3)
     """
-    monkeypatch.setattr(fading_module(name), "fades", ratio_of_cumulative_products)
+    ((_, *place),) = faded(ratio_of_cumulative_products, name)
+    monkeypatch.setattr(*place)
     assert failing(name) == set()
     with pytest.raises(AssertionError), np.errstate(all="ignore"):
         table.test_strong_decay_neither_overflows_nor_divides_zero_by_zero(name, "float64", 1e-100, "strict")
