@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from ..backend import Array, device, namespace, written_to
 from ..ops.common import anticausal_product, causal_product, masked
-from .common import fades_bwd, past, read_from, read_from_bwd, start_state
+from .common import past, read_from, read_from_bwd, stack, start_state
 
 
 def channel_fades(alpha: Array) -> Array:
@@ -35,13 +35,15 @@ def channel_fades(alpha: Array) -> Array:
 
 
 def channel_fades_bwd(dfade: Array, fade: Array) -> Array:
-    """Adjoint of channel_fades.   (U.4)"""
-    xp, (batch, rows, _, width) = namespace(dfade, fade), fade.shape
-    # forward: fade = fades(alpha), channel by channel
-    tables = (xp.permute_dims(a, (0, 3, 1, 2)) for a in (dfade, fade))  # (B,K,L+1,L+1)
-    flat = (xp.reshape(a, (batch * width, rows, rows)) for a in tables)  # (BK,L+1,L+1)
-    dalpha = xp.reshape(fades_bwd(*flat), (batch, width, rows - 1))  # (B,K,L)
-    return xp.matrix_transpose(dalpha)  # (B,L,K)
+    """Adjoint of channel_fades: (B,L+1,L+1,K),(B,L+1,L+1,K)->(B,L,K).   (U.4)"""
+    xp, length = namespace(dfade, fade), fade.shape[1] - 1
+    dalphas, dlater = [], dfade[:, length, :length, :]  # (B,L,K) of row i + 1, the last first
+    for i in reversed(range(length)):
+        # forward: row i + 1 = alpha_i row i
+        dalphas.append(xp.sum(dlater * fade[:, i, : i + 1, :], axis=1))  # (B,K)
+        alpha = fade[:, i + 1, i, None, :]  # (B,1,K)
+        dlater = dfade[:, i, :i, :] + alpha * dlater[:, :i, :]  # (B,i,K)
+    return stack(dalphas[::-1], fade[:, 0, :length, :])  # (B,L,K)
 
 
 def channel_scores(q: Array, k: Array, fade: Array, read: str) -> Array:
@@ -56,13 +58,16 @@ def channel_scores_bwd(
 ) -> tuple[Array, Array, Array]:
     """Adjoint of channel_scores: dq, dk, dfade.   (U.23)"""
     xp, seen = namespace(dscores, q, k, fade), read_from(fade, read)[:, :, 1:, :]  # (B,L,L,K)
-    dscores, order = dscores[..., None], past(q, read)[..., None]  # (B,L,L,1), (L,L,1)
-    # forward: scores_ij = sum_c q_ic k_jc seen_ijc
-    rows, columns = q[:, :, None, :], k[:, None, :, :]  # (B,L,1,K), (B,1,L,K)
-    dq = xp.sum(masked(dscores * columns * seen, order), axis=2)  # (B,L,K)
-    dk = xp.sum(masked(dscores * rows * seen, order), axis=1)  # (B,L,K)
-    dwrites = masked(dscores * rows * columns, order)  # (B,L,L,K)
-    return dq, dk, _of_reads(xp.zeros_like(q), dwrites, read)
+    dqs, dk, dwrites, every = [], xp.zeros_like(k), xp.zeros_like(seen), slice(None)
+    for i in range(q.shape[1]):
+        n = i + 1 if read == "inclusive" else i  # writes before read i
+        row, keys, left = dscores[:, i, None, :n], k[:, :n, :], seen[:, i, :n, :]  # (B,n,K)
+        # forward: scores_ij = sum_c q_ic k_jc seen_ijc
+        dqs.append(xp.matmul(row, keys * left)[:, 0, :])  # (B,K)
+        asked = xp.matrix_transpose(row) * q[:, i, None, :]  # (B,n,K)
+        dk = written_to(dk, (every, slice(n), every), asked * left, add=True)
+        dwrites = written_to(dwrites, (every, i, slice(n), every), asked * keys)
+    return stack(dqs, q), dk, _of_reads(xp.zeros_like(q), dwrites, read)
 
 
 def channel_start(q: Array, fade: Array, state: Array, read: str) -> Array:

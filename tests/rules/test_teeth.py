@@ -29,7 +29,7 @@ import fwl_ref.rules.kda
 import fwl_ref.rules.linear
 import fwl_ref.rules.longhorn
 from fwl_ref.gradcheck import AdjointError, check_adjoint
-from fwl_ref.rules.channels import channel_sums, channel_sums_bwd
+from fwl_ref.rules.channels import channel_fades, channel_fades_bwd, channel_sums, channel_sums_bwd
 from fwl_ref.rules.common import (
     READS,
     apply,
@@ -54,7 +54,7 @@ from tests.rules import test_lattice as table
 from tests.rules.one_matrix import RULES
 from tests.rules.table import Rule, Shape
 from tests.rules.test_laws import arguments, moved_from, pair, run
-from tests.tolerances import assert_bitwise, assert_trees_close
+from tests.tolerances import assert_bitwise, assert_close, assert_trees_close
 
 pytestmark = pytest.mark.host("about the comparisons, not about arrays")
 
@@ -310,7 +310,11 @@ MUTANTS = {  # what is wrong: (where, the checks that must see it)
     ),
     "gradient of the system dropped": (lent("solve_bwd", zeroed(solve_bwd, 0), *SOLVING), {CHUNKED, ADJOINT}),
     "gradient of the right side dropped": (lent("solve_bwd", zeroed(solve_bwd, 1), *SOLVING), {CHUNKED, ADJOINT}),
-    "gradient of the fades dropped": (fading("fades_bwd", lambda *a: 0 * fades_bwd(*a), *FADING), {CHUNKED, ADJOINT}),
+    "gradient of the fades dropped": (
+        fading("fades_bwd", lambda *a: 0 * fades_bwd(*a), *FADING[:3])
+        + own("channel_fades_bwd", lambda *a: 0 * channel_fades_bwd(*a), *BY_CHANNEL),
+        {CHUNKED, ADJOINT},
+    ),
     "gradient of the fades off by one": (fading("read_from_bwd", strict(read_from_bwd), *FADING[1:]), {CHUNKED, ADJOINT}),
     "gradient of the rate dropped": (own("longhorn_rate_bwd", zeroed(longhorn_rate_bwd, 1), "longhorn"), {ADJOINT}),
     "dependence of the rate on the key dropped": (own("longhorn_rate_bwd", zeroed(longhorn_rate_bwd, 0), "longhorn"), {ADJOINT}),
@@ -356,6 +360,18 @@ def test_an_inclusive_mask_over_fades_is_an_equivalent_mutant(name, monkeypatch)
     """
     monkeypatch.setattr(fwl_ref.rules.channels, "past", inclusive(past))
     assert failing(name) == set()
+
+
+def test_fades_of_channels_are_those_of_tokens_channel_by_channel() -> None:
+    """To the bit, a gate of 0 among them; and to rounding their gradients, which take another way.   (U.3), (U.4)"""
+    gates = np.random.default_rng(2).uniform(0, 1, (2, 7, 3))
+    gates[1, 3, 2] = 0
+    fade, given = channel_fades(gates), np.random.default_rng(3).standard_normal((2, 8, 8, 3))
+    dgates = channel_fades_bwd(given, fade)
+    for c in range(3):
+        alone = fades(gates[..., c])
+        assert_bitwise(fade[..., c], alone)
+        assert_close(dgates[..., c], fades_bwd(given[..., c], alone), scale=1.0)
 
 
 @pytest.mark.parametrize("name", [rule for rule in SOLVING if rule in BY_CHANNEL])
