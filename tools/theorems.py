@@ -212,9 +212,9 @@ def products(f: Callable, args: tuple) -> int:
     """Multiply-adds in the matrix products of one call."""
     total, matmul = 0, np.matmul
 
-    def counted(a: Any, b: Any) -> Any:
+    def counted(a: Any, b: Any, **options: Any) -> Any:
         nonlocal total
-        out = matmul(a, b)
+        out = matmul(a, b, **options)
         total += out.size * a.shape[-1]
         return out
 

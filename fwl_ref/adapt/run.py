@@ -39,7 +39,7 @@ from .plan import BOTH, CACHE, CARRIED, PLAIN, RESET, SAFE_ALL, chosen, plan, ta
 from .rows import Row, load_row, save_row
 from .settings import Settings, check_settings, need
 from .store import Store, held
-from .study import Study, documents_of
+from .study import Study, TrainingTextError, documents_of
 from .trunk import Model, features, model_on, plain_losses
 
 VERSION = 2  # of what the rows mean: another one makes all rows anew
@@ -184,7 +184,7 @@ def _attempt(study: Study, step: Any, rows: dict[str, Row], failures: dict[str, 
     try:
         with host.errstate(all="ignore"):  # rates that are too large explode: that is a result
             row = step.make(rows)
-    except (OSError, BackendError):  # the next row would meet it as well
+    except (OSError, BackendError, TrainingTextError):  # the next row would meet it as well
         raise
     except Exception as error:
         traceback.print_exc()

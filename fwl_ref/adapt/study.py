@@ -23,6 +23,10 @@ from .trunk import Model, Reading, features, reading
 VALUE_RIDGE = 1e-2  # gradients vary very unevenly: rare directions are not to be blown up
 
 
+class TrainingTextError(ValueError):
+    """Of the texts to train on; the next row would meet it as well."""
+
+
 class Document(NamedTuple):
     """A document of one of the texts."""
 
@@ -53,9 +57,14 @@ class Study(NamedTuple):
 
     @property
     def facts(self) -> Facts:
-        """Of these pieces."""
+        """Of these pieces. Raises TrainingTextError, and no row that needs them can be made."""
         if "facts" not in self.memo:
-            self.memo["facts"] = measure(self.model, self.pieces, self.settings)
+            try:
+                self.memo["facts"] = measure(self.model, self.pieces, self.settings)
+            except Exception as error:
+                raise TrainingTextError(
+                    f"nothing can be learned of training text: {error}"
+                ) from error
         found: Facts = self.memo["facts"]
         return found
 

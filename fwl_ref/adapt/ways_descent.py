@@ -59,9 +59,10 @@ def score_of(study: Study, whole: bool) -> tuple[Score, Any]:
 def texts_of(study: Study) -> list[Array]:
     """Tokens of training text, a segment each, for the statistics of the RMS rule."""
     s = study.settings
-    long = [p for p in study.pieces if len(p.x) >= s.segment] or list(study.pieces)
+    texts = [document.tokens.ids for document in study.train]
+    long = [ids for ids in texts if len(ids) > s.segment] or texts
     every = max(1, len(long) // s.pieces)
-    return [piece.ids[: s.segment + 1] for piece in long[::every][: s.pieces]]
+    return [ids[: s.segment + 1] for ids in long[::every][: s.pieces]]
 
 
 def divisor_of(study: Study, whole: bool) -> Tree:

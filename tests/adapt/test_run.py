@@ -270,6 +270,10 @@ def test_training_text_is_read_when_a_row_asks_for_it(tmp_path: Path, monkeypatc
     assert not asked
     run.run(pretrained(), given, TINY, Store(None, "m", 0), there, "numpy", (plan.UNTRAINED, plan.WHITENED))
     assert asked == ["training text"]
+    monkeypatch.setattr(study, "measure", lambda *_: (_ for _ in ()).throw(MemoryError("too little")))
+    with pytest.raises(study.TrainingTextError, match="nothing can be learned of training text: too little"):
+        run.run(pretrained(), given, TINY, Store(None, "m", 0), tmp_path / "other", "numpy")  # not a failure of each row
+    asked.pop()
     monkeypatch.setattr(run, "_statement", lambda *_: asked.append("the statement"))
     with pytest.raises(ValueError, match="no row's name contains 'cash'"):
         run.run(pretrained(), given, TINY, Store(None, "m", 0), there, "numpy", ("cash",))
