@@ -54,7 +54,7 @@ def token_sum(x: Array) -> Array:
 
 
 def row_sum(x: Array) -> Array:
-    """(...,D)->(...,1)   dot products with ones take a third to two thirds of the time of ``xp.sum``
+    """(...,D)->(...,1)   dot products with ones take at most two thirds of the time of ``xp.sum``
 
     A matrix product with ones would be faster still, but rounds a row as its neighbours allow: then
     a text read beside others is not the same text to the bit.
