@@ -24,7 +24,7 @@ c of a_tc b_jc G^c_{t,j+1} in place of plain scores:
     (I - sigma^ab) r = sigma^ak v + (a G_t0) S_0
 
 Forms: recurrent, the definition, 4 K E multiply-adds per token; chunked, 4 K E + S (8 K
-+ 7/2 E) and S K for the fades. alpha may be 0 in both.
++ 7/2 E) and S K / 2 for the fades. alpha may be 0 in both.
 
 Peng et al. 2025 (arXiv 2503.14456); Comba: Hu et al. 2025 (arXiv 2506.02475).
 """

@@ -12,7 +12,7 @@ Each channel is linear attention with decay, so there is a parallel form with on
 channel: ``channels.py``.
 
 Forms: recurrent, the definition, 2 K E multiply-adds per token; chunked, 2 K E + S (2 K
-+ E) and S K for the fades. An alpha of 0 resets its channel, in both.
++ E) and S K / 2 for the fades. An alpha of 0 resets its channel, in both.
 
 Yang et al. 2023 (arXiv 2312.06635).
 """

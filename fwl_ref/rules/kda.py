@@ -21,7 +21,7 @@ so the errors of a chunk solve the delta rule's system, with scores as in gated 
     (I + A) u = beta (v - (alpha k G_t0) S_0),    A_tj = beta_t sum_c alpha_tc k_tc k_jc G^c_{t,j+1}
 
 Forms: recurrent, the definition, 3 K E multiply-adds per token; chunked, 3 K E + S (4 K
-+ 3/2 E) and S K for the fades. An alpha of 0 resets its channel, in both.
++ 3/2 E) and S K / 2 for the fades. An alpha of 0 resets its channel, in both.
 
 Kimi Team 2025 (arXiv 2510.26692).
 """
