@@ -20,7 +20,7 @@ from .common import past, read_from, read_from_bwd, stack, start_state
 def channel_fades(alpha: Array) -> Array:
     """(B,L,K)->(B,L+1,L+1,K)   G^c for every channel c, see ``fades``   (U.3)
 
-    Row by row, G_{i+1,j} = gamma_i G_ij: channels lie beside one another, and only j <= i is
+    Row by row, G_{i+1,j} = alpha_i G_ij: channels lie beside one another, and only j <= i is
     formed. For 64 tokens of 64 channels that takes a tenth of the time of ``fades``.
     """
     xp, (batch, length, width) = namespace(alpha), alpha.shape
