@@ -183,7 +183,8 @@ def product_to(out: Array, where: Any, a: Array, b: Array) -> Array:
     """``written_to(out, where, a b)``; on the host the product is formed at its place."""
     xp = namespace(a, b)
     if is_host(out):
-        xp.matmul(a, b, out=out[where])
+        matmul = xp.matmul  # NumPy's has ``out``, the standard's has not
+        matmul(a, b, out=out[where])
         return out
     return written_to(out, where, xp.matmul(a, b))
 
