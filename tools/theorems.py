@@ -159,6 +159,7 @@ def rules_page() -> str:
     """What each rule is, read off its functions; how far its forms are apart and what they cost, by
     running them.
     """
+    from benchmarks.sides.ours import formed
     from fwl_ref.tree import leaves
     from tests.rules import one_matrix, several_arrays
     from tests.rules.table import Shape
@@ -195,7 +196,8 @@ def rules_page() -> str:
             expected = leaves(rule.recurrent[0](*tokens, state, read="strict")[0])
             found = [leaves(f(*tokens, state, read="strict")[0]) for f in others]
             apart = max([apart, *(relative_error(a, b) for f in found for a, b in zip(f, expected, strict=True))])
-        counts = [products(f, (*rule.tokens(shape, 0), rule.state(shape, 0))) for f in (rule.recurrent[0], *others)]
+        given = (*rule.tokens(shape, 0), rule.state(shape, 0))
+        counts = [formed(lambda: f(*given, read="strict")) for f in (rule.recurrent[0], *others)]  # noqa: B023 called at once
         formulas = [formula(getattr(module, f"{name}_{f}")) for f in ("loss", "recurrent_fwd")]
         cost = ", ".join(f"{c / TOKENS:,.0f}" for c in counts)
         rows.append(f"| `{name}` | {' | '.join(formulas)} | {shapes} | {', '.join(forms)} | {apart:.0e} | {cost} |")
@@ -206,26 +208,6 @@ def formula(f: Callable) -> str:
     """What stands between the shapes and the label of a docstring's first paragraph."""
     found = SIGNATURE.match(" ".join(f.__doc__.split("\n\n")[0].split()))
     return f"`{found[1]}`".replace("|", "\\|") if found else ""
-
-
-def products(f: Callable, args: tuple) -> int:
-    """Multiply-adds in the matrix products of one call."""
-    total, matmul = 0, np.matmul
-
-    def counted(a: Any, b: Any, **options: Any) -> Any:
-        nonlocal total
-        out = matmul(a, b, **options)
-        total += out.size * a.shape[-1]
-        return out
-
-    import array_api_compat.numpy as compat
-
-    before, compat.matmul = compat.matmul, counted
-    try:
-        f(*args, read="strict")
-    finally:
-        compat.matmul = before
-    return total
 
 
 def main() -> int:
